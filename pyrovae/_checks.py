@@ -1,0 +1,100 @@
+"""Checks of what users pass in: every error names the argument, what came, and the fix."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
+    """The entry called ``name`` (hyphens and case do not matter), or a ``ValueError`` listing the names."""
+    key = str(name).lower().replace("-", "_").replace(" ", "_")
+    if key in registry:
+        return registry[key]
+    close = difflib.get_close_matches(key, registry, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"unknown {kind} {name!r}.{hint} Registered: {', '.join(registry)}.")
+
+
+def at_least(minimum: int, **arguments: Any) -> None:
+    """Raise a ``ValueError`` unless every named argument is an integer not under ``minimum``."""
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise ValueError(f"{name} must be an integer of at least {minimum}; got {value!r}.")
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}; got {value}.")
+
+
+def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
+    """``"auto"`` is CUDA when present, else the CPU; a device that is not there raises ``ValueError``."""
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is not a torch device; use 'auto', 'cpu' or 'cuda'.") from error
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count()
+        if (resolved.index or 0) >= count:
+            raise ValueError(
+                f"device {str(device)!r} is not there: torch sees {count} CUDA device(s). Use device='auto' or 'cpu'."
+            )
+    return resolved
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """A tensor from a tensor, array, DataFrame or Series, with no check of its contents."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, (pd.DataFrame, pd.Series)):
+        value = value.to_numpy()
+    try:
+        return torch.as_tensor(np.asarray(value))
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must be a tensor, array or DataFrame of numbers; got {type(value).__name__} "
+            f"with dtype {np.asarray(value).dtype}."
+        ) from error
+
+
+def as_data(value: Any, name: str, event_shape: torch.Size | tuple[int, ...] | None = None) -> Tensor:
+    """Data ``(N, *event_shape)`` as a float32 (or float64) tensor, checked.
+
+    Raises:
+        ValueError: integer or boolean data, an empty set, a wrong shape, NaN or infinite values.
+    """
+    x = as_tensor(value, name)
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{name} has dtype {str(x.dtype).removeprefix('torch.')}; a floating dtype is needed. "
+            f"For 8-bit images pass x.float() / 255, for counts or flags x.float()."
+        )
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    if not isinstance(value, Tensor) and x.dtype == torch.float64:
+        x = x.float()  # arrays and DataFrames are float64 by accident; a float64 tensor is a choice
+    if x.dim() == 0 or x.shape[0] == 0 or x.numel() == 0:
+        raise ValueError(f"{name} is empty: it has shape {tuple(x.shape)}. Pass at least one datum.")
+    if event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape):
+        fix = ""
+        if tuple(x.shape) == tuple(event_shape):
+            fix = " For a single datum pass x.unsqueeze(0)."
+        elif x[0].numel() == torch.Size(event_shape).numel():
+            fix = f" Pass x.reshape(-1, {', '.join(map(str, event_shape))})."
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}; the model needs (N, {', '.join(map(str, event_shape))}).{fix}"
+        )
+    finite = torch.isfinite(x)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        row = int((~finite).flatten(1).any(1).nonzero()[0]) if x.dim() > 1 else int((~finite).nonzero()[0])
+        raise ValueError(
+            f"{name} holds {bad} NaN or infinite value(s), the first in row {row}. Drop or impute such rows."
+        )
+    return x

@@ -1,0 +1,8 @@
+"""Distributions and transforms that Pyro, torch and zuko do not have."""
+
+from pyrovae.distributions import kl as kl  # registers closed forms
+from pyrovae.distributions.flow import Flow
+from pyrovae.distributions.levels import Levels
+from pyrovae.distributions.sylvester import SylvesterTransform
+
+__all__ = ["Flow", "Levels", "SylvesterTransform"]

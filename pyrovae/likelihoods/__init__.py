@@ -1,0 +1,18 @@
+"""Likelihoods p(x|z): modules that turn a decoder's output into a distribution over data.
+
+The decoder's output has shape ``(..., P, *event_shape)``, with ``P = num_params`` parameters per dimension.
+To add one, write its file, its line in ``LIKELIHOODS`` and its test case.
+"""
+
+from pyrovae.likelihoods.base import Likelihood
+from pyrovae.likelihoods.bernoulli import Bernoulli
+from pyrovae.likelihoods.categorical import Categorical
+from pyrovae.likelihoods.gaussian import Gaussian
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+    "categorical": Categorical,
+}
+
+__all__ = ["LIKELIHOODS", "Bernoulli", "Categorical", "Gaussian", "Likelihood"]

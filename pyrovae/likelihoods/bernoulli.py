@@ -1,0 +1,18 @@
+"""Binary data."""
+
+import pyro.distributions as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from pyrovae.likelihoods.base import Likelihood
+
+
+class Bernoulli(Likelihood):
+    """Independent Bernoulli dimensions for data in {0, 1}; the decoder gives logits, which are never clamped.
+
+    Args:
+        event_dim: number of dimensions of one datum.
+    """
+
+    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:
+        return dist.Bernoulli(logits=params.squeeze(-self.event_dim - 1)).to_event(self.event_dim)

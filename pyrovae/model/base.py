@@ -1,0 +1,382 @@
+"""``VAEModel``: what a Pyro model/guide pair gets for nothing."""
+
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.nn import PyroModule, pyro_method
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pyrovae._checks import as_data, at_least
+from pyrovae._random import seeded
+from pyrovae.model.log_terms import LogTerms, draw_latents, log_joint, log_terms, sample_sites
+
+_MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
+
+
+class VAEModel(PyroModule):
+    """A VAE: subclass it and write ``model(self, x, *covariates)`` and ``guide(self, x, *covariates)`` in Pyro.
+
+    Data are ``x`` of shape ``(B, *event_shape)``. Every sample site stands inside
+    ``with pyro.plate("data", len(x)):`` (dimension -1), and every network keeps leading dimensions, because
+    particles are vectorised over a plate outside.
+
+    Parameters live in the module, never in Pyro's global param store; plain ``pyro.infer.SVI`` trains it too.
+
+    Attributes:
+        event_shape: shape of one datum; ``fit`` fills it in where the subclass did not.
+        max_plate_nesting: how many plates the model nests.
+        config: keyword arguments that rebuild this object, if it has such; stored by :meth:`save`.
+    """
+
+    event_shape: tuple[int, ...] | None = None
+    max_plate_nesting: int = 1
+    config: dict[str, Any] | None = None
+
+    def __init__(self) -> None:
+        with local_parameters():
+            super().__init__()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("model", "guide"):
+            if name in cls.__dict__:  # so that a bound method registers its parameters wherever it is used
+                setattr(cls, name, pyro_method(cls.__dict__[name]))
+
+    def model(self, x: Tensor, *covariates: Any) -> Any:
+        """p(x, z): the prior and the decoder, with ``obs=x``."""
+        raise NotImplementedError(f"{type(self).__name__} must define model(self, x, *covariates).")
+
+    def guide(self, x: Tensor, *covariates: Any) -> Any:
+        """q(z | x): the encoder and the approximate posterior."""
+        raise NotImplementedError(f"{type(self).__name__} must define guide(self, x, *covariates).")
+
+    # -- the waist ---------------------------------------------------------------------------------------
+
+    def log_terms(self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int = 1) -> LogTerms:
+        """Per-site, per-datum log-densities ``(num_particles, B)``, in nats; see :class:`LogTerms`.
+
+        Args:
+            x: data ``(B, *event_shape)``.
+            covariates: passed to model and guide.
+            num_particles: K, draws of z per datum; the encoder runs once per datum.
+        """
+        with local_parameters():
+            return log_terms(
+                self.model,
+                self.guide,
+                x,
+                *covariates,
+                num_particles=num_particles,
+                max_plate_nesting=self.max_plate_nesting,
+            )
+
+    def log_joint(
+        self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
+    ) -> Float[Tensor, "particles batch"]:
+        """log p(x, z) in nats at given ``latents``, each ``(K, B, *event)``."""
+        with local_parameters():
+            return log_joint(
+                self.model, x, *covariates, latents=latents, max_plate_nesting=self.max_plate_nesting
+            )
+
+    def check(self, x: Tensor, *covariates: Any, name: str = "x") -> LogTerms:
+        """One pass with Pyro's and torch's validation on, so that mistakes surface before a long run.
+
+        Raises:
+            ValueError: a wrong shape, data outside the likelihood's support, or a malformed model or guide.
+        """
+        with torch.no_grad(), seeded(0):
+            try:
+                with pyro.distributions.validation_enabled(False):
+                    terms = self.log_terms(x, *covariates)
+                self.check_support(terms, x, name)
+                with pyro.validation_enabled(True):
+                    self.log_terms(x, *covariates)
+                    return self.log_terms(x, *covariates, num_particles=2)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"model or guide fails on {name} of shape {tuple(x.shape)}: {error} Check the event shape "
+                    f"and that every network keeps leading dimensions (..., features)."
+                ) from error
+
+    @staticmethod
+    def check_support(terms: LogTerms, x: Tensor, name: str = "x") -> None:
+        """Raise a ``ValueError`` if ``x`` has values outside the support of a likelihood of its shape."""
+        for site, p in terms.likelihood.items():
+            if p.event_shape != x.shape[1:]:
+                continue
+            element = p
+            while isinstance(element, torch.distributions.Independent):
+                element = element.base_dist
+            inside = element.support.check(x)
+            if not bool(inside.all()):
+                bad = ~inside.expand(x.shape)
+                fix = ""
+                if isinstance(element, torch.distributions.Bernoulli):
+                    fix = " Binarise the data (datasets.load(..., binarize=...)) or use another likelihood."
+                raise ValueError(
+                    f"{name} holds {int(bad.sum())} value(s) outside the support of the likelihood at site "
+                    f"{site!r} ({type(element).__name__}: {element.support}), e.g. {x[bad][0].item():.6g}.{fix}"
+                )
+
+    # -- generating and encoding ---------------------------------------------------------------------------
+
+    def sample(self, n: int, *covariates: Any, seed: int | None = None) -> Float[Tensor, "n *event"]:
+        """Draw ``n`` data from the model: z ~ p(z), x ~ p(x | z).
+
+        Args:
+            n: number of draws.
+            covariates: as in the model, for ``n`` data.
+            seed: seed of the draws.
+
+        Raises:
+            ValueError: ``n < 1``, or the model does not know its ``event_shape`` yet.
+        """
+        at_least(1, n=n)
+        with self._inference(seed):
+            trace = poutine.trace(poutine.uncondition(self.model)).get_trace(self._template(n), *covariates)
+            return self._data_site(trace)["value"]
+
+    def encode(
+        self, x: Float[Tensor, "batch *event"], *covariates: Any, num_samples: int | None = None, seed: int | None = 0
+    ) -> Any:
+        """The posterior mean of the latents, or draws from the posterior.
+
+        Args:
+            x: data ``(B, *event_shape)``.
+            covariates: passed to the guide.
+            num_samples: ``None`` for the mean ``(B, *latent)``, in closed form where the family has one and
+                otherwise averaged over 256 draws; a number S for draws ``(S, B, *latent)``.
+            seed: seed of the draws.
+
+        Returns:
+            A tensor; a dict of tensors by site for a guide with several latent sites.
+        """
+        x = as_data(x, "x", self.event_shape).to(self._device())
+        if num_samples is not None:
+            at_least(1, num_samples=num_samples)
+        with self._inference(seed):
+            if num_samples is not None:
+                latents = self._draw(x, *covariates, num_samples=num_samples)
+            elif (mean := self._closed_form_mean(x, *covariates)) is not None:
+                return mean
+            else:
+                sums: dict[str, Tensor] = {}
+                for _ in range(_MEAN_BLOCKS):
+                    for name, z in self._draw(x, *covariates, num_samples=_MEAN_BLOCK).items():
+                        sums[name] = sums.get(name, 0.0) + z.mean(0) / _MEAN_BLOCKS
+                latents = sums
+        return next(iter(latents.values())) if len(latents) == 1 else latents
+
+    def decode(self, z: Any, *covariates: Any) -> Float[Tensor, "*batch_event"]:
+        """The mean of p(x | z).
+
+        Args:
+            z: latents ``(..., *latent)`` of the model's single latent site, or a dict by site.
+            covariates: as in the model, for as many data as the leading dimensions of ``z`` hold.
+        """
+        with self._inference(0):
+            named = dict(z) if isinstance(z, Mapping) else {self._latent_site(*covariates): z}
+            named = {name: value.to(self._device()) for name, value in named.items()}
+            lead = torch.Size([len(next(iter(named.values())))])
+            if not isinstance(z, Mapping):
+                lead = z.shape[:-1]
+                named = {name: value.reshape(-1, value.shape[-1]) for name, value in named.items()}
+            trace = poutine.trace(poutine.condition(self.model, data=named)).get_trace(
+                self._template(lead.numel()), *covariates
+            )
+            mean = self._data_site(trace, given=set(named))["fn"].mean
+        return mean.reshape(*lead, *mean.shape[1:])
+
+    def reconstruct(
+        self, x: Float[Tensor, "batch *event"], *covariates: Any, seed: int | None = 0
+    ) -> Float[Tensor, "batch *event"]:
+        """The mean of p(x | z) at one draw z ~ q(z | x) per datum."""
+        draw = self.encode(x, *covariates, num_samples=1, seed=seed)
+        z = {name: value[0] for name, value in draw.items()} if isinstance(draw, dict) else draw[0]
+        return self.decode(z, *covariates)
+
+    def interpolate(
+        self, start: Float[Tensor, "batch *event"], end: Float[Tensor, "batch *event"], *, steps: int = 8
+    ) -> Float[Tensor, "steps batch *event"]:
+        """Decode along the straight lines between the posterior means of ``start`` and ``end``.
+
+        Args:
+            start: data ``(B, *event_shape)``.
+            end: data ``(B, *event_shape)``.
+            steps: points on each line, both ends included.
+
+        Raises:
+            ValueError: fewer than two steps, or several latent sites.
+        """
+        at_least(2, steps=steps)
+        a, b = self.encode(start), self.encode(end)
+        if isinstance(a, dict):
+            raise ValueError("interpolate needs a single latent site; decode a dict of latents instead.")
+        weights = torch.linspace(0, 1, steps, device=a.device).reshape(-1, *[1] * a.dim())
+        return self.decode((1 - weights) * a + weights * b)
+
+    # -- saving ------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the weights and the configuration (JSON in the header) to one safetensors file, atomically."""
+        path = Path(path)
+        header = {
+            "pyrovae": json.dumps(
+                {"class": type(self).__qualname__, "config": self.config, "event_shape": self.event_shape}
+            )
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        os.close(handle)
+        try:
+            save_file({k: v.detach().contiguous() for k, v in self.state_dict().items()}, temporary, header)
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **config: Any) -> Self:
+        """Rebuild a saved model.
+
+        Args:
+            path: a file written by :meth:`save`.
+            config: arguments of the constructor; by default the stored ones.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, or holds another class or other shapes.
+        """
+        header, weights = _read(Path(path))
+        if header["class"] != cls.__qualname__:
+            raise ValueError(f"{path} holds a {header['class']}, not a {cls.__qualname__}: call {header['class']}.load.")
+        arguments = config or header["config"] or {}
+        required = [
+            p.name
+            for p in inspect.signature(cls).parameters.values()
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in arguments
+        ]
+        if required:
+            raise ValueError(
+                f"{path} does not store how its {cls.__qualname__} was built: pass {', '.join(required)} to load()."
+            )
+        model = cls(**arguments)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"the weights in {path} do not fit {cls.__qualname__}: {error}") from error
+        if header["event_shape"] is not None:
+            model.event_shape = tuple(header["event_shape"])
+        return model
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _inference(self, seed: int | None) -> Iterator[None]:
+        """Evaluation mode, no gradients, local parameters, a seed; all put back afterwards."""
+        with evaluation_mode(self), torch.no_grad(), local_parameters(), seeded(seed):
+            yield
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def _template(self, n: int) -> Tensor:
+        """Data of the right shape, for a model that is run without observing."""
+        if self.event_shape is None:
+            raise ValueError(
+                f"{type(self).__name__} does not know the shape of its data: set self.event_shape in __init__."
+            )
+        return torch.zeros(n, *self.event_shape, device=self._device(), dtype=next(self.parameters()).dtype)
+
+    def _latent_site(self, *covariates: Any) -> str:
+        trace = poutine.trace(self.model).get_trace(self._template(1), *covariates)
+        latent = [n for n, s in sample_sites(trace).items() if not s["is_observed"]]
+        if len(latent) != 1:
+            raise ValueError(f"the model has the latent sites {latent}: pass decode() a dict with a value for each.")
+        return latent[0]
+
+    def _draw(self, x: Tensor, *covariates: Any, num_samples: int) -> dict[str, Tensor]:
+        return draw_latents(
+            self.guide, x, *covariates, num_particles=num_samples, max_plate_nesting=self.max_plate_nesting
+        )
+
+    def _closed_form_mean(self, x: Tensor, *covariates: Any) -> Tensor | None:
+        """The mean of a guide's only site, if that is known; means of several sites depend on each other."""
+        trace = poutine.trace(self.guide).get_trace(x, *covariates)
+        match [s["fn"] for s in sample_sites(trace).values() if not s["is_observed"]]:
+            case [q]:
+                try:
+                    return q.mean
+                except (NotImplementedError, AttributeError):
+                    return None
+        return None
+
+    def _data_site(self, trace: poutine.Trace, given: Container[str] = ()) -> dict[str, Any]:
+        """The observed (or no longer observed) site that stands for the data."""
+        for name, site in sample_sites(trace).items():
+            observed = site["is_observed"] or site["infer"].get("was_observed")
+            if name not in given and observed and tuple(site["fn"].event_shape) == self.event_shape:
+                return site
+        raise ValueError(f"the model observes no site of event shape {self.event_shape}: set self.event_shape.")
+
+
+def load(path: str | os.PathLike[str]) -> VAEModel:
+    """Rebuild a saved model of a class whose name the file gives, if that class is known to this process."""
+    name = _read(Path(path))[0]["class"]
+    known = {c.__qualname__: c for c in _subclasses(VAEModel)}
+    if name not in known:
+        raise ValueError(f"{path} holds a {name}, which is not defined here: import it, then call {name}.load.")
+    return known[name].load(path)
+
+
+@contextmanager
+def local_parameters() -> Iterator[None]:
+    """Keep Pyro's parameters in their modules instead of the global param store."""
+    with pyro.settings.context(module_local_params=True):
+        yield
+
+
+@contextmanager
+def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+    """``module.eval()`` inside the block; every submodule's own mode afterwards."""
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes.items():
+            m.training = training
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model at {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["pyrovae"])
+            return header, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a model saved by pyrovae, or is damaged: {error}") from error
+
+
+def _subclasses(cls: type[VAEModel]) -> Iterator[type[VAEModel]]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)

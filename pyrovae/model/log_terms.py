@@ -1,0 +1,266 @@
+"""The narrow waist: one run of the guide and one of the model, split into per-site, per-datum log-densities.
+
+Objectives and estimators are functions of :class:`LogTerms`; only this file reads Pyro traces.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+
+_PARTICLES = "_particles"
+
+
+@dataclass(frozen=True)
+class LogTerms:
+    """Log-densities in nats, each of shape ``(K, B)``: K particles of B data.
+
+    Attributes:
+        log_likelihood: log p(x | z) by observed site.
+        log_prior: log p(z) by latent site.
+        log_posterior: log q(z | x) by guide site.
+        latents: the draws by latent site, ``(K, B, *event)`` (no leading K when one particle was drawn).
+        likelihood: distributions of the observed sites.
+        prior: distributions of the latent sites in the model, in the model's order.
+        posterior: distributions of the sites in the guide, in the guide's order.
+    """
+
+    log_likelihood: Mapping[str, Float[Tensor, "particles batch"]]
+    log_prior: Mapping[str, Float[Tensor, "particles batch"]]
+    log_posterior: Mapping[str, Float[Tensor, "particles batch"]]
+    latents: Mapping[str, Tensor]
+    likelihood: Mapping[str, Distribution]
+    prior: Mapping[str, Distribution]
+    posterior: Mapping[str, Distribution]
+
+    @cached_property
+    def log_weight(self) -> Float[Tensor, "particles batch"]:
+        """log p(x, z) - log q(z | x)."""
+        return _total(self.log_likelihood) + _total(self.log_prior) - _total(self.log_posterior)
+
+    @property
+    def reconstruction(self) -> Float[Tensor, "particles batch"]:
+        """log p(x | z), summed over observed sites."""
+        return _total(self.log_likelihood)
+
+    @property
+    def not_reparameterized(self) -> list[str]:
+        """Guide sites through whose draws no gradient passes."""
+        return [name for name, q in self.posterior.items() if not q.has_rsample]
+
+    def closed_form_kl(self, site: str) -> Float[Tensor, "particles batch"] | None:
+        """KL(q(z) ‖ p(z)) at ``site`` given the sites before it, or ``None`` where it is not known.
+
+        Valid only where everything that precedes the site in the model also precedes it in the guide:
+        otherwise p(z | parents) depends on draws made after z, and averaging over q(z) alone is wrong.
+        """
+        if site not in self.prior or site not in self.posterior:
+            return None
+        before_in_guide = _before(site, self.posterior)
+        if not set(_before(site, self.prior)) <= set(before_in_guide):
+            return None
+        try:
+            kl = kl_divergence(self.posterior[site], self.prior[site])
+        except NotImplementedError:
+            return None
+        shape = self.log_posterior[site].shape
+        # Plates nested between the particles and the data are summed, as in the log-densities.
+        return _to_particles_and_batch(kl, shape[0] if kl.dim() > 1 else 1, shape[1]).expand(shape)
+
+    def kl(self, site: str, *, closed_form: bool = True) -> Float[Tensor, "particles batch"]:
+        """KL at ``site``: in closed form where known and wanted, else log q(z | x) - log p(z) at the draws."""
+        exact = self.closed_form_kl(site) if closed_form else None
+        if exact is not None:
+            return exact
+        log_q = self.log_posterior[site]
+        return log_q - self.log_prior[site] if site in self.log_prior else log_q
+
+
+def log_terms(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor,
+    *covariates: Any,
+    num_particles: int = 1,
+    max_plate_nesting: int = 1,
+) -> LogTerms:
+    """Run the guide once and the model once, replayed, over a plate of particles outside the model's plates.
+
+    The data plate must be dimension -1 of every sample site. Scales (``poutine.scale``, subsampled plates)
+    do not enter: the terms are per datum. A mask does.
+
+    Args:
+        model: ``model(x, *covariates)``.
+        guide: ``guide(x, *covariates)``.
+        x: data ``(B, *event_shape)``.
+        covariates: passed on unchanged.
+        num_particles: K.
+        max_plate_nesting: how many plates the model nests; the particle plate goes outside them.
+
+    Raises:
+        ValueError: a site outside the data plate, a latent site that only one of model and guide has, a
+            model that observes nothing, or a scale that differs between sites.
+    """
+    drawn = _trace(guide, x, covariates, num_particles, max_plate_nesting)
+    latents = {n: s["value"] for n, s in sample_sites(drawn).items() if not s["is_observed"]}
+    scored = _trace(
+        poutine.replay(model, trace=drawn), x, covariates, num_particles, max_plate_nesting
+    )
+    return _split(drawn, scored, latents, num_particles, len(x))
+
+
+def draw_latents(
+    guide: Callable[..., Any],
+    x: Tensor,
+    *covariates: Any,
+    num_particles: int = 1,
+    max_plate_nesting: int = 1,
+) -> dict[str, Tensor]:
+    """Draws from the guide by latent site, ``(K, B, *event)``; arguments as in :func:`log_terms`."""
+    trace = _trace(guide, x, covariates, num_particles, max_plate_nesting)
+    drawn = {n: s["value"] for n, s in sample_sites(trace).items() if not s["is_observed"]}
+    return {n: z.unsqueeze(0) for n, z in drawn.items()} if num_particles == 1 else drawn
+
+
+def log_joint(
+    model: Callable[..., Any],
+    x: Tensor,
+    *covariates: Any,
+    latents: Mapping[str, Tensor],
+    max_plate_nesting: int = 1,
+) -> Float[Tensor, "particles batch"]:
+    """log p(x, z) at given latents ``(K, B, *event)``, in nats.
+
+    Args:
+        model: ``model(x, *covariates)``.
+        x: data ``(B, *event_shape)``.
+        covariates: passed on unchanged.
+        latents: a value for every latent site; with ``max_plate_nesting`` above 1, shaped as the guide
+            draws them.
+        max_plate_nesting: as in :func:`log_terms`.
+
+    Raises:
+        ValueError: a latent site without a value.
+    """
+    k = next(iter(latents.values())).shape[0]
+    conditioned = poutine.condition(model, data=dict(latents))
+    with pyro.plate(_PARTICLES, k, dim=-max_plate_nesting - 1):
+        trace = poutine.trace(conditioned).get_trace(x, *covariates)
+    total: Any = 0.0
+    for name, site in sample_sites(trace).items():
+        if not site["is_observed"]:
+            raise ValueError(f"latents has no value for site {name!r}; it has {sorted(latents)}.")
+        total = total + _log_prob(name, site, k, len(x))
+    return total
+
+
+def _trace(
+    function: Callable[..., Any], x: Tensor, covariates: tuple[Any, ...], k: int, max_plate_nesting: int
+) -> Trace:
+    with _particle_plate(k, max_plate_nesting):
+        return poutine.trace(function).get_trace(x, *covariates)
+
+
+@contextmanager
+def _particle_plate(k: int, max_plate_nesting: int) -> Iterator[None]:
+    """No plate for one particle: a model that cannot be vectorised can still be trained."""
+    if k == 1:
+        yield
+    else:
+        with pyro.plate(_PARTICLES, k, dim=-max_plate_nesting - 1):
+            yield
+
+
+def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
+    """A trace's random sites by name: neither plates' subsampling nor ``pyro.deterministic``."""
+    return {
+        name: site
+        for name, site in prune_subsample_sites(trace).nodes.items()
+        if site["type"] == "sample" and not site["infer"].get("_deterministic")
+    }
+
+
+def _split(drawn: Trace, scored: Trace, latents: dict[str, Tensor], k: int, b: int) -> LogTerms:
+    guide_sites, model_sites = sample_sites(drawn), sample_sites(scored)
+    observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
+    hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
+    if not observed:
+        raise ValueError("the model observes nothing: give its data site obs=x.")
+    for name in hidden:
+        if name not in guide_sites:
+            raise ValueError(f"site {name!r} of the model is missing from the guide: sample it there too.")
+    for name, site in guide_sites.items():
+        if name not in hidden and not site["infer"].get("is_auxiliary") and not site["is_observed"]:
+            raise ValueError(
+                f"site {name!r} of the guide is missing from the model: sample it there too, or mark it "
+                f"infer={{'is_auxiliary': True}}."
+            )
+    _refuse_scales({**guide_sites, **model_sites})
+    return LogTerms(
+        log_likelihood={n: _log_prob(n, s, k, b) for n, s in observed.items()},
+        log_prior={n: _log_prob(n, s, k, b) for n, s in hidden.items()},
+        log_posterior={n: _log_prob(n, s, k, b) for n, s in guide_sites.items()},
+        latents=latents,
+        likelihood={n: s["fn"] for n, s in observed.items()},
+        prior={n: s["fn"] for n, s in hidden.items()},
+        posterior={n: s["fn"] for n, s in guide_sites.items()},
+    )
+
+
+def _refuse_scales(sites: Mapping[str, dict[str, Any]]) -> None:
+    """One scale for all sites is a subsampled plate, and drops out; anything else reweights terms."""
+    scales = {name: site["scale"] for name, site in sites.items()}
+    if any(isinstance(s, Tensor) for s in scales.values()) or len(set(scales.values())) > 1:
+        raise ValueError(
+            f"the sites are scaled differently ({', '.join(scales)}): poutine.scale would silently change "
+            f"log p(x). Put an annealing weight into the objective, ELBO(beta=...)."
+        )
+
+
+def _log_prob(name: str, site: dict[str, Any], k: int, b: int) -> Tensor:
+    if not any(frame.dim == -1 for frame in site["cond_indep_stack"]):
+        raise ValueError(
+            f"site {name!r} is not inside the data plate: open `with pyro.plate('data', len(x)):` around it, "
+            f"at dimension -1. Latent variables shared by all data are not supported."
+        )
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
+    try:
+        return _to_particles_and_batch(log_prob, k, b)
+    except RuntimeError as error:
+        raise ValueError(
+            f"site {name!r} has log-density of shape {tuple(log_prob.shape)}, which is not one number for each "
+            f"of {k} particle(s) × {b} data. Check its .to_event(), the plate sizes and max_plate_nesting, and "
+            f"that the decoder keeps leading dimensions."
+        ) from error
+
+
+def _to_particles_and_batch(term: Tensor, k: int, b: int) -> Tensor:
+    """``(K, *plates, B)``, or ``(*plates, B)`` for one particle, summed over the plates between: ``(K, B)``."""
+    term = term.expand(b) if term.dim() == 0 else term
+    if k > 1 and term.dim() > 1:
+        return term.flatten(1, -2).sum(1).expand(k, b) if term.dim() > 2 else term.expand(k, b)
+    return term.reshape(-1, term.shape[-1]).sum(0).expand(k, b)
+
+
+def _total(terms: Mapping[str, Tensor]) -> Tensor:
+    first, *rest = terms.values()
+    for term in rest:
+        first = first + term
+    return first
+
+
+def _before(site: str, ordered: Mapping[str, Any]) -> list[str]:
+    names = list(ordered)
+    return names[: names.index(site)]

@@ -1,0 +1,6 @@
+"""Networks: tensors ``(..., features)`` in, tensors out, with any leading dimensions."""
+
+from pyrovae.networks.conv import ConvDecoder, ConvEncoder
+from pyrovae.networks.mlp import MLP, GatedMLP
+
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP"]

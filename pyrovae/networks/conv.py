@@ -1,0 +1,102 @@
+"""Gated convolutional networks for images: the architecture of van den Berg et al. (2018, arXiv:1803.05649)."""
+
+from collections.abc import Callable
+from math import prod
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+_KERNEL = 5  # every convolution but the one that spans the whole image
+
+
+def over_leading(
+    function: Callable[[Tensor], Tensor], x: Tensor, event_dims: int
+) -> Tensor:
+    """Apply ``function``, which wants one batch dimension, under any leading dimensions."""
+    lead = x.shape[: x.dim() - event_dims]
+    out = function(x.reshape(prod(lead), *x.shape[x.dim() - event_dims :]))
+    return out.reshape(*lead, *out.shape[1:])
+
+
+class _Gated(nn.Module):
+    """A convolution with twice the channels, half of which gate the other half."""
+
+    def __init__(self, convolution: nn.Module) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.glu(self.convolution(x), dim=1)
+
+
+def _down(n_in: int, n_out: int, stride: int) -> nn.Module:
+    return _Gated(nn.Conv2d(n_in, 2 * n_out, _KERNEL, stride, _KERNEL // 2))
+
+
+def _up(n_in: int, n_out: int, stride: int) -> nn.Module:
+    return _Gated(
+        nn.ConvTranspose2d(n_in, 2 * n_out, _KERNEL, stride, _KERNEL // 2, output_padding=stride - 1)
+    )
+
+
+def as_image_shape(event_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """``event_shape`` as ``(C, H, W)``, or a ``ValueError`` if the networks' two strides of 2 do not fit."""
+    match event_shape:
+        case (channels, height, width) if height % 4 == 0 and width % 4 == 0:
+            return channels, height, width
+    raise ValueError(
+        f"event_shape must be (channels, height, width) with height and width divisible by 4 for the conv "
+        f"networks; got {tuple(event_shape)}. Load images with flatten=False, or use network='mlp'."
+    )
+
+
+class ConvEncoder(nn.Module):
+    """Images ``(..., C, H, W)`` to features ``(..., out_features)``.
+
+    Args:
+        image_shape: ``(C, H, W)``; ``H`` and ``W`` divisible by 4.
+        out_features: width of the last layer, a convolution over the whole remaining image.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], out_features: int = 256) -> None:
+        super().__init__()
+        channels, height, width = as_image_shape(image_shape)
+        self.layers = nn.Sequential(
+            _down(channels, 32, 1),
+            _down(32, 32, 2),
+            _down(32, 64, 1),
+            _down(64, 64, 2),
+            _down(64, 64, 1),
+            _Gated(nn.Conv2d(64, 2 * out_features, (height // 4, width // 4))),
+            nn.Flatten(),
+        )
+
+    def forward(self, x: Float[Tensor, "*batch channels height width"]) -> Float[Tensor, "*batch features"]:
+        return over_leading(self.layers, x, 3)
+
+
+class ConvDecoder(nn.Module):
+    """Codes ``(..., in_features)`` to maps ``(..., out_channels, H, W)``: the encoder mirrored.
+
+    Args:
+        in_features: size of the code.
+        image_shape: ``(C, H, W)``; ``H`` and ``W`` divisible by 4.
+        out_channels: channels that come out (the likelihood's parameters times ``C``).
+    """
+
+    def __init__(self, in_features: int, image_shape: tuple[int, int, int], out_channels: int) -> None:
+        super().__init__()
+        _, height, width = as_image_shape(image_shape)
+        self.layers = nn.Sequential(
+            nn.Unflatten(1, (in_features, 1, 1)),
+            _Gated(nn.ConvTranspose2d(in_features, 2 * 64, (height // 4, width // 4))),
+            _up(64, 64, 1),
+            _up(64, 32, 2),
+            _up(32, 32, 1),
+            _up(32, 32, 2),
+            _up(32, 32, 1),
+            nn.Conv2d(32, out_channels, 1),
+        )
+
+    def forward(self, z: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch channels height width"]:
+        return over_leading(self.layers, z, 1)

@@ -1,0 +1,75 @@
+"""Fully connected networks."""
+
+from collections.abc import Callable, Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyrovae._checks import at_least
+
+
+class GatedLinear(nn.Module):
+    """``(W x + b) ⊙ sigmoid(V x + c)``, the gated dense layer of Tomczak & Welling (2018)."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, 2 * out_features)
+
+    def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch out"]:
+        return nn.functional.glu(self.linear(x), dim=-1)
+
+
+class MLP(nn.Sequential):
+    """A multilayer perceptron ``(..., in_features) -> (..., out_features)``.
+
+    Args:
+        in_features: size of the last dimension that comes in.
+        hidden: sizes of the hidden layers; may be empty (an affine map).
+        out_features: size of the last dimension that goes out.
+        activation: module class after every hidden layer.
+        final_activation: put the activation after the last layer too (for an encoder whose output
+            feeds further layers).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int],
+        out_features: int,
+        *,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        final_activation: bool = False,
+    ) -> None:
+        sizes = _sizes(in_features, hidden, out_features)
+        layers: list[nn.Module] = []
+        for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(n_in, n_out), activation()]
+        super().__init__(*(layers if final_activation else layers[:-1]))
+
+
+class GatedMLP(nn.Sequential):
+    """An :class:`MLP` of gated layers, Tomczak & Welling (2018, arXiv:1705.07120).
+
+    Args:
+        in_features: size of the last dimension that comes in.
+        hidden: sizes of the gated hidden layers.
+        out_features: size of the last dimension that goes out.
+        final_activation: gate the last layer too; otherwise it is affine.
+    """
+
+    def __init__(
+        self, in_features: int, hidden: Sequence[int], out_features: int, *, final_activation: bool = False
+    ) -> None:
+        sizes = _sizes(in_features, hidden, out_features)
+        layers: list[nn.Module] = [
+            GatedLinear(n_in, n_out) for n_in, n_out in zip(sizes[:-2], sizes[1:-1], strict=True)
+        ]
+        layers.append((GatedLinear if final_activation else nn.Linear)(sizes[-2], sizes[-1]))
+        super().__init__(*layers)
+
+
+def _sizes(in_features: int, hidden: Sequence[int], out_features: int) -> list[int]:
+    at_least(1, in_features=in_features, out_features=out_features)
+    for size in hidden:
+        at_least(1, hidden=size)
+    return [in_features, *hidden, out_features]

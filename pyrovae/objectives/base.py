@@ -1,0 +1,73 @@
+"""What every objective is."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro.infer import ELBO as PyroELBO
+from pyro.infer.enum import get_importance_trace
+from torch import Tensor
+
+from pyrovae._checks import at_least
+from pyrovae.model import LogTerms, log_terms
+
+
+class Objective(PyroELBO):
+    """A loss in nats, summed over the data given, as ``pyro.infer.ELBO``s do.
+
+    Args:
+        num_particles: K, draws of z per datum, always vectorised.
+        max_plate_nesting: plates that the model nests.
+    """
+
+    def __init__(self, *, num_particles: int = 1, max_plate_nesting: int = 1) -> None:
+        at_least(1, num_particles=num_particles)
+        super().__init__(
+            num_particles=num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=True
+        )
+
+    def anneal(self, t: float) -> None:
+        """Tell the objective the time, in its schedules' unit (``fit``: epochs); ``inf`` for final values."""
+
+    @abstractmethod
+    def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
+        """The bound on log p(x), one value for each datum, in nats; to be maximised."""
+
+    def surrogate(self, terms: LogTerms) -> Float[Tensor, "batch"]:
+        """What to differentiate: equals :meth:`per_datum` in value or only in expected gradient."""
+        return self.per_datum(terms)
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        return -self.surrogate(self._terms(model, guide, *args, **kwargs)).sum()
+
+    @torch.no_grad()
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        return -self.per_datum(self._terms(model, guide, *args, **kwargs)).sum().item()
+
+    def loss_and_grads(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
+        terms = self._terms(model, guide, *args, **kwargs)
+        (-self.surrogate(terms).sum()).backward()
+        return -self.per_datum(terms).sum().item()
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        """Abstract in Pyro's class; Pyro's own tools (e.g. ``guess_max_plate_nesting``) may call it."""
+        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+    def _terms(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> LogTerms:
+        return log_terms(
+            model,
+            guide,
+            *args,
+            num_particles=self.num_particles,
+            max_plate_nesting=1 if math.isinf(self.max_plate_nesting) else self.max_plate_nesting,
+            **kwargs,
+        )

@@ -1,0 +1,75 @@
+"""The evidence lower bound."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyrovae.model import LogTerms
+from pyrovae.objectives.base import Objective
+from pyrovae.objectives.schedules import Schedule
+
+
+class ELBO(Objective):
+    """E_q[log p(x|z)] - β KL(q(z|x) ‖ p(z)), Kingma & Welling (2014), Higgins et al. (2017) for β ≠ 1.
+
+    Sites that are not reparameterised get the score-function gradient, as in ``Trace_ELBO``.
+
+    Args:
+        beta: weight of every KL term, or a schedule such as ``linear_warmup(100)``. With a schedule outside
+            ``fit``, call :meth:`anneal` before each step.
+        analytic_kl: ``"auto"`` uses the closed form at every site where one is registered and valid (this is
+            ``TraceMeanField_ELBO``); ``True`` requires it; ``False`` never (this is ``Trace_ELBO``).
+        num_particles: K, draws of z per datum.
+        max_plate_nesting: plates that the model nests.
+
+    Raises:
+        ValueError: ``analytic_kl=True`` and a site has no closed form; a schedule that was never annealed.
+    """
+
+    def __init__(
+        self,
+        beta: float | Schedule = 1.0,
+        analytic_kl: Literal["auto"] | bool = "auto",
+        num_particles: int = 1,
+        *,
+        max_plate_nesting: int = 1,
+    ) -> None:
+        super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
+        if analytic_kl not in ("auto", True, False):
+            raise ValueError(f"analytic_kl must be 'auto', True or False; got {analytic_kl!r}.")
+        if not callable(beta) and not beta >= 0:
+            raise ValueError(f"beta must not be negative; got {beta}.")
+        self.beta = beta
+        self.analytic_kl = analytic_kl
+        self._weight = None if callable(beta) else float(beta)
+
+    @property
+    def weight(self) -> float:
+        """The KL weight in force."""
+        if self._weight is None:
+            raise ValueError("beta is a schedule: call objective.anneal(t) before each step (fit does).")
+        return self._weight
+
+    def anneal(self, t: float) -> None:
+        if callable(self.beta):
+            self._weight = float(self.beta(t))
+
+    def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
+        return self._per_particle(terms).mean(0)
+
+    def surrogate(self, terms: LogTerms) -> Float[Tensor, "batch"]:
+        bound = self._per_particle(terms)
+        for site in terms.not_reparameterized:
+            log_q = terms.log_posterior[site]
+            bound = bound + log_q * bound.detach() - (log_q * bound.detach()).detach()
+        return bound.mean(0)
+
+    def _per_particle(self, terms: LogTerms) -> Float[Tensor, "particles batch"]:
+        kl = torch.zeros_like(terms.reconstruction)
+        for site in terms.log_posterior:
+            if self.analytic_kl is True and terms.closed_form_kl(site) is None:
+                raise ValueError(f"site {site!r} has no closed-form KL; use analytic_kl='auto'.")
+            kl = kl + terms.kl(site, closed_form=bool(self.analytic_kl))
+        return terms.reconstruction - self.weight * kl

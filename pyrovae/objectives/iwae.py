@@ -1,0 +1,31 @@
+"""The importance-weighted bound."""
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pyrovae.model import LogTerms
+from pyrovae.objectives.base import Objective
+
+
+class IWAE(Objective):
+    """L_K = E[log 1/K Σ_k p(x, z_k) / q(z_k | x)], Burda et al. (2016, arXiv:1509.00519, eq. 8).
+
+    Args:
+        num_particles: K.
+        max_plate_nesting: plates that the model nests.
+
+    Raises:
+        ValueError: a latent site is not reparameterised.
+    """
+
+    def __init__(self, num_particles: int = 5, *, max_plate_nesting: int = 1) -> None:
+        super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
+
+    def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
+        if terms.not_reparameterized:
+            raise ValueError(
+                f"IWAE needs reparameterised latents; {terms.not_reparameterized} are not. Use ELBO."
+            )
+        return terms.log_weight.logsumexp(0) - math.log(self.num_particles)

@@ -1,0 +1,41 @@
+"""Schedules of the KL weight: functions of time, where ``fit`` counts time in epochs (fractions included).
+
+A schedule is any function ``t -> weight``; at ``t = inf`` it must give its final value, which validation uses.
+"""
+
+import math
+from collections.abc import Callable
+
+Schedule = Callable[[float], float]
+
+
+def linear_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> Schedule:
+    """From ``start`` to ``end`` in a straight line over ``duration``, then ``end`` (Bowman et al. 2016)."""
+    _positive("duration", duration)
+    return lambda t: end if t >= duration else start + (end - start) * t / duration
+
+
+def cosine_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> Schedule:
+    """As :func:`linear_warmup`, along half a cosine: flat at both ends."""
+    _positive("duration", duration)
+    return lambda t: end if t >= duration else end + (start - end) * (1 + math.cos(math.pi * t / duration)) / 2
+
+
+def cyclical(period: float, *, rise: float = 0.5, cycles: int = 4, end: float = 1.0) -> Schedule:
+    """Repeated linear warm-ups (Fu et al. 2019, arXiv:1903.10145), then ``end``.
+
+    Args:
+        period: length of one cycle.
+        rise: fraction of a cycle spent rising from 0 to ``end``.
+        cycles: number of cycles.
+        end: the weight reached in every cycle.
+    """
+    _positive("period", period)
+    if not 0 < rise <= 1:
+        raise ValueError(f"rise must be in (0, 1]; got {rise}.")
+    return lambda t: end if t >= cycles * period else end * min(1.0, (t % period) / (rise * period))
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive; got {value}.")

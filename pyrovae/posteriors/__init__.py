@@ -1,0 +1,40 @@
+"""Approximate posteriors: modules that turn a context ``(..., C)`` into a distribution over ``(Z,)``.
+
+Every family is built as ``cls(latent_dim=Z, context_dim=C)``; its options are keyword-only. To add one,
+write its file, add its line to ``POSTERIORS`` and its case to ``tests/cases.py``.
+"""
+
+from pyrovae.posteriors.autoregressive import IAF, NeuralSpline
+from pyrovae.posteriors.base import FlowPosterior, Posterior
+from pyrovae.posteriors.full_rank import FullRankNormal
+from pyrovae.posteriors.mean_field import MeanFieldNormal
+from pyrovae.posteriors.planar import Planar
+from pyrovae.posteriors.radial import Radial
+from pyrovae.posteriors.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
+
+POSTERIORS: dict[str, type[Posterior]] = {
+    "mean_field": MeanFieldNormal,
+    "full_rank": FullRankNormal,
+    "planar": Planar,
+    "radial": Radial,
+    "sylvester": OrthogonalSylvester,
+    "householder_sylvester": HouseholderSylvester,
+    "triangular_sylvester": TriangularSylvester,
+    "iaf": IAF,
+    "neural_spline": NeuralSpline,
+}
+
+__all__ = [
+    "IAF",
+    "POSTERIORS",
+    "FlowPosterior",
+    "FullRankNormal",
+    "HouseholderSylvester",
+    "MeanFieldNormal",
+    "NeuralSpline",
+    "OrthogonalSylvester",
+    "Planar",
+    "Posterior",
+    "Radial",
+    "TriangularSylvester",
+]
