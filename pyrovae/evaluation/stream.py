@@ -1,0 +1,110 @@
+"""Importance weights reduced as they come: nothing here grows with the number of draws."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pyrovae.evaluation.tail import pareto_khat, tail_length
+
+
+class WeightStream:
+    """Statistics of the importance weights of ``batch`` data, in float64, updated with blocks of draws.
+
+    Args:
+        batch: number of data.
+        num_samples: K, how many draws will come in all.
+        bounds: sizes K' at which the bound L_K' is wanted; each is averaged over the disjoint blocks of K'
+            draws among the K.
+        device: where the draws come from.
+    """
+
+    def __init__(self, batch: int, num_samples: int, bounds: Iterable[int], device: torch.device) -> None:
+        self._n = num_samples
+        options = {"dtype": torch.float64, "device": device}
+        self._log_sum = torch.full((batch,), -math.inf, **options)  # of w
+        self._log_sum_square = torch.full((batch,), -math.inf, **options)  # of w²
+        self._largest = torch.empty((batch, 0), **options)
+        self._blocks = {k: _BlockMeans(batch, k, options) for k in bounds}
+        self.non_finite: Int[Tensor, "batch"] = torch.zeros(batch, dtype=torch.int64, device=device)
+
+    def update(self, log_weight: Float[Tensor, "draws batch"]) -> None:
+        """Take in a block of draws."""
+        w = log_weight.to(torch.float64)
+        self.non_finite += (w.isnan() | (w == math.inf)).sum(0)
+        self._log_sum = torch.logaddexp(self._log_sum, w.logsumexp(0))
+        self._log_sum_square = torch.logaddexp(self._log_sum_square, (2.0 * w).logsumexp(0))
+        candidates = torch.cat([self._largest, w.T], dim=1)
+        keep = min(tail_length(self._n) + 1, candidates.shape[1])
+        self._largest = candidates.topk(keep, dim=1).values
+        for block in self._blocks.values():
+            block.update(w)
+
+    @property
+    def log_mean(self) -> Float[Tensor, "batch"]:
+        """log p̂(x) = log 1/K Σ w."""
+        return self._log_sum - math.log(self._n)
+
+    @property
+    def ess(self) -> Float[Tensor, "batch"]:
+        """Effective sample size (Σ w)² / Σ w²."""
+        return (2.0 * self._log_sum - self._log_sum_square).exp()
+
+    @property
+    def khat(self) -> Float[Tensor, "batch"]:
+        """Pareto shape of the largest weights."""
+        return pareto_khat(self._largest)
+
+    def se(self, k: int) -> Float[Tensor, "batch"]:
+        """Monte Carlo standard error of log p̂ from k draws, by the delta method: CV / √k."""
+        if self._n < 2:
+            return torch.full_like(self._log_sum, math.nan)
+        squared_cv = (self._n / self.ess - 1.0).clamp(min=0.0) * self._n / (self._n - 1)
+        return (squared_cv / k).sqrt()
+
+    def bound(self, k: int) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
+        """L_k and its Monte Carlo standard error: between blocks where there are two, else :meth:`se`."""
+        block = self._blocks[k]
+        return block.mean, block.se if block.count > 1 else self.se(k)
+
+
+class _BlockMeans:
+    """log-mean-exp over every ``size`` consecutive draws, averaged over the complete blocks."""
+
+    def __init__(self, batch: int, size: int, options: dict) -> None:
+        self._size, self.count, self._filled = size, 0, 0
+        self._open = torch.full((batch,), -math.inf, **options)
+        self.mean = torch.zeros(batch, **options)
+        self._squares = torch.zeros(batch, **options)  # of deviations from the mean
+
+    def update(self, w: Tensor) -> None:
+        if self._filled:
+            head, w = w[: self._size - self._filled], w[self._size - self._filled :]
+            self._open = torch.logaddexp(self._open, head.logsumexp(0))
+            self._filled += len(head)
+            if self._filled == self._size:
+                self._add(self._open.unsqueeze(0))
+                self._filled = 0
+        whole = len(w) // self._size
+        if whole:
+            blocks = w[: whole * self._size].unflatten(0, (whole, self._size))
+            self._add(blocks.logsumexp(1) if self._size > 1 else blocks.squeeze(1))
+        rest = w[whole * self._size :]
+        if len(rest):
+            self._open, self._filled = rest.logsumexp(0), len(rest)
+
+    def _add(self, log_sums: Tensor) -> None:
+        """Merge new values into the running mean and squares (Chan et al. 1983)."""
+        values = log_sums - math.log(self._size)
+        n, total = len(values), self.count + len(values)
+        mean = values.mean(0)
+        delta = mean - self.mean
+        self._squares = self._squares + (values - mean).square().sum(0) + delta.square() * self.count * n / total
+        self.mean = self.mean + delta * n / total
+        self.count = total
+
+    @property
+    def se(self) -> Tensor:
+        return (self._squares / (self.count - 1) / self.count).sqrt()
