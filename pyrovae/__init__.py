@@ -2,22 +2,32 @@
 
 __version__ = "0.1.0"
 
-from pyrovae import distributions, likelihoods, networks, posteriors, priors
+from pyrovae import datasets, distributions, evaluation, likelihoods, networks, posteriors, priors
+from pyrovae.evaluation import MarginalResult, compare, log_marginal
 from pyrovae.model import VAE, LogTerms, VAEModel, load
 from pyrovae.objectives import ELBO, IWAE, cosine_warmup, cyclical, linear_warmup
+from pyrovae.training import NonFiniteLoss, Run, fit
 
 __all__ = [
     "ELBO",
     "IWAE",
     "VAE",
     "LogTerms",
+    "MarginalResult",
+    "NonFiniteLoss",
+    "Run",
     "VAEModel",
+    "compare",
     "cosine_warmup",
     "cyclical",
+    "datasets",
     "distributions",
+    "evaluation",
+    "fit",
     "likelihoods",
     "linear_warmup",
     "load",
+    "log_marginal",
     "networks",
     "posteriors",
     "priors",

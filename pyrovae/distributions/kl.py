@@ -14,5 +14,3 @@ def _kl_mvn_diagonal(p: MultivariateNormal, q: Independent) -> Tensor:
     variance = p.scale_tril.square().sum(-1) + (p.loc - loc).square()
     terms = variance / scale.square() - 1.0 + 2.0 * torch.log(scale)
     return 0.5 * terms.sum(-1) - p.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-

@@ -150,7 +150,9 @@ def log_marginal(
         budget = default_budget(target) if memory_budget is None else memory_budget
         at_least(1, memory_budget=budget)
         batch, draws = chunk_sizes(len(x), num_samples, budget, per_draw)
-        with tqdm(total=len(x) * num_samples, unit="draw", unit_scale=True, desc="log p(x)", disable=not progress) as bar:
+        with tqdm(
+            total=len(x) * num_samples, unit="draw", unit_scale=True, desc="log p(x)", disable=not progress
+        ) as bar:
             for start in range(0, len(x), batch):
                 part = parts[start : start + batch]
                 stream = WeightStream(len(part[0]), num_samples, sizes, target)

@@ -28,7 +28,7 @@ class WeightStream:
         self._log_sum_square = torch.full((batch,), -math.inf, **options)  # of w²
         self._largest = torch.empty((batch, 0), **options)
         self._blocks = {k: _BlockMeans(batch, k, options) for k in bounds}
-        self.non_finite: Int[Tensor, "batch"] = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.non_finite: Int[Tensor, batch] = torch.zeros(batch, dtype=torch.int64, device=device)
 
     def update(self, log_weight: Float[Tensor, "draws batch"]) -> None:
         """Take in a block of draws."""

@@ -87,9 +87,7 @@ class VAEModel(PyroModule):
     ) -> Float[Tensor, "particles batch"]:
         """log p(x, z) in nats at given ``latents``, each ``(K, B, *event)``."""
         with local_parameters():
-            return log_joint(
-                self.model, x, *covariates, latents=latents, max_plate_nesting=self.max_plate_nesting
-            )
+            return log_joint(self.model, x, *covariates, latents=latents, max_plate_nesting=self.max_plate_nesting)
 
     def check(self, x: Tensor, *covariates: Any, name: str = "x") -> LogTerms:
         """One pass with Pyro's and torch's validation on, so that mistakes surface before a long run.
@@ -150,7 +148,11 @@ class VAEModel(PyroModule):
             return self._data_site(trace)["value"]
 
     def encode(
-        self, x: Float[Tensor, "batch *event"], *covariates: Any, num_samples: int | None = None, seed: int | None = 0
+        self,
+        x: Float[Tensor, "batch *event"],
+        *covariates: Any,
+        num_samples: int | None = None,
+        seed: int | None = 0,
     ) -> Any:
         """The posterior mean of the latents, or draws from the posterior.
 
@@ -266,7 +268,9 @@ class VAEModel(PyroModule):
         """
         header, weights = _read(Path(path))
         if header["class"] != cls.__qualname__:
-            raise ValueError(f"{path} holds a {header['class']}, not a {cls.__qualname__}: call {header['class']}.load.")
+            raise ValueError(
+                f"{path} holds a {header['class']}, not a {cls.__qualname__}: call {header['class']}.load."
+            )
         arguments = config or header["config"] or {}
         required = [
             p.name

@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import pyro
-import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -114,9 +113,7 @@ def log_terms(
     """
     drawn = _trace(guide, x, covariates, num_particles, max_plate_nesting)
     latents = {n: s["value"] for n, s in sample_sites(drawn).items() if not s["is_observed"]}
-    scored = _trace(
-        poutine.replay(model, trace=drawn), x, covariates, num_particles, max_plate_nesting
-    )
+    scored = _trace(poutine.replay(model, trace=drawn), x, covariates, num_particles, max_plate_nesting)
     return _split(drawn, scored, latents, num_particles, len(x))
 
 

@@ -86,7 +86,12 @@ class VAE(VAEModel):
             LIKELIHOODS, "likelihood", likelihood, event_dim=len(self.event_shape), **options["likelihood"]
         )
         self.posterior = _build(
-            POSTERIORS, "posterior", posterior, latent_dim=latent_dim, context_dim=hidden[-1], **options["posterior"]
+            POSTERIORS,
+            "posterior",
+            posterior,
+            latent_dim=latent_dim,
+            context_dim=hidden[-1],
+            **options["posterior"],
         )
         if isinstance(prior, str) and lookup(PRIORS, prior, "prior").uses_posterior:
             options["prior"]["event_shape"] = self.event_shape

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 _KERNEL = 5  # every convolution but the one that spans the whole image
 
 
-def over_leading(
-    function: Callable[[Tensor], Tensor], x: Tensor, event_dims: int
-) -> Tensor:
+def over_leading(function: Callable[[Tensor], Tensor], x: Tensor, event_dims: int) -> Tensor:
     """Apply ``function``, which wants one batch dimension, under any leading dimensions."""
     lead = x.shape[: x.dim() - event_dims]
     out = function(x.reshape(prod(lead), *x.shape[x.dim() - event_dims :]))
@@ -34,9 +32,7 @@ def _down(n_in: int, n_out: int, stride: int) -> nn.Module:
 
 
 def _up(n_in: int, n_out: int, stride: int) -> nn.Module:
-    return _Gated(
-        nn.ConvTranspose2d(n_in, 2 * n_out, _KERNEL, stride, _KERNEL // 2, output_padding=stride - 1)
-    )
+    return _Gated(nn.ConvTranspose2d(n_in, 2 * n_out, _KERNEL, stride, _KERNEL // 2, output_padding=stride - 1))
 
 
 def as_image_shape(event_shape: tuple[int, ...]) -> tuple[int, int, int]:

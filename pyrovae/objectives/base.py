@@ -25,9 +25,7 @@ class Objective(PyroELBO):
 
     def __init__(self, *, num_particles: int = 1, max_plate_nesting: int = 1) -> None:
         at_least(1, num_particles=num_particles)
-        super().__init__(
-            num_particles=num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=True
-        )
+        super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=True)
 
     def anneal(self, t: float) -> None:
         """Tell the objective the time, in its schedules' unit (``fit``: epochs); ``inf`` for final values."""
@@ -49,9 +47,7 @@ class Objective(PyroELBO):
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         return -self.per_datum(self._terms(model, guide, *args, **kwargs)).sum().item()
 
-    def loss_and_grads(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> float:
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         terms = self._terms(model, guide, *args, **kwargs)
         (-self.surrogate(terms).sum()).backward()
         return -self.per_datum(terms).sum().item()
@@ -60,9 +56,7 @@ class Objective(PyroELBO):
         """Abstract in Pyro's class; Pyro's own tools (e.g. ``guess_max_plate_nesting``) may call it."""
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
-    def _terms(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> LogTerms:
+    def _terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> LogTerms:
         return log_terms(
             model,
             guide,

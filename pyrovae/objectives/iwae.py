@@ -25,7 +25,5 @@ class IWAE(Objective):
 
     def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
         if terms.not_reparameterized:
-            raise ValueError(
-                f"IWAE needs reparameterised latents; {terms.not_reparameterized} are not. Use ELBO."
-            )
+            raise ValueError(f"IWAE needs reparameterised latents; {terms.not_reparameterized} are not. Use ELBO.")
         return terms.log_weight.logsumexp(0) - math.log(self.num_particles)

@@ -59,9 +59,7 @@ class IAF(InverseAutoregressive):
     def __init__(
         self, latent_dim: int, context_dim: int, *, num_flows: int = 4, hidden: Sequence[int] = (128, 128)
     ) -> None:
-        super().__init__(
-            latent_dim, context_dim, num_flows=num_flows, hidden=hidden, family=_zuko.flows.MAF
-        )
+        super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden, family=_zuko.flows.MAF)
 
 
 class NeuralSpline(InverseAutoregressive):
@@ -86,6 +84,4 @@ class NeuralSpline(InverseAutoregressive):
         hidden: Sequence[int] = (128, 128),
         bins: int = 8,
     ) -> None:
-        super().__init__(
-            latent_dim, context_dim, num_flows=num_flows, hidden=hidden, family=_zuko.flows.NSF, bins=bins
-        )
+        super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden, family=_zuko.flows.NSF, bins=bins)

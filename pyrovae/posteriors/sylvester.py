@@ -63,9 +63,7 @@ class OrthogonalSylvester(Sylvester):
         bottleneck: M; by default the smaller of Z and 32.
     """
 
-    def __init__(
-        self, latent_dim: int, context_dim: int, *, num_flows: int = 4, bottleneck: int | None = None
-    ) -> None:
+    def __init__(self, latent_dim: int, context_dim: int, *, num_flows: int = 4, bottleneck: int | None = None) -> None:
         bottleneck = min(latent_dim, 32) if bottleneck is None else bottleneck
         super().__init__(latent_dim, context_dim, num_flows=num_flows, bottleneck=bottleneck)
         self.columns = nn.Linear(context_dim, num_flows * latent_dim * bottleneck)
@@ -86,9 +84,7 @@ class HouseholderSylvester(Sylvester):
         num_reflections: reflections per transform.
     """
 
-    def __init__(
-        self, latent_dim: int, context_dim: int, *, num_flows: int = 4, num_reflections: int = 8
-    ) -> None:
+    def __init__(self, latent_dim: int, context_dim: int, *, num_flows: int = 4, num_reflections: int = 8) -> None:
         super().__init__(latent_dim, context_dim, num_flows=num_flows, bottleneck=latent_dim)
         at_least(1, num_reflections=num_reflections)
         self.num_reflections = num_reflections

@@ -38,6 +38,4 @@ class VampPrior(Prior):
     def forward(self, posterior_at: PosteriorAt | None = None) -> dist.TorchDistribution:
         if posterior_at is None:
             raise ValueError("VampPrior needs posterior_at, the function from data to q(z|x).")
-        return dist.MixtureSameFamily(
-            dist.Categorical(logits=self.zeros), posterior_at(self.pseudo_inputs)
-        )
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.zeros), posterior_at(self.pseudo_inputs))

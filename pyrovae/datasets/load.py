@@ -1,0 +1,116 @@
+"""``load``: a data set by name."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae._checks import lookup
+from pyrovae._hash import content_hash
+from pyrovae.datasets import files, sources
+
+DATASETS: dict[str, Callable[[sources.Read], sources.Raw]] = {
+    "digits": sources.digits,
+    "mnist": sources.mnist,
+    "fashion_mnist": sources.fashion_mnist,
+    "caltech101_silhouettes": sources.caltech101_silhouettes,
+    "frey_faces": sources.frey_faces,
+}
+
+Binarize = Literal["dynamic", "static", "threshold"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set with fixed splits.
+
+    Attributes:
+        name: the data set's.
+        binarize: how it was binarised, or ``None`` for intensities in [0, 1].
+        train: training data ``(N, *event_shape)``, float32; with dynamic binarisation still intensities.
+        val: validation data.
+        test: test data.
+        image_shape: ``(1, H, W)``.
+        batch_transform: what ``fit`` applies to every training batch (dynamic binarisation), or ``None``.
+        labels: class labels by split; empty where the data set has none.
+    """
+
+    name: str
+    binarize: Binarize | None
+    train: Tensor
+    val: Tensor
+    test: Tensor
+    image_shape: tuple[int, int, int]
+    batch_transform: Callable[[Tensor], Tensor] | None = None
+    labels: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def hash(self) -> str:
+        """Content hash of the three splits."""
+        return content_hash(self.train, self.val, self.test)
+
+
+def load(
+    name: str,
+    *,
+    binarize: Binarize | None = None,
+    flatten: bool = True,
+    seed: int = 0,
+    root: str | os.PathLike[str] | None = None,
+    download: bool = True,
+    progress: bool = True,
+) -> Data:
+    """Load a data set: ``digits`` (comes with scikit-learn), ``mnist``, ``fashion_mnist``,
+    ``caltech101_silhouettes`` or ``frey_faces``.
+
+    Binarisation of an intensity p: ``"static"`` draws Bernoulli(p) once; ``"dynamic"`` does so for validation
+    and test data and leaves the training data to be drawn anew in every batch; ``"threshold"`` is p > ½. The
+    draws depend on ``seed`` alone, so that results are comparable: a :class:`~pyrovae.MarginalResult`
+    carries the hash of its data.
+
+    Args:
+        name: the data set.
+        binarize: ``"dynamic"``, ``"static"``, ``"threshold"`` or ``None``.
+        flatten: vectors ``(H·W,)``; otherwise images ``(1, H, W)``, for the conv networks.
+        seed: seed of the binarisation.
+        root: folder with the files, in place of ``PYROVAE_DATA``.
+        download: fetch a missing file into the cache.
+        progress: show a progress bar while downloading.
+
+    Raises:
+        ValueError: an unknown name or binarisation, or a damaged file.
+        FileNotFoundError: a file is missing and was not, or could not be, downloaded.
+    """
+    make = lookup(DATASETS, name, "data set")
+    if binarize not in (None, "dynamic", "static", "threshold"):
+        raise ValueError(f"binarize must be 'dynamic', 'static', 'threshold' or None; got {binarize!r}.")
+    raw = make(partial(files.read, root=root, download=download, progress=progress))
+    height, width = raw.images["train"].shape[1:]
+    generator = np.random.default_rng(seed)
+    splits = {}
+    for split in ("test", "val", "train"):  # test first, so that its draws depend on nothing else
+        x = raw.images[split]
+        if binarize == "threshold":
+            x = (x > 0.5).astype(np.float32)
+        elif binarize == "static" or (binarize == "dynamic" and split != "train"):
+            x = (generator.random(x.shape, dtype=np.float32) < x).astype(np.float32)
+        shape = (-1, height * width) if flatten else (-1, 1, height, width)
+        splits[split] = torch.from_numpy(np.ascontiguousarray(x.reshape(shape)))
+    return Data(
+        name=make.__name__,
+        binarize=binarize,
+        **splits,
+        image_shape=(1, height, width),
+        batch_transform=torch.bernoulli if binarize == "dynamic" else None,
+        labels={split: torch.from_numpy(y.astype(np.int64)) for split, y in raw.labels.items()},
+    )

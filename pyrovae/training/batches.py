@@ -1,0 +1,179 @@
+"""Training data in whatever form it comes, as batches on the device."""
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from pyrovae._checks import as_data, as_tensor, at_least
+from pyrovae.model import LogTerms, VAEModel
+
+Batch = tuple[Tensor, ...]
+Transform = Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class Splits(Protocol):
+    """Data with fixed splits, such as :func:`pyrovae.datasets.load` returns."""
+
+    train: Tensor
+    val: Tensor
+    batch_transform: Transform | None
+
+
+class Batches(ABC):
+    """An iterable over one epoch, again and again.
+
+    Attributes:
+        num_steps: batches in an epoch, where that is known.
+    """
+
+    def __init__(self, device: torch.device, transform: Transform | None, name: str) -> None:
+        self.device, self.transform, self.name = device, transform, name
+        self.num_steps: int | None = None
+
+    @abstractmethod
+    def fields(self) -> Iterator[Batch]:
+        """The raw batches of one epoch."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.fields():
+            x, *rest = (field.to(self.device) for field in batch)
+            yield (self.transform(x) if self.transform else x, *rest)
+
+    def check(self, model: VAEModel) -> LogTerms:
+        """Run the model on the first batch with validation on; it learns its ``event_shape`` if it has none.
+
+        Raises:
+            ValueError: an empty set, or what :meth:`VAEModel.check` finds.
+        """
+        first = next(iter(self), None)
+        if first is None:
+            raise ValueError(f"{self.name} is empty. Pass at least one datum.")
+        x = as_data(first[0], self.name, model.event_shape)
+        if model.event_shape is None:
+            model.event_shape = tuple(x.shape[1:])
+        return model.check(x, *first[1:], name=self.name)
+
+
+class TensorBatches(Batches):
+    """Shuffled batches of tensors, kept on the device when they take less than half of its free memory."""
+
+    def __init__(
+        self, tensors: Batch, batch_size: int, device: torch.device, transform: Transform | None, name: str
+    ) -> None:
+        super().__init__(device, transform, name)
+        size = sum(t.numel() * t.element_size() for t in tensors)
+        if device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] // 2:
+            tensors = tuple(t.to(device) for t in tensors)
+        self._tensors, self._batch_size = tensors, batch_size
+        self.num_steps = math.ceil(len(tensors[0]) / batch_size)
+
+    def fields(self) -> Iterator[Batch]:
+        order = torch.randperm(len(self._tensors[0]), device=self._tensors[0].device)
+        for rows in order.split(self._batch_size):
+            yield tuple(t[rows] for t in self._tensors)
+
+    def check(self, model: VAEModel) -> LogTerms:
+        terms = super().check(model)
+        if self.transform is None:
+            model.check_support(terms, self._tensors[0], self.name)
+        return terms
+
+
+class LoaderBatches(Batches):
+    """Batches of a ``DataLoader``; fields that the model does not take are dropped."""
+
+    def __init__(
+        self,
+        loader: DataLoader,
+        num_fields: int,
+        device: torch.device,
+        transform: Transform | None,
+        name: str,
+    ) -> None:
+        super().__init__(device, transform, name)
+        self._loader, self._num_fields = loader, num_fields
+        try:
+            self.num_steps = len(loader)
+        except TypeError:  # an iterable dataset need not know its length
+            self.num_steps = None
+
+    def fields(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+            yield tuple(as_tensor(part, self.name) for part in parts[: self._num_fields])
+
+
+def as_batches(
+    model: VAEModel,
+    data: Any,
+    *,
+    batch_size: int,
+    device: torch.device,
+    transform: Transform | None,
+    name: str,
+) -> Batches:
+    """Batches of ``data``: a tensor, array or DataFrame, a tuple of them (x, then covariates), a ``Dataset`` or a
+    ``DataLoader`` (which keeps its own batch size).
+
+    Raises:
+        TypeError: data of another kind.
+        ValueError: wrong shape, integer, NaN or empty data, covariates of another length.
+    """
+    at_least(1, batch_size=batch_size)
+    fields = 1 + num_covariates(model)
+    if isinstance(data, DataLoader):
+        return LoaderBatches(data, fields, device, transform, name)
+    if isinstance(data, (Tensor, np.ndarray, pd.DataFrame, pd.Series)):
+        data = (data,)
+    if isinstance(data, (tuple, list)):
+        x = as_data(data[0], name, model.event_shape) if data else as_data([], name)
+        rest = tuple(as_tensor(c, f"covariate {i} of {name}") for i, c in enumerate(data[1:fields]))
+        for i, c in enumerate(rest):
+            if len(c) != len(x):
+                raise ValueError(f"covariate {i} of {name} has {len(c)} rows and x has {len(x)}; they must match.")
+        return TensorBatches((x, *rest), batch_size, device, transform, name)
+    if isinstance(data, Dataset):
+        if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]
+            raise ValueError(f"{name} is empty. Pass at least one datum.")
+        shuffle = not isinstance(data, IterableDataset)
+        return LoaderBatches(DataLoader(data, batch_size, shuffle=shuffle), fields, device, transform, name)
+    raise TypeError(
+        f"{name} must be a tensor, array, DataFrame, tuple of them, Dataset, DataLoader or datasets.load(...); "
+        f"got {type(data).__name__}."
+    )
+
+
+def num_covariates(model: VAEModel) -> int:
+    """How many arguments ``model.model`` takes after ``x``."""
+    kinds = [p.kind for p in inspect.signature(model.model).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return 1_000_000
+    return len([k for k in kinds if k is inspect.Parameter.POSITIONAL_OR_KEYWORD]) - 1
+
+
+def split(data: Any, fraction: float) -> tuple[Any, Any]:
+    """Hold out a random ``fraction`` of tensors, arrays or DataFrames: (training, validation)."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"validation as a fraction must be between 0 and 1; got {fraction}.")
+    parts = tuple(data) if isinstance(data, (tuple, list)) else (data,)
+    if not all(isinstance(p, (Tensor, np.ndarray, pd.DataFrame, pd.Series)) for p in parts):
+        raise ValueError("validation as a fraction needs tensors, arrays or DataFrames; pass the validation set.")
+    tensors = [as_tensor(p, "data") for p in parts]
+    order = torch.randperm(len(tensors[0]))
+    held_out = math.ceil(fraction * len(order))
+    if held_out == len(order):
+        raise ValueError(f"validation={fraction} leaves none of the {len(order)} data to train on.")
+    pick = [
+        tuple(as_data(t[rows], "data") if i == 0 else t[rows] for i, t in enumerate(tensors))
+        for rows in (order[held_out:], order[:held_out])
+    ]
+    return pick[0], pick[1]

@@ -1,0 +1,36 @@
+"""Where a loss that is not finite comes from."""
+
+import torch
+from torch import Tensor
+
+from pyrovae.model import VAEModel
+from pyrovae.training.batches import Batch
+
+
+def broken_parameters(model: VAEModel) -> list[str]:
+    """Names of the parameters that hold NaN or infinite values."""
+    return [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+
+
+@torch.no_grad()
+def explain(model: VAEModel, batch: Batch) -> str:
+    """One sentence: the parameters that are broken, or else the sites whose terms are, in order of computation."""
+    broken = broken_parameters(model)
+    if broken:
+        return f"an update made parameters non-finite ({', '.join(broken[:3])}{', …' if len(broken) > 3 else ''})."
+    terms = model.log_terms(*batch)
+    found = [
+        f"{label} at site {site!r} is {_kind(term)} for {int((~term.isfinite()).any(0).sum())} of {term.shape[1]} data"
+        for label, group in (
+            ("log q(z|x)", terms.log_posterior),
+            ("log p(z)", terms.log_prior),
+            ("log p(x|z)", terms.log_likelihood),
+        )
+        for site, term in group.items()
+        if not bool(term.isfinite().all())
+    ]
+    return "; ".join(found) + "." if found else "every site is finite at the same draws, so the objective is at fault."
+
+
+def _kind(term: Tensor) -> str:
+    return "NaN" if bool(term.isnan().any()) else "infinite"
