@@ -2,7 +2,7 @@
 
 from torch.distributions import Distribution
 
-_validate = Distribution._validate_args  # type: ignore[attr-defined]
+_validate = Distribution._validate_args
 
 import zuko.flows as flows  # noqa: E402
 import zuko.transforms as transforms  # noqa: E402

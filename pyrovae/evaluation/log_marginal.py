@@ -58,7 +58,7 @@ class MarginalResult:
         return khat_threshold(self.num_samples)
 
     def summary(self) -> pd.Series:
-        """Means over data. ``se_data`` is the standard error from having these N data, ``mc_se`` the one from having K draws."""
+        """Means over data: ``se_data`` is their standard error from having N data, ``mc_se`` from having K draws."""
         p = self.pointwise
         mean = p["log_px"].mean(skipna=False)
         row: dict[str, Any] = {
@@ -131,16 +131,16 @@ def log_marginal(
     """
     if not isinstance(model, VAEModel):
         raise TypeError(
-            f"log_marginal needs a pyrovae.VAEModel, whose model and guide define densities; got {type(model).__name__}."
+            f"log_marginal needs a pyrovae.VAEModel, whose model and guide have densities; got {type(model).__name__}."
         )
     at_least(1, num_samples=num_samples)
     for k in bounds:
         at_least(1, bounds=k)
     sizes = tuple(sorted({k for k in bounds if k < num_samples} | {1, num_samples}))
-    home = next(model.parameters()).device
+    home = model.like().device
     target = home if device is None else resolve_device(device)
     x = as_data(x, "x", model.event_shape)
-    parts = _Parts(x, covariates, target, next(model.parameters()).dtype)
+    parts = _Parts(x, covariates, target, model.like().dtype)
 
     columns: list[dict[str, np.ndarray]] = []
     with _strict(model, home, target), seeded(seed):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +24,7 @@ class WeightStream:
 
     def __init__(self, batch: int, num_samples: int, bounds: Iterable[int], device: torch.device) -> None:
         self._n = num_samples
-        options = {"dtype": torch.float64, "device": device}
+        options: dict[str, Any] = {"dtype": torch.float64, "device": device}
         self._log_sum = torch.full((batch,), -math.inf, **options)  # of w
         self._log_sum_square = torch.full((batch,), -math.inf, **options)  # of w²
         self._largest = torch.empty((batch, 0), **options)
@@ -73,7 +74,7 @@ class WeightStream:
 class _BlockMeans:
     """log-mean-exp over every ``size`` consecutive draws, averaged over the complete blocks."""
 
-    def __init__(self, batch: int, size: int, options: dict) -> None:
+    def __init__(self, batch: int, size: int, options: dict[str, Any]) -> None:
         self._size, self.count, self._filled = size, 0, 0
         self._open = torch.full((batch,), -math.inf, **options)
         self.mean = torch.zeros(batch, **options)

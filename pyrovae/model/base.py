@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -118,7 +119,8 @@ class VAEModel(PyroModule):
             element = p
             while isinstance(element, torch.distributions.Independent):
                 element = element.base_dist
-            inside = element.support.check(x)
+            support: Any = element.support
+            inside = support.check(x)
             if not bool(inside.all()):
                 bad = ~inside.expand(x.shape)
                 fix = ""
@@ -126,8 +128,13 @@ class VAEModel(PyroModule):
                     fix = " Binarise the data (datasets.load(..., binarize=...)) or use another likelihood."
                 raise ValueError(
                     f"{name} holds {int(bad.sum())} value(s) outside the support of the likelihood at site "
-                    f"{site!r} ({type(element).__name__}: {element.support}), e.g. {x[bad][0].item():.6g}.{fix}"
+                    f"{site!r} ({type(element).__name__}: {support}), e.g. {x[bad][0].item():.6g}.{fix}"
                 )
+
+    def like(self) -> Tensor:
+        """An empty tensor of the model's device and dtype."""
+        first = next(chain(self.parameters(), self.buffers()), torch.empty(0))
+        return torch.empty(0, device=first.device, dtype=first.dtype)
 
     # -- generating and encoding ---------------------------------------------------------------------------
 
@@ -166,7 +173,7 @@ class VAEModel(PyroModule):
         Returns:
             A tensor; a dict of tensors by site for a guide with several latent sites.
         """
-        x = as_data(x, "x", self.event_shape).to(self._device())
+        x = as_data(x, "x", self.event_shape).to(self.like())
         if num_samples is not None:
             at_least(1, num_samples=num_samples)
         with self._inference(seed):
@@ -191,7 +198,7 @@ class VAEModel(PyroModule):
         """
         with self._inference(0):
             named = dict(z) if isinstance(z, Mapping) else {self._latent_site(*covariates): z}
-            named = {name: value.to(self._device()) for name, value in named.items()}
+            named = {name: value.to(self.like()) for name, value in named.items()}
             lead = torch.Size([len(next(iter(named.values())))])
             if not isinstance(z, Mapping):
                 lead = z.shape[:-1]
@@ -298,16 +305,13 @@ class VAEModel(PyroModule):
         with evaluation_mode(self), torch.no_grad(), local_parameters(), seeded(seed):
             yield
 
-    def _device(self) -> torch.device:
-        return next(self.parameters()).device
-
     def _template(self, n: int) -> Tensor:
         """Data of the right shape, for a model that is run without observing."""
         if self.event_shape is None:
             raise ValueError(
                 f"{type(self).__name__} does not know the shape of its data: set self.event_shape in __init__."
             )
-        return torch.zeros(n, *self.event_shape, device=self._device(), dtype=next(self.parameters()).dtype)
+        return self.like().new_zeros(n, *self.event_shape)
 
     def _latent_site(self, *covariates: Any) -> str:
         trace = poutine.trace(self.model).get_trace(self._template(1), *covariates)

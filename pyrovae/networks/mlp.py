@@ -1,6 +1,7 @@
 """Fully connected networks."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class MLP(nn.Sequential):
     ) -> None:
         sizes = _sizes(in_features, hidden, out_features)
         layers: list[nn.Module] = []
-        for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for n_in, n_out in pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), activation()]
         super().__init__(*(layers if final_activation else layers[:-1]))
 
@@ -61,9 +62,7 @@ class GatedMLP(nn.Sequential):
         self, in_features: int, hidden: Sequence[int], out_features: int, *, final_activation: bool = False
     ) -> None:
         sizes = _sizes(in_features, hidden, out_features)
-        layers: list[nn.Module] = [
-            GatedLinear(n_in, n_out) for n_in, n_out in zip(sizes[:-2], sizes[1:-1], strict=True)
-        ]
+        layers: list[nn.Module] = [GatedLinear(n_in, n_out) for n_in, n_out in pairwise(sizes[:-1])]
         layers.append((GatedLinear if final_activation else nn.Linear)(sizes[-2], sizes[-1]))
         super().__init__(*layers)
 

@@ -37,9 +37,8 @@ class InverseAutoregressive(FlowPosterior):
         self.steps = flow.transform.transforms
         with torch.no_grad():
             for step in self.steps:
-                last = [layer for layer in step.modules() if isinstance(layer, nn.Linear)][-1]
-                last.weight.mul_(0.1)
-                last.bias.mul_(0.1)
+                for parameter in step.hyper[-1].parameters():
+                    parameter.mul_(0.1)
 
     def transforms(self, context: Float[Tensor, "*batch context"]) -> list[Transform]:
         summary = self.summary(context)

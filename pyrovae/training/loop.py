@@ -164,7 +164,7 @@ class Trainer:
         self.optimizer.step()
 
     def _validate(self, held_out: Batches) -> float:
-        """The mean loss per datum of held-out data, at the schedules' final values and with the same draws each time."""
+        """The mean loss per datum of held-out data, at the schedules' final values, with the same draws each time."""
         self._anneal(math.inf)
         losses = _Losses(every=math.inf)
         with evaluation_mode(self.model), torch.no_grad(), seeded(_VALIDATION_SEED):

@@ -1,0 +1,192 @@
+"""Models whose log p(x) is known, to check estimators against: in closed form, by enumeration or by quadrature."""
+
+import math
+from typing import Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyrovae._checks import at_least
+from pyrovae.model import VAEModel
+
+
+class LinearGaussian(VAEModel):
+    """z ~ N(0, I), x ~ N(W z + b, σ² I): everything about it is known.
+
+    With Λ = I + WᵀW/σ² the posterior is N(Λ⁻¹Wᵀ(x-b)/σ², Λ⁻¹), and the best mean-field posterior has the same mean
+    and variances 1/Λᵢᵢ.
+
+    Args:
+        w: ``(D, Z)``.
+        b: ``(D,)``.
+        noise: σ.
+        guide: ``"exact"`` posterior, best ``"mean_field"``, or ``"detuned"``: the best mean-field one with its mean
+            moved by ``shift`` and its scales multiplied by ``stretch``.
+        shift: see ``guide``.
+        stretch: see ``guide``.
+    """
+
+    def __init__(
+        self,
+        w: Float[Tensor, "d z"],
+        b: Float[Tensor, "d"],
+        noise: float,
+        *,
+        guide: Literal["exact", "mean_field", "detuned"] = "exact",
+        shift: float = 0.3,
+        stretch: float = 1.3,
+    ) -> None:
+        super().__init__()
+        if guide not in ("exact", "mean_field", "detuned"):
+            raise ValueError(f"guide must be 'exact', 'mean_field' or 'detuned'; got {guide!r}.")
+        self.event_shape = (len(w),)
+        self.w, self.b, self.noise = nn.Parameter(w), nn.Parameter(b), noise
+        self.guide_kind = guide
+        self.shift, self.stretch = (shift, stretch) if guide == "detuned" else (0.0, 1.0)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.w.new_zeros(self.w.shape[1]), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ self.w.T + self.b, self.noise).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        precision = self.precision()
+        mean = self.posterior_mean(x)
+        with pyro.plate("data", len(x)):
+            if self.guide_kind == "exact":
+                pyro.sample("z", dist.MultivariateNormal(mean, precision_matrix=precision))
+            else:
+                scale = self.stretch * precision.diagonal().rsqrt()
+                pyro.sample("z", dist.Normal(mean + self.shift, scale).to_event(1))
+
+    def precision(self) -> Float[Tensor, "z z"]:
+        """Λ, the posterior's precision matrix."""
+        identity = torch.eye(self.w.shape[1], dtype=self.w.dtype, device=self.w.device)
+        return identity + self.w.T @ self.w / self.noise**2
+
+    def posterior_mean(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch z"]:
+        """Λ⁻¹Wᵀ(x-b)/σ²."""
+        return torch.linalg.solve(self.precision(), ((x - self.b) @ self.w / self.noise**2).T).T
+
+    @torch.no_grad()
+    def exact_log_px(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch"]:
+        """log N(x; b, WWᵀ + σ²I), computed in float64."""
+        w, b = self.w.double(), self.b.double()
+        covariance = w @ w.T + self.noise**2 * torch.eye(len(w), dtype=w.dtype, device=w.device)
+        return torch.distributions.MultivariateNormal(b, covariance).log_prob(x.double())
+
+    @torch.no_grad()
+    def approximation_gap(self) -> float:
+        """log p(x) - ELBO of the best mean-field posterior: ½ (Σ ln Λᵢᵢ - ln |Λ|), the same for every x."""
+        precision = self.precision().double()
+        return 0.5 * (precision.diagonal().log().sum() - precision.logdet()).item()
+
+    @torch.no_grad()
+    def squared_cv(self) -> float:
+        """Relative variance of the best mean-field posterior's importance weights, |Λ|/√(|D| |2Λ-D|) - 1 with
+        D = diag Λ; infinite unless 2Λ - D is positive definite.
+        """
+        precision = self.precision().double()
+        diagonal = precision.diagonal().diag()
+        difference = 2.0 * precision - diagonal
+        if torch.linalg.eigvalsh(difference)[0] <= 0:
+            return math.inf
+        log_ratio = precision.logdet() - 0.5 * (diagonal.logdet() + difference.logdet())
+        return math.expm1(log_ratio.item())
+
+
+class BetaBernoulli(VAEModel):
+    """θ ~ Beta(a, b), n coin flips x: a conjugate model whose latent is neither normal nor a vector.
+
+    Args:
+        n: flips per datum.
+        a: prior successes.
+        b: prior failures.
+        detune: added to both parameters of the guide's Beta; 0 for the exact posterior.
+    """
+
+    def __init__(self, n: int, a: float = 2.0, b: float = 3.0, detune: float = 0.0) -> None:
+        super().__init__()
+        at_least(1, n=n)
+        self.event_shape = (n,)
+        self.prior = nn.Parameter(torch.tensor([a, b]))
+        self.detune = detune
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            theta = pyro.sample("theta", dist.Beta(self.prior[0], self.prior[1]))
+            pyro.sample("x", dist.Bernoulli(theta.unsqueeze(-1)).expand([*theta.shape, x.shape[-1]]).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        heads = x.sum(-1)
+        with pyro.plate("data", len(x)):
+            a = self.prior[0] + heads + self.detune
+            pyro.sample("theta", dist.Beta(a, self.prior[1] + x.shape[-1] - heads + self.detune))
+
+    @torch.no_grad()
+    def exact_log_px(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch"]:
+        """ln B(a + heads, b + tails) - ln B(a, b), in float64."""
+        a, b = self.prior.double()
+        heads = x.double().sum(-1)
+        return _log_beta(a + heads, b + x.shape[-1] - heads) - _log_beta(a, b)
+
+
+class DiscreteMixture(VAEModel):
+    """k ~ Categorical(π), x ~ Bernoulli(pₖ): a discrete latent, summed over exactly.
+
+    Args:
+        log_weights: unnormalised ln π, ``(K,)``.
+        logits: of the Bernoullis, ``(K, D)``.
+    """
+
+    def __init__(self, log_weights: Float[Tensor, "k"], logits: Float[Tensor, "k d"]) -> None:
+        super().__init__()
+        self.event_shape = (logits.shape[1],)
+        self.log_weights, self.logits = nn.Parameter(log_weights), nn.Parameter(logits)
+        self.encoder = nn.Linear(logits.shape[1], logits.shape[0])
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(logits=self.log_weights))
+            pyro.sample("x", dist.Bernoulli(logits=self.logits[k]).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Categorical(logits=self.encoder(x)))
+
+    def exact_log_px(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch"]:
+        """ln Σ_k πₖ p(x | k), in float64, with gradients."""
+        log_likelihood = dist.Bernoulli(logits=self.logits.double()).to_event(1).log_prob(x.double().unsqueeze(1))
+        return (log_likelihood + self.log_weights.double().log_softmax(0)).logsumexp(1)
+
+
+@torch.no_grad()
+def grid_log_px(
+    model: VAEModel, x: Float[Tensor, "batch *event"], *, site: str = "z", half_width: float = 6.0, points: int = 301
+) -> Float[Tensor, "batch"]:
+    """log p(x) by the trapezoidal rule over a square of a two-dimensional latent, in float64.
+
+    The rule converges faster than any power of the spacing as long as p(x, z) is smooth on that scale and vanishes
+    at the edge; compare two spacings to see that it has.
+
+    Args:
+        model: a model with one latent site of event shape ``(2,)``.
+        x: data ``(B, *event_shape)``.
+        site: the latent site.
+        half_width: the square is [-half_width, half_width]².
+        points: grid points per side.
+    """
+    axis = torch.linspace(-half_width, half_width, points, device=x.device, dtype=x.dtype)
+    grid = torch.cartesian_prod(axis, axis).unsqueeze(1)  # (points², 1, 2)
+    total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+    for part in grid.split(max(1, 2**21 // x.numel())):
+        latents = {site: part.expand(-1, len(x), -1)}
+        total = torch.logaddexp(total, model.log_joint(x, latents=latents).double().logsumexp(0))
+    return total + 2.0 * math.log(2.0 * half_width / (points - 1))
+
+
+def _log_beta(a: Tensor, b: Tensor) -> Tensor:
+    return torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)

@@ -1,0 +1,35 @@
+import os
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+
+matplotlib.use("Agg")
+torch.set_num_threads(int(os.environ.get("PYROVAE_TEST_THREADS", "1")))  # workers share the cores
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder with the real data sets; tests that need it are skipped, visibly, where it is not set."""
+    root = os.environ.get("PYROVAE_DATA")
+    if not root or not (Path(root) / "mnist").is_dir():
+        pytest.skip("PYROVAE_DATA is not set to a folder with the data sets")
+    return Path(root)

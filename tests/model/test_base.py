@@ -1,0 +1,209 @@
+"""What a model gets for nothing: sampling, encoding, saving, clear errors."""
+
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+
+import pyrovae as pv
+from pyrovae.posteriors import POSTERIORS
+from pyrovae.testing import DiscreteMixture
+from tests.models import Conditional, TwoSites, binary
+
+
+def small(posterior: str = "mean_field", **options) -> pv.VAE:
+    return pv.VAE((6,), 3, posterior=posterior, hidden=(16,), **options)
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_sample_encode_decode_reconstruct_interpolate(posterior: str) -> None:
+    vae, x = small(posterior), binary(4)
+    draws = vae.sample(7, seed=1)
+    assert draws.shape == (7, 6)
+    assert set(draws.unique().tolist()) <= {0.0, 1.0}
+    torch.testing.assert_close(draws, vae.sample(7, seed=1), rtol=0, atol=0)
+    assert vae.encode(x).shape == (4, 3)
+    assert vae.encode(x, num_samples=5).shape == (5, 4, 3)
+    assert vae.decode(torch.randn(2, 5, 3)).shape == (2, 5, 6)
+    assert vae.decode(torch.randn(3)).shape == (6,)
+    assert vae.reconstruct(x).shape == (4, 6)
+    lines = vae.interpolate(x[:2], x[2:], steps=5)
+    assert lines.shape == (5, 2, 6)
+    torch.testing.assert_close(lines[0], vae.decode(vae.encode(x[:2])))
+    torch.testing.assert_close(lines[-1], vae.decode(vae.encode(x[2:])))
+
+
+def test_decode_is_the_mean_of_the_likelihood() -> None:
+    vae, z = small(), torch.randn(4, 3)
+    torch.testing.assert_close(vae.decode(z), vae.p(z).mean)
+
+
+def test_encode_is_the_posterior_mean() -> None:
+    """In closed form, and by draws where there is none: within 4.5 standard errors of a far larger average."""
+    vae, x = small("planar"), binary(4)
+    mean = vae.encode(x)
+    draws = vae.encode(x, num_samples=20_000, seed=5)
+    assert ((mean - draws.mean(0)).abs() < 4.5 * draws.std(0) * (1 / 256 + 1 / 20_000) ** 0.5).all()
+    vae = small()
+    torch.testing.assert_close(vae.encode(x), vae.q(x).mean)
+
+
+def test_sampling_leaves_the_generator_and_mode_alone() -> None:
+    vae = small().train()
+    state = torch.get_rng_state()
+    vae.sample(3, seed=1), vae.encode(binary(2).clone(), num_samples=2, seed=1), vae.decode(torch.zeros(1, 3))
+    state_after_data = state  # binary() above drew from the generator
+    torch.set_rng_state(state_after_data)
+    vae.sample(3, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert vae.training
+    assert vae.encoder.training
+
+
+def test_several_sites_and_covariates() -> None:
+    model = TwoSites()
+    codes = model.encode(binary(4))
+    assert {name: tuple(z.shape) for name, z in codes.items()} == {"z2": (4, 2), "z1": (4, 3)}
+    assert model.decode(codes).shape == (4, 6)
+    assert model.reconstruct(binary(4)).shape == (4, 6)
+    with pytest.raises(ValueError, match="single latent site"):
+        model.interpolate(binary(2), binary(2))
+    with pytest.raises(ValueError, match="z2.*dict"):
+        model.decode(torch.randn(4, 2))
+    conditional, y = Conditional(), torch.randn(4, 2)
+    assert conditional.sample(4, y).shape == (4, 6)
+    assert conditional.reconstruct(binary(4), y).shape == (4, 6)
+
+
+@pytest.mark.parametrize("make", [small, lambda: small("iaf", prior="vamp"), TwoSites])
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, pv.ELBO, pv.IWAE])
+def test_plain_svi_trains_composed_and_subclassed_models(make, elbo) -> None:
+    pyro.clear_param_store()
+    model, x = make(), binary(50)
+    before = copy.deepcopy(model.state_dict())
+    svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 0.02}), elbo())
+    losses = [svi.step(x) for _ in range(60)]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+    moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert {name.split(".")[0] for name in moved} >= {"decoder"}
+    assert any("encode" in name for name in moved)
+    pyro.clear_param_store()
+
+
+def test_models_live_side_by_side() -> None:
+    pyro.clear_param_store()
+    a, b = small(), small()
+    pv.fit(a, binary(50), epochs=2, progress=False)
+    before = copy.deepcopy(b.state_dict())
+    pv.log_marginal(b, binary(5), num_samples=10, progress=False)
+    assert len(pyro.get_param_store()) == 0
+    assert all(torch.equal(v, before[k]) for k, v in b.state_dict().items())
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_save_and_load(posterior: str, tmp_path) -> None:
+    vae, x = small(posterior, prior="mixture", posterior_options={}), binary(4)
+    path = vae.save(tmp_path / "new" / "vae.safetensors")
+    for twin in (pv.load(path), pv.VAE.load(path)):
+        assert isinstance(twin, pv.VAE)
+        assert twin.config == vae.config
+        torch.testing.assert_close(twin.encode(x), vae.encode(x), rtol=0, atol=0)
+    assert [p.name for p in path.parent.iterdir()] == ["vae.safetensors"]
+
+
+def test_save_and_load_a_subclass(tmp_path) -> None:
+    model = DiscreteMixture(torch.zeros(3), torch.randn(3, 6))
+    path = model.save(tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match="pass log_weights, logits"):
+        DiscreteMixture.load(path)
+    twin = DiscreteMixture.load(path, log_weights=torch.zeros(3), logits=torch.zeros(3, 6))
+    torch.testing.assert_close(twin.logits, model.logits)
+    with pytest.raises(ValueError, match="holds a DiscreteMixture, not a VAE"):
+        pv.VAE.load(path)
+    with pytest.raises(ValueError, match="do not fit"):
+        DiscreteMixture.load(path, log_weights=torch.zeros(2), logits=torch.zeros(2, 6))
+
+
+def test_damaged_and_missing_models_are_named(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        pv.load(tmp_path / "none")
+    path = small().save(tmp_path / "vae.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="damaged"):
+        pv.load(path)
+
+
+def test_a_killed_save_leaves_the_old_file(tmp_path) -> None:
+    path = small().save(tmp_path / "vae.safetensors")
+    before = path.read_bytes()
+    code = (
+        "import os, sys, pyrovae as pv, pyrovae.model.base as base\n"
+        "def die(*args): os.kill(os.getpid(), 9)\n"
+        "os.replace = die\n"
+        "pv.VAE((6,), 3, hidden=(16,)).save(sys.argv[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert done.returncode == -9
+    assert path.read_bytes() == before
+    pv.load(path)
+
+
+def test_unknown_names_suggest_the_right_one() -> None:
+    with pytest.raises(ValueError, match=r"unknown posterior 'planer'. Did you mean 'planar'\? Registered: mean_field"):
+        small("planer")
+    with pytest.raises(ValueError, match="unknown prior"):
+        small(prior="x")
+    with pytest.raises(ValueError, match="unknown likelihood"):
+        small(likelihood="poisson")
+    with pytest.raises(ValueError, match="unknown network"):
+        small(network="resnet")
+    assert isinstance(small("Mean-Field").posterior, pv.posteriors.MeanFieldNormal)
+
+
+def test_vamp_refuses_posteriors_that_cannot_be_scored() -> None:
+    for name, family in POSTERIORS.items():
+        if family.can_score:
+            small(name, prior="vamp").log_terms(binary(4), num_particles=2)
+        else:
+            with pytest.raises(ValueError, match=r"VampPrior scores .* Use one of mean_field"):
+                small(name, prior="vamp")
+
+
+@pytest.mark.parametrize("bad", [{"latent_dim": 0}, {"event_shape": ()}, {"hidden": ()}, {"event_shape": (0,)}])
+def test_bad_arguments_are_named(bad: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        pv.VAE(**{"event_shape": (6,), "latent_dim": 3, **bad})
+    with pytest.raises(ValueError, match="prior_options"):
+        small(prior=pv.priors.StandardNormal(3), prior_options={"num_components": 3})
+
+
+def test_images_and_custom_networks() -> None:
+    conv = pv.VAE(
+        (1, 8, 8), 3, network="conv", hidden=(32,), likelihood="categorical", likelihood_options={"num_levels": 17}
+    )
+    x = torch.randint(0, 17, (4, 1, 8, 8)) / 16
+    assert conv.log_terms(x, num_particles=2).log_weight.shape == (2, 4)
+    assert conv.sample(3).shape == (3, 1, 8, 8)
+    flat = pv.VAE((1, 8, 8), 3, network="gated_mlp", hidden=(32, 16), likelihood="gaussian")
+    assert flat.log_terms(x, num_particles=2).log_weight.shape == (2, 4)
+    custom = pv.VAE((6,), 3, hidden=(16,), encoder=pv.networks.MLP(6, [9], 16), decoder=pv.networks.MLP(3, [9], 6))
+    assert custom.log_terms(binary(4)).log_weight.shape == (1, 4)
+    assert custom.config is None
+
+
+def test_undefined_model_and_unknown_event_shape() -> None:
+    with pytest.raises(NotImplementedError, match="must define model"):
+        pv.VAEModel().model(binary(2))
+
+    class Shapeless(TwoSites):
+        event_shape = None
+
+    with pytest.raises(ValueError, match=r"set self.event_shape"):
+        Shapeless().sample(3)
+    with pytest.raises(ValueError, match="n must be at least 1"):
+        small().sample(0)

@@ -1,0 +1,52 @@
+"""What every prior must satisfy."""
+
+import math
+
+import pytest
+import torch
+
+from pyrovae.posteriors import MeanFieldNormal
+from pyrovae.priors import PRIORS, VampPrior
+from tests.cases import CONTEXT, LATENT, randomized
+from tests.cases import PRIORS as CASES
+
+
+def posterior_at(x: torch.Tensor):
+    torch_state = torch.get_rng_state()
+    family = randomized(MeanFieldNormal(LATENT, CONTEXT))
+    torch.set_rng_state(torch_state)
+    return family(x)
+
+
+def test_every_registered_family_has_a_case() -> None:
+    assert {type(make()) for make in CASES.values()} == set(PRIORS.values())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_density_integrates_to_one_and_matches_samples(name: str) -> None:
+    with torch.no_grad():
+        p = randomized(CASES[name]())(posterior_at)
+        z = p.sample((200_000,))
+        assert z.shape == (200_000, LATENT)
+        wide = torch.distributions.MultivariateNormal(z.mean(0), 1.5 * z.T.cov())
+        other = wide.sample((200_000,))
+        integral = (p.log_prob(other) - wide.log_prob(other)).exp()
+        # E_p[r/p] = 1 only if the draws follow the density.
+        narrow = torch.distributions.MultivariateNormal(z.mean(0), 0.3 * z.T.cov())
+        match = (narrow.log_prob(z) - p.log_prob(z)).exp()
+    for ratio in (integral, match):
+        assert abs(ratio.mean() - 1.0) < 4 * ratio.std() / math.sqrt(len(ratio))
+
+
+def test_vamp_is_the_mixture_of_posteriors() -> None:
+    prior = randomized(VampPrior(LATENT, event_shape=(CONTEXT,), num_pseudo_inputs=4))
+    z = torch.randn(7, LATENT, dtype=torch.float64)
+    q = posterior_at(prior.pseudo_inputs)
+    by_hand = torch.stack([q.log_prob(z[i].expand(4, LATENT)).logsumexp(0) - math.log(4) for i in range(7)])
+    torch.testing.assert_close(prior(posterior_at).log_prob(z), by_hand)
+    assert 0 < prior.pseudo_inputs.min() < prior.pseudo_inputs.max() < 1
+
+
+def test_vamp_without_a_posterior_says_so() -> None:
+    with pytest.raises(ValueError, match="posterior_at"):
+        VampPrior(LATENT, event_shape=(CONTEXT,))()
