@@ -1,7 +1,9 @@
 """Sphinx configuration. The build needs no network: `sphinx-build -W --keep-going -b html docs docs/_build/html`."""
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -23,9 +25,11 @@ nb_execution_mode = "off"  # the tests execute the notebooks; the pages show the
 
 # Docstrings: Google style; shapes and types move from the signature into the list of parameters.
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
 autodoc_class_signature = "mixed"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # "Attributes:" describes; it does not define the names a second time
@@ -33,3 +37,21 @@ napoleon_use_ivar = True  # "Attributes:" describes; it does not define the name
 html_theme = "furo"
 html_title = f"pyrovae {release}"
 html_show_sourcelink = False
+
+
+def _as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text, so that in a terminal they read as they should: here they become reST.
+
+    A bar is mathematics, not a substitution; a letter may follow a literal (``ELBO``s); "latent_dim: Z." describes, it lists nothing.
+    """
+    for i, line in enumerate(lines):
+        parts = re.split(r"(``.+?``)", line)  # text, literal, text, ...
+        for j in range(0, len(parts), 2):
+            parts[j] = parts[j].replace("|", r"\|")
+            if j and parts[j][:1].isalnum():
+                parts[j] = r"\ " + parts[j]
+        lines[i] = re.sub(r"^(\s+|:ivar \w+: )(\w\.)$", r"\1\\\2", "".join(parts))
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", _as_rest)

@@ -55,7 +55,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, (pd.DataFrame, pd.Series)):
         value = value.to_numpy()
     try:
-        return torch.as_tensor(np.asarray(value))
+        return torch.as_tensor(np.require(value, requirements="W"))  # pandas gives read-only views
     except TypeError as error:
         raise ValueError(
             f"{name} must be a tensor, array or DataFrame of numbers; got {type(value).__name__} "

@@ -24,14 +24,14 @@ class TwoSites(pv.VAEModel):
         with pyro.plate("data", len(x)):
             z2 = pyro.sample("z2", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
             loc, raw = self.middle(z2).chunk(2, -1)
-            z1 = pyro.sample("z1", dist.Normal(loc, raw.exp()).to_event(1))
+            z1 = pyro.sample("z1", dist.Normal(loc, (0.3 * raw).exp()).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(z1)).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
         def draw(name: str, head: nn.Linear, parent: Tensor | None) -> Tensor:
             h = x if parent is None else torch.cat([x.expand(*parent.shape[:-1], 6), parent], -1)
             loc, raw = head(h).chunk(2, -1)
-            return pyro.sample(name, dist.Normal(loc, raw.exp()).to_event(1))
+            return pyro.sample(name, dist.Normal(loc, (0.3 * raw).exp()).to_event(1))
 
         with pyro.plate("data", len(x)):
             if self.bottom_up:

@@ -144,8 +144,7 @@ def log_marginal(
 
     columns: list[dict[str, np.ndarray]] = []
     with _strict(model, home, target), seeded(seed):
-        terms = model.check(*parts[0:2])
-        model.check_support(terms, x.to(target))
+        terms = model.check(*parts[:])
         per_draw = bytes_per_draw(lambda k: model.log_terms(*parts[0:1], num_particles=k))
         budget = default_budget(target) if memory_budget is None else memory_budget
         at_least(1, memory_budget=budget)

@@ -91,19 +91,21 @@ class VAEModel(PyroModule):
             return log_joint(self.model, x, *covariates, latents=latents, max_plate_nesting=self.max_plate_nesting)
 
     def check(self, x: Tensor, *covariates: Any, name: str = "x") -> LogTerms:
-        """One pass with Pyro's and torch's validation on, so that mistakes surface before a long run.
+        """Run the first two data with Pyro's and torch's validation on, and look at every datum's values, so that
+        mistakes surface before a long run.
 
         Raises:
             ValueError: a wrong shape, data outside the likelihood's support, or a malformed model or guide.
         """
+        head = tuple(c[:2] if isinstance(c, Tensor) and c.dim() else c for c in covariates)
         with torch.no_grad(), seeded(0):
             try:
                 with pyro.distributions.validation_enabled(False):
-                    terms = self.log_terms(x, *covariates)
+                    terms = self.log_terms(x[:2], *head)
                 self.check_support(terms, x, name)
                 with pyro.validation_enabled(True):
-                    self.log_terms(x, *covariates)
-                    return self.log_terms(x, *covariates, num_particles=2)
+                    self.log_terms(x[:2], *head)
+                    return self.log_terms(x[:2], *head, num_particles=2)
             except RuntimeError as error:
                 raise ValueError(
                     f"model or guide fails on {name} of shape {tuple(x.shape)}: {error} Check the event shape "
@@ -197,12 +199,13 @@ class VAEModel(PyroModule):
             covariates: as in the model, for as many data as the leading dimensions of ``z`` hold.
         """
         with self._inference(0):
-            named = dict(z) if isinstance(z, Mapping) else {self._latent_site(*covariates): z}
-            named = {name: value.to(self.like()) for name, value in named.items()}
-            lead = torch.Size([len(next(iter(named.values())))])
-            if not isinstance(z, Mapping):
+            if isinstance(z, Mapping):
+                named = dict(z)
+                lead = next(iter(named.values())).shape[:1]
+            else:
                 lead = z.shape[:-1]
-                named = {name: value.reshape(-1, value.shape[-1]) for name, value in named.items()}
+                named = {self._latent_site(lead.numel(), *covariates): z.reshape(-1, z.shape[-1])}
+            named = {name: value.to(self.like()) for name, value in named.items()}
             trace = poutine.trace(poutine.condition(self.model, data=named)).get_trace(
                 self._template(lead.numel()), *covariates
             )
@@ -313,8 +316,8 @@ class VAEModel(PyroModule):
             )
         return self.like().new_zeros(n, *self.event_shape)
 
-    def _latent_site(self, *covariates: Any) -> str:
-        trace = poutine.trace(self.model).get_trace(self._template(1), *covariates)
+    def _latent_site(self, n: int, *covariates: Any) -> str:
+        trace = poutine.trace(self.model).get_trace(self._template(n), *covariates)
         latent = [n for n, s in sample_sites(trace).items() if not s["is_observed"]]
         if len(latent) != 1:
             raise ValueError(f"the model has the latent sites {latent}: pass decode() a dict with a value for each.")

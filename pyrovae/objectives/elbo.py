@@ -60,16 +60,22 @@ class ELBO(Objective):
         return self._per_particle(terms).mean(0)
 
     def surrogate(self, terms: LogTerms) -> Float[Tensor, "batch"]:
-        bound = self._per_particle(terms)
+        bound = value = self._per_particle(terms)
         for site in terms.not_reparameterized:
             log_q = terms.log_posterior[site]
-            bound = bound + log_q * bound.detach() - (log_q * bound.detach()).detach()
+            score = value.detach()
+            if not self._exact(terms, site):
+                score = score + self.weight  # takes out the gradient of -β log q itself, whose mean is zero
+            bound = bound + (log_q - log_q.detach()) * score
         return bound.mean(0)
+
+    def _exact(self, terms: LogTerms, site: str) -> bool:
+        return bool(self.analytic_kl) and terms.closed_form_kl(site) is not None
 
     def _per_particle(self, terms: LogTerms) -> Float[Tensor, "particles batch"]:
         kl = torch.zeros_like(terms.reconstruction)
         for site in terms.log_posterior:
-            if self.analytic_kl is True and terms.closed_form_kl(site) is None:
+            if self.analytic_kl is True and not self._exact(terms, site):
                 raise ValueError(f"site {site!r} has no closed-form KL; use analytic_kl='auto'.")
             kl = kl + terms.kl(site, closed_form=bool(self.analytic_kl))
         return terms.reconstruction - self.weight * kl

@@ -55,11 +55,11 @@ def test_encode_is_the_posterior_mean() -> None:
 
 def test_sampling_leaves_the_generator_and_mode_alone() -> None:
     vae = small().train()
-    state = torch.get_rng_state()
-    vae.sample(3, seed=1), vae.encode(binary(2).clone(), num_samples=2, seed=1), vae.decode(torch.zeros(1, 3))
-    state_after_data = state  # binary() above drew from the generator
-    torch.set_rng_state(state_after_data)
+    x, state = binary(2), torch.get_rng_state()
     vae.sample(3, seed=1)
+    vae.encode(x, num_samples=2, seed=1)
+    vae.decode(torch.zeros(1, 3))
+    vae.reconstruct(x)
     assert torch.equal(torch.get_rng_state(), state)
     assert vae.training
     assert vae.encoder.training
@@ -73,14 +73,14 @@ def test_several_sites_and_covariates() -> None:
     assert model.reconstruct(binary(4)).shape == (4, 6)
     with pytest.raises(ValueError, match="single latent site"):
         model.interpolate(binary(2), binary(2))
-    with pytest.raises(ValueError, match="z2.*dict"):
+    with pytest.raises(ValueError, match=r"z2.*dict"):
         model.decode(torch.randn(4, 2))
     conditional, y = Conditional(), torch.randn(4, 2)
     assert conditional.sample(4, y).shape == (4, 6)
     assert conditional.reconstruct(binary(4), y).shape == (4, 6)
 
 
-@pytest.mark.parametrize("make", [small, lambda: small("iaf", prior="vamp"), TwoSites])
+@pytest.mark.parametrize("make", [small, lambda: small("iaf", prior="mixture"), TwoSites])
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, pv.ELBO, pv.IWAE])
 def test_plain_svi_trains_composed_and_subclassed_models(make, elbo) -> None:
     pyro.clear_param_store()
@@ -168,7 +168,7 @@ def test_unknown_names_suggest_the_right_one() -> None:
 def test_vamp_refuses_posteriors_that_cannot_be_scored() -> None:
     for name, family in POSTERIORS.items():
         if family.can_score:
-            small(name, prior="vamp").log_terms(binary(4), num_particles=2)
+            small(name, prior="vamp", prior_options={"num_pseudo_inputs": 5}).log_terms(binary(4), num_particles=2)
         else:
             with pytest.raises(ValueError, match=r"VampPrior scores .* Use one of mean_field"):
                 small(name, prior="vamp")

@@ -23,8 +23,8 @@ def test_every_pixel_reaches_the_code_and_back() -> None:
     x = torch.randn(1, 1, 28, 20, requires_grad=True)
     ConvEncoder((1, 28, 20), 10)(x).sum().backward()
     assert (x.grad != 0).all()
-    z = torch.randn(1, 10)
-    out = ConvDecoder(10, (1, 28, 20), 1)
+    z = torch.randn(1, 10, dtype=torch.float64)
+    out = ConvDecoder(10, (1, 28, 20), 1).double()
     assert (out(z) != out(z + 0.5)).all()
 
 

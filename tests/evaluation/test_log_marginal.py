@@ -1,0 +1,245 @@
+"""What log_marginal returns, refuses and leaves alone."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyro
+import pytest
+import torch
+
+import pyrovae as pv
+from pyrovae.evaluation.chunks import chunk_sizes
+from pyrovae.evaluation.stream import WeightStream
+from pyrovae.evaluation.tail import tail_length
+from tests.models import Conditional, TwoSites, binary
+
+
+def small(posterior: str = "mean_field", **options) -> pv.VAE:
+    return pv.VAE((6,), 3, posterior=posterior, hidden=(16,), **options)
+
+
+def evaluate(model: pv.VAEModel, *args, **kwargs) -> pv.MarginalResult:
+    return pv.log_marginal(model, *args, **{"num_samples": 50, "progress": False, **kwargs})
+
+
+def test_columns_summary_and_bounds() -> None:
+    result = evaluate(small(), binary(8), bounds=(1, 10, 5000))
+    assert list(result.pointwise.columns[:6]) == ["log_px", "mc_se", "ess", "khat", "elbo", "non_finite"]
+    assert result.bounds == (1, 10, 50)
+    assert len(result.pointwise) == 8
+    row = result.summary()
+    p = result.pointwise
+    assert row["log_px"] == pytest.approx(p["log_px"].mean())
+    assert row["se_data"] == pytest.approx(p["log_px"].std() / math.sqrt(8))
+    assert row["mc_se"] == pytest.approx(np.sqrt((p["mc_se"] ** 2).sum()) / 8)
+    assert row["bits_per_dim"] == pytest.approx(-row["log_px"] / (6 * math.log(2)))
+    assert (p["elbo"] <= p["log_px"]).mean() > 0.8
+    assert (p["L_50"] == p["log_px"]).all()
+
+
+def test_bits_per_dim_only_for_discrete_data() -> None:
+    assert "bits_per_dim" not in evaluate(small(likelihood="gaussian"), torch.randn(4, 6)).summary()
+
+
+@pytest.mark.parametrize("make", [small, TwoSites, lambda: small("planar"), lambda: small("iaf", prior="mixture")])
+def test_stream_equals_one_big_run(make, monkeypatch) -> None:
+    """Chunks over particles and data, reduced as they come, against all weights at once in float64."""
+    model, x, chunks = make(), binary(5), {}
+    update = WeightStream.update
+
+    def spy(self, log_weight):
+        chunks.setdefault(self, []).append(log_weight.double())
+        update(self, log_weight)
+
+    monkeypatch.setattr(WeightStream, "update", spy)
+    monkeypatch.setattr("pyrovae.evaluation.log_marginal.chunk_sizes", lambda *args: (2, 270))
+    result = evaluate(model, x, num_samples=1000)
+    assert [len(c) for c in chunks.values()] == [4, 4, 4]
+    w = torch.cat([torch.cat(c) for c in chunks.values()], 1)
+    assert w.shape == (1000, 5)
+    p = result.pointwise
+    np.testing.assert_allclose(p["log_px"], w.logsumexp(0) - math.log(1000), rtol=1e-12)
+    np.testing.assert_allclose(p["elbo"], w.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(p["L_1_se"], w.std(0) / math.sqrt(1000), rtol=1e-10)
+    np.testing.assert_allclose(p["ess"], (2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp(), rtol=1e-10)
+    blocks = w.unflatten(0, (10, 100)).logsumexp(1) - math.log(100)
+    np.testing.assert_allclose(p["L_100"], blocks.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(p["L_100_se"], blocks.std(0) / math.sqrt(10), rtol=1e-9)
+
+
+def test_seed_decides_and_leaves_the_generator() -> None:
+    model, x = small(), binary(4)
+    state = torch.get_rng_state()
+    a, b, c = evaluate(model, x), evaluate(model, x), evaluate(model, x, seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+    pd.testing.assert_frame_equal(a.pointwise, b.pointwise)
+    assert (a.pointwise["log_px"] != c.pointwise["log_px"]).all()
+
+
+def test_leaves_the_model_and_the_process_as_they_were() -> None:
+    model = small().train()
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    evaluate(model, binary(4))
+    assert model.training
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert torch.distributions.Distribution._validate_args
+    assert torch.backends.cudnn.allow_tf32
+    assert len(pyro.get_param_store()) == 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_evaluation_mode_is_used() -> None:
+    model = small(encoder=torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Dropout(0.9))).train()
+    evaluate(model, binary(4))
+    seen = []
+    model.encoder.register_forward_hook(lambda module, args, out: seen.append(module.training))
+    evaluate(model, binary(4))
+    assert not any(seen)
+    assert model.encoder[1].training
+
+
+def test_arrays_frames_and_covariates() -> None:
+    model, x = small(), binary(4)
+    expected = evaluate(model, x)
+    for same in (x.numpy(), x.double().numpy(), pd.DataFrame(x.numpy())):
+        pd.testing.assert_frame_equal(evaluate(model, same).pointwise, expected.pointwise)
+        assert evaluate(model, same).data_hash == expected.data_hash
+    y = torch.randn(4, 2)
+    assert len(evaluate(Conditional(), x, y).pointwise) == 4
+    with pytest.raises(ValueError, match="covariate 0 has 3 rows and x has 4"):
+        evaluate(Conditional(), x, y[:3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_model_in_its_own_precision(dtype: torch.dtype) -> None:
+    assert np.isfinite(evaluate(small().to(dtype), binary(4)).pointwise["log_px"]).all()
+
+
+def test_one_draw_has_no_standard_error() -> None:
+    p = evaluate(small(), binary(4), num_samples=1).pointwise
+    assert p["mc_se"].isna().all()
+    assert p["khat"].isna().all()
+    assert (p["log_px"] == p["elbo"]).all()
+
+
+def test_non_finite_weights_are_counted_not_dropped() -> None:
+    model = small()
+
+    class Poisoned(torch.nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            logits = z[..., :1].expand(*z.shape[:-1], 6)
+            return torch.where(logits > 2.0, torch.nan, logits)
+
+    model.decoder = Poisoned()
+    result = evaluate(model, binary(4), num_samples=1000)
+    assert (result.pointwise["non_finite"] > 0).any()
+    assert result.summary()["non_finite"] == (result.pointwise["non_finite"] > 0).sum()
+    assert math.isnan(result.summary()["log_px"])
+    assert math.isnan(result.summary()["se_data"])
+
+
+BAD = {
+    "shape": (lambda: torch.zeros(4, 7), r"x has shape \(4, 7\); the model needs \(N, 6\)"),
+    "one datum": (lambda: torch.zeros(6), r"pass x.unsqueeze\(0\)"),
+    "image": (lambda: torch.zeros(4, 2, 3), r"Pass x.reshape\(-1, 6\)"),
+    "integer": (lambda: torch.zeros(4, 6, dtype=torch.int64), r"x has dtype int64; .* x.float\(\) / 255"),
+    "boolean": (lambda: torch.zeros(4, 6, dtype=torch.bool), "x has dtype bool"),
+    "NaN": (lambda: torch.full((4, 6), math.nan), "24 NaN or infinite value.*first in row 0"),
+    "infinite": (lambda: torch.tensor([[0.0] * 6, [math.inf] * 6]), "6 NaN or infinite value.*first in row 1"),
+    "support": (
+        lambda: torch.full((4, 6), 0.5),
+        r"24 value\(s\) outside the support .* 'x' .*Bernoulli.*e.g. 0.5.* Binarise",
+    ),
+    "empty": (lambda: torch.zeros(0, 6), "x is empty"),
+    "text": (lambda: np.array([["a"] * 6]), "x must be a tensor, array or DataFrame of numbers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_data_is_named(name: str) -> None:
+    make, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        evaluate(small(), make())
+
+
+def test_bad_support_late_in_the_data_is_found() -> None:
+    x = binary(500)
+    x[400, 3] = 0.25
+    with pytest.raises(ValueError, match=r"1 value\(s\) outside the support"):
+        evaluate(small(), x)
+
+
+def test_bad_arguments_are_named() -> None:
+    model, x = small(), binary(4)
+    for bad in (0, -5, 2.5, True):
+        with pytest.raises(ValueError, match="num_samples"):
+            evaluate(model, x, num_samples=bad)
+    with pytest.raises(ValueError, match="bounds"):
+        evaluate(model, x, bounds=(0,))
+    with pytest.raises(TypeError, match=r"needs a pyrovae.VAEModel.*Linear"):
+        evaluate(torch.nn.Linear(6, 6), x)
+    with pytest.raises(ValueError, match="'warp' is not a torch device"):
+        evaluate(model, x, device="warp")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"'cuda' is not there: torch sees 0 CUDA device"):
+            evaluate(model, x, device="cuda")
+
+
+def test_a_subclass_with_a_wrong_shape_says_where() -> None:
+    class Wrong(TwoSites):
+        event_shape = None
+
+    with pytest.raises(ValueError, match=r"(?s)fails on x of shape .*leading dimensions"):
+        evaluate(Wrong(), torch.zeros(4, 5))
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "budget", "cost", "expected"),
+    [
+        (100, 50, 10_000, 10, (20, 50)),
+        (100, 5000, 10_000, 10, (1, 1000)),
+        (3, 7, 10**9, 1, (3, 7)),
+        (5, 9, 1, 10, (1, 1)),
+    ],
+)
+def test_chunks_fit_the_budget(n: int, k: int, budget: int, cost: int, expected: tuple[int, int]) -> None:
+    batch, draws = chunk_sizes(n, k, budget, cost)
+    assert (batch, draws) == expected
+    assert batch * draws * cost <= max(budget, cost)
+
+
+@pytest.mark.slow
+def test_peak_memory_grows_neither_with_draws_nor_with_data() -> None:
+    """Peak resident memory of fresh processes, each with enough work to fill the budget (64 MiB) many times."""
+    code = """
+import resource, sys, torch, pyrovae as pv
+torch.set_num_threads(1)
+torch.manual_seed(0)
+vae = pv.VAE((784,), 16, hidden=(100,))
+n, k = int(sys.argv[1]), int(sys.argv[2])
+x = (torch.rand(n, 784) < 0.3).float()
+pv.log_marginal(vae, x, num_samples=k, progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    peak = {}
+    for n, k in ((40, 500), (5, 50_000), (1000, 500)):
+        done = subprocess.run([sys.executable, "-c", code, str(n), str(k)], check=True, capture_output=True, text=True)
+        peak[n, k] = int(done.stdout) / 1024
+    print(f"peak MiB by (data, draws): {peak}")
+    # One kept 784-pixel decoder output would add 750 MiB to either of the larger runs.
+    assert peak[5, 50_000] - peak[40, 500] < 32, peak
+    assert peak[1000, 500] - peak[40, 500] < 32, peak
+
+
+def test_the_stream_keeps_the_tail_and_nothing_else() -> None:
+    def kept(num_samples: int) -> int:
+        stream = WeightStream(3, num_samples, (1, 100, num_samples), torch.device("cpu"))
+        for _ in range(num_samples // 100):
+            stream.update(torch.randn(100, 3))
+        parts = [vars(stream), *(vars(block) for block in stream._blocks.values())]
+        return sum(t.numel() for part in parts for t in part.values() if isinstance(t, torch.Tensor))
+
+    assert kept(50_000) - kept(500) == 3 * (tail_length(50_000) - tail_length(500))

@@ -1,0 +1,54 @@
+import math
+import warnings
+
+import arviz as az
+import numpy as np
+import pytest
+import torch
+
+from pyrovae.evaluation import khat_threshold, pareto_khat
+from pyrovae.evaluation.tail import tail_length
+
+
+def arviz_khat(log_weights: np.ndarray) -> np.ndarray:
+    """k̂ by ArviZ: 0.x takes log-weights, 1.x negates what it is given."""
+    sign = 1.0 if int(az.__version__.split(".")[0]) == 0 else -1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.asarray(az.psislw(sign * log_weights)[1])
+
+
+@pytest.mark.parametrize("k", [50, 500, 5000])
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
+def test_equals_arviz(k: int, spread: float) -> None:
+    w = spread * torch.randn(8, k, dtype=torch.float64)
+    ours = pareto_khat(w.topk(tail_length(k) + 1).values)
+    np.testing.assert_allclose(ours, arviz_khat(w.numpy()), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [0.2, 0.5, 0.9])
+def test_recovers_the_shape_of_a_pareto_tail(shape: float) -> None:
+    u = torch.rand(200, 20_000, dtype=torch.float64)
+    khat = pareto_khat((-shape * torch.log(u)).topk(tail_length(20_000) + 1).values)
+    # The weak prior pulls by (0.5 - k)·10/(n + 10).
+    pull = (0.5 - shape) * 10 / (tail_length(20_000) + 10)
+    assert (khat.mean() - shape - pull).abs() < 4 * khat.std() / math.sqrt(200) + 0.01
+
+
+def test_edge_cases() -> None:
+    assert pareto_khat(torch.zeros(1, 40)).item() == -math.inf
+    assert math.isnan(pareto_khat(torch.randn(1, 5)).item())
+    tied = torch.zeros(1, 40)
+    tied[0, 0] = 1.0
+    assert pareto_khat(tied).item() == math.inf
+    poisoned = torch.randn(1, 40).sort(descending=True).values
+    poisoned[0, 3] = math.nan
+    assert math.isnan(pareto_khat(poisoned).item())
+    far = torch.tensor([[1000.0, *range(0, -39, -1)]])
+    assert pareto_khat(far).item() > 0.7 or pareto_khat(far).item() == math.inf
+
+
+def test_threshold() -> None:
+    assert khat_threshold(5000) == pytest.approx(0.7)
+    assert khat_threshold(100) == pytest.approx(0.5)
+    assert khat_threshold(10) == -math.inf
