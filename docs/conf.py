@@ -42,7 +42,8 @@ html_show_sourcelink = False
 def _as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are plain text, so that in a terminal they read as they should: here they become reST.
 
-    A bar is mathematics, not a substitution; a letter may follow a literal (``ELBO``s); "latent_dim: Z." describes, it lists nothing.
+    A bar is mathematics, not a substitution; a letter may follow a literal (``ELBO``s); "Z." alone is a description,
+    not an item of a list.
     """
     for i, line in enumerate(lines):
         parts = re.split(r"(``.+?``)", line)  # text, literal, text, ...

@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from pyrovae import datasets, distributions, evaluation, likelihoods, networks, posteriors, priors
+from pyrovae import datasets, distributions, evaluation, likelihoods, networks, plots, posteriors, priors
 from pyrovae.evaluation import MarginalResult, compare, log_marginal
 from pyrovae.model import VAE, LogTerms, VAEModel, load
 from pyrovae.objectives import ELBO, IWAE, cosine_warmup, cyclical, linear_warmup
@@ -29,6 +29,7 @@ __all__ = [
     "load",
     "log_marginal",
     "networks",
+    "plots",
     "posteriors",
     "priors",
 ]

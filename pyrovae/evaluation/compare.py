@@ -21,9 +21,9 @@ def compare(results: Mapping[str, MarginalResult], *, reference: str | None = No
         reference: the name differences are taken to; by default the first.
 
     Returns:
-        One row per model: ``log_px``, ``se_data``, ``mc_se``, ``diff``, ``diff_se``, ``diff_mc_se``, ``elbo``,
-        ``median_ess``, ``median_khat``, ``khat_high`` (fraction over the threshold), ``non_finite`` and,
-        for discrete likelihoods, ``bits_per_dim``. In nats except the last.
+        A table with one row per model and the columns ``log_px``, ``se_data``, ``mc_se``, ``diff``, ``diff_se``,
+        ``diff_mc_se``, ``elbo``, ``median_ess``, ``median_khat``, ``khat_high`` (fraction over the threshold),
+        ``non_finite`` and, for discrete likelihoods, ``bits_per_dim``. In nats except the last.
 
     Raises:
         ValueError: no results, an unknown reference, or results on different data.

@@ -29,8 +29,8 @@ def pareto_khat(largest: Float[Tensor, "batch tail_and_threshold"]) -> Float[Ten
             ``tail_length(K) + 1`` largest of K.
 
     Returns:
-        k̂ per row: NaN with fewer than five tail weights or any NaN weight, -inf where the whole tail is equal
-        (weights bounded by the threshold), +inf where ties in the tail rule a fit out.
+        k̂ for every row. It is NaN with fewer than five tail weights or any NaN weight, -inf where the whole tail is
+        equal (weights bounded by the threshold), +inf where ties in the tail rule a fit out.
     """
     w = largest.to(torch.float64)
     n = w.shape[1] - 1

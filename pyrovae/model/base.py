@@ -156,6 +156,13 @@ class VAEModel(PyroModule):
             trace = poutine.trace(poutine.uncondition(self.model)).get_trace(self._template(n), *covariates)
             return self._data_site(trace)["value"]
 
+    def sample_latents(self, n: int, *covariates: Any, seed: int | None = None) -> Any:
+        """Draw latents from the prior: ``(n, *latent)``, or a dict by site where there are several."""
+        at_least(1, n=n)
+        with self._inference(seed):
+            trace = poutine.trace(self.model).get_trace(self._template(n), *covariates)
+        return _only({name: s["value"] for name, s in sample_sites(trace).items() if not s["is_observed"]})
+
     def encode(
         self,
         x: Float[Tensor, "batch *event"],
@@ -189,13 +196,14 @@ class VAEModel(PyroModule):
                     for name, z in self._draw(x, *covariates, num_samples=_MEAN_BLOCK).items():
                         sums[name] = sums.get(name, 0.0) + z.mean(0) / _MEAN_BLOCKS
                 latents = sums
-        return next(iter(latents.values())) if len(latents) == 1 else latents
+        return _only(latents)
 
     def decode(self, z: Any, *covariates: Any) -> Float[Tensor, "*batch_event"]:
         """The mean of p(x | z).
 
         Args:
-            z: latents ``(..., *latent)`` of the model's single latent site, or a dict by site.
+            z: latents ``(..., Z)`` of the model's single latent site, or a dict of latents ``(n, *latent)`` by site;
+                sites not in the dict are drawn.
             covariates: as in the model, for as many data as the leading dimensions of ``z`` hold.
         """
         with self._inference(0):
@@ -221,29 +229,42 @@ class VAEModel(PyroModule):
         return self.decode(z, *covariates)
 
     def interpolate(
-        self, start: Float[Tensor, "batch *event"], end: Float[Tensor, "batch *event"], *, steps: int = 8
+        self,
+        start: Float[Tensor, "batch *event"],
+        end: Float[Tensor, "batch *event"],
+        *covariates: Any,
+        steps: int = 8,
     ) -> Float[Tensor, "steps batch *event"]:
         """Decode along the straight lines between the posterior means of ``start`` and ``end``.
 
         Args:
             start: data ``(B, *event_shape)``.
             end: data ``(B, *event_shape)``.
+            covariates: of both ends, for B data.
             steps: points on each line, both ends included.
 
         Raises:
             ValueError: fewer than two steps, or several latent sites.
         """
         at_least(2, steps=steps)
-        a, b = self.encode(start), self.encode(end)
+        a, b = self.encode(start, *covariates), self.encode(end, *covariates)
         if isinstance(a, dict):
             raise ValueError("interpolate needs a single latent site; decode a dict of latents instead.")
         weights = torch.linspace(0, 1, steps, device=a.device).reshape(-1, *[1] * a.dim())
-        return self.decode((1 - weights) * a + weights * b)
+        along = [c.repeat(steps, *[1] * (c.dim() - 1)) if isinstance(c, Tensor) and c.dim() else c for c in covariates]
+        return self.decode((1 - weights) * a + weights * b, *along)
 
     # -- saving ------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the weights and the configuration (JSON in the header) to one safetensors file, atomically."""
+        """Write the weights and the configuration (JSON in the header) to one safetensors file, atomically.
+
+        Args:
+            path: where; missing folders are made.
+
+        Returns:
+            The path.
+        """
         path = Path(path)
         header = {
             "pyrovae": json.dumps(
@@ -349,7 +370,15 @@ class VAEModel(PyroModule):
 
 
 def load(path: str | os.PathLike[str]) -> VAEModel:
-    """Rebuild a saved model of a class whose name the file gives, if that class is known to this process."""
+    """Rebuild a saved model of whatever class the file names.
+
+    Args:
+        path: a file written by :meth:`VAEModel.save`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or its class is not defined in this process or needs arguments.
+    """
     name = _read(Path(path))[0]["class"]
     known = {c.__qualname__: c for c in _subclasses(VAEModel)}
     if name not in known:
@@ -374,6 +403,10 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for m, training in modes.items():
             m.training = training
+
+
+def _only(latents: dict[str, Tensor]) -> Any:
+    return next(iter(latents.values())) if len(latents) == 1 else latents
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

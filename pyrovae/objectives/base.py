@@ -16,7 +16,7 @@ from pyrovae.model import LogTerms, log_terms
 
 
 class Objective(PyroELBO):
-    """A loss in nats, summed over the data given, as ``pyro.infer.ELBO``s do.
+    """A loss in nats, summed over the data given, as every ``pyro.infer.ELBO`` does.
 
     Args:
         num_particles: K, draws of z per datum, always vectorised.

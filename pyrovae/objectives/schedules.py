@@ -10,13 +10,25 @@ Schedule = Callable[[float], float]
 
 
 def linear_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> Schedule:
-    """From ``start`` to ``end`` in a straight line over ``duration``, then ``end`` (Bowman et al. 2016)."""
+    """From ``start`` to ``end`` in a straight line over ``duration``, then ``end`` (Bowman et al. 2016).
+
+    Args:
+        duration: length of the warm-up; epochs, in ``fit``.
+        start: weight at time 0.
+        end: weight from ``duration`` on.
+    """
     _positive("duration", duration)
     return lambda t: end if t >= duration else start + (end - start) * t / duration
 
 
 def cosine_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> Schedule:
-    """As :func:`linear_warmup`, along half a cosine: flat at both ends."""
+    """As :func:`linear_warmup`, along half a cosine, flat at both ends.
+
+    Args:
+        duration: length of the warm-up; epochs, in ``fit``.
+        start: weight at time 0.
+        end: weight from ``duration`` on.
+    """
     _positive("duration", duration)
     return lambda t: end if t >= duration else end + (start - end) * (1 + math.cos(math.pi * t / duration)) / 2
 
@@ -25,7 +37,7 @@ def cyclical(period: float, *, rise: float = 0.5, cycles: int = 4, end: float = 
     """Repeated linear warm-ups (Fu et al. 2019, arXiv:1903.10145), then ``end``.
 
     Args:
-        period: length of one cycle.
+        period: length of one cycle; epochs, in ``fit``.
         rise: fraction of a cycle spent rising from 0 to ``end``.
         cycles: number of cycles.
         end: the weight reached in every cycle.

@@ -58,6 +58,12 @@ class Batches(ABC):
         if first is None:
             raise ValueError(f"{self.name} is empty. Pass at least one datum.")
         x = as_data(first[0], self.name, model.event_shape)
+        needed = num_covariates(model, required=True)
+        if len(first) - 1 < needed:
+            raise ValueError(
+                f"{type(model).__name__}.model takes {needed} covariate(s) and {self.name} has {len(first) - 1}: "
+                f"pass a tuple (x, covariate, ...) or a Dataset of such."
+            )
         if model.event_shape is None:
             model.event_shape = tuple(x.shape[1:])
         return model.check(x, *first[1:], name=self.name)
@@ -152,12 +158,13 @@ def as_batches(
     )
 
 
-def num_covariates(model: VAEModel) -> int:
-    """How many arguments ``model.model`` takes after ``x``."""
-    kinds = [p.kind for p in inspect.signature(model.model).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
+def num_covariates(model: VAEModel, *, required: bool = False) -> int:
+    """How many arguments ``model.model`` takes after ``x``, or how many of them it cannot do without."""
+    parameters = list(inspect.signature(model.model).parameters.values())
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters) and not required:
         return 1_000_000
-    return len([k for k in kinds if k is inspect.Parameter.POSITIONAL_OR_KEYWORD]) - 1
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len([p for p in positional if not required or p.default is p.empty]) - 1
 
 
 def split(data: Any, fraction: float) -> tuple[Any, Any]:

@@ -25,7 +25,7 @@ _VALIDATION_SEED = 0  # the same draws every epoch, so that epochs compare
 _CUDA_CHECK_EVERY = 50  # steps between two looks at the losses, since a look waits for the device
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A training run, as :func:`fit` returns it and callbacks see it.
 
@@ -41,10 +41,17 @@ class Run:
     best_epoch: int | None = None
     stopped_early: bool = False
 
+    def __repr__(self) -> str:
+        end = ", stopped early" if self.stopped_early else ""
+        best = "" if self.best_epoch is None else f", best epoch {self.best_epoch}"
+        return f"Run({type(self.model).__name__}, {len(self.records)} epochs{best}{end})"
+
     @property
     def history(self) -> pd.DataFrame:
-        """One row per epoch: ``loss`` and ``val_loss`` (nats per datum, negative bounds), ``beta``,
-        ``learning_rate``, ``seconds``. ``val_loss`` uses the schedules' final values.
+        """A table with one row for every epoch.
+
+        Its columns are ``loss`` and ``val_loss`` (negative bounds, in nats per datum; the latter at the schedules'
+        final values), ``beta``, ``learning_rate`` and ``seconds``.
         """
         return pd.DataFrame(self.records).set_index("epoch") if self.records else pd.DataFrame()
 

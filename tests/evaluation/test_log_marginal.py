@@ -1,5 +1,6 @@
 """What log_marginal returns, refuses and leaves alone."""
 
+import importlib
 import math
 import subprocess
 import sys
@@ -55,7 +56,8 @@ def test_stream_equals_one_big_run(make, monkeypatch) -> None:
         update(self, log_weight)
 
     monkeypatch.setattr(WeightStream, "update", spy)
-    monkeypatch.setattr("pyrovae.evaluation.log_marginal.chunk_sizes", lambda *args: (2, 270))
+    module = importlib.import_module("pyrovae.evaluation.log_marginal")  # the attribute is the function
+    monkeypatch.setattr(module, "chunk_sizes", lambda *args: (2, 270))
     result = evaluate(model, x, num_samples=1000)
     assert [len(c) for c in chunks.values()] == [4, 4, 4]
     w = torch.cat([torch.cat(c) for c in chunks.values()], 1)
@@ -229,9 +231,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         done = subprocess.run([sys.executable, "-c", code, str(n), str(k)], check=True, capture_output=True, text=True)
         peak[n, k] = int(done.stdout) / 1024
     print(f"peak MiB by (data, draws): {peak}")
-    # One kept 784-pixel decoder output would add 750 MiB to either of the larger runs.
-    assert peak[5, 50_000] - peak[40, 500] < 32, peak
-    assert peak[1000, 500] - peak[40, 500] < 32, peak
+    # Peaks of equal runs scatter by 40 MiB; keeping the decoder's outputs would add 750 to the larger runs.
+    assert peak[5, 50_000] - peak[40, 500] < 64, peak
+    assert peak[1000, 500] - peak[40, 500] < 64, peak
 
 
 def test_the_stream_keeps_the_tail_and_nothing_else() -> None:

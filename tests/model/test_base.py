@@ -78,6 +78,10 @@ def test_several_sites_and_covariates() -> None:
     conditional, y = Conditional(), torch.randn(4, 2)
     assert conditional.sample(4, y).shape == (4, 6)
     assert conditional.reconstruct(binary(4), y).shape == (4, 6)
+    a, b = binary(4), binary(4)
+    lines = conditional.interpolate(a, b, y, steps=3)
+    torch.testing.assert_close(lines[0], conditional.decode(conditional.encode(a, y), y))
+    torch.testing.assert_close(lines[2], conditional.decode(conditional.encode(b, y), y))
 
 
 @pytest.mark.parametrize("make", [small, lambda: small("iaf", prior="mixture"), TwoSites])

@@ -1,0 +1,63 @@
+"""Every example is run as a newcomer would, on something small."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted(p for p in (ROOT / "examples").glob("*.py") if p.name != "__init__.py")
+
+
+def run(script: Path, *args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(script), *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda p: p.name)
+def test_quick(script: Path, tmp_path: Path) -> None:
+    done = run(script, "--quick", "--no-progress", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    for picture in ("curves", "reconstructions", "samples", "forest"):
+        assert (tmp_path / f"{picture}.png").stat().st_size > 10_000
+    table = pd.read_csv(tmp_path / "comparison.csv", index_col="model")
+    assert len(table) >= 6
+    assert table["log_px"].between(-45, -20).all()
+    for name in table.index:
+        pointwise = pd.read_csv(tmp_path / f"{name}.pointwise.csv")
+        assert pointwise["log_px"].mean() == pytest.approx(table.loc[name, "log_px"])
+        assert (tmp_path / f"{name}.safetensors").is_file()
+
+
+def test_several_seeds_and_unknown_names(tmp_path: Path) -> None:
+    script = ROOT / "examples" / "flow_posterior.py"
+    options = ("--quick", "--no-progress", "--out", str(tmp_path))
+    done = run(
+        script,
+        *options,
+        "--posteriors",
+        "mean_field",
+        "iaf",
+        "--seeds",
+        "0",
+        "1",
+        "--network",
+        "conv",
+        "--hidden",
+        "16",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "iaf-seed1.safetensors").is_file()
+    done = run(script, *options, "--posteriors", "mean_field", "planer")
+    assert done.returncode != 0
+    assert "Did you mean 'planar'?" in done.stderr

@@ -1,0 +1,319 @@
+"""fit: every kind of data, what it restores, what it refuses, and what it says when a loss is not finite."""
+
+import copy
+import math
+
+import numpy as np
+import pandas as pd
+import pyro
+import pytest
+import torch
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import pyrovae as pv
+from pyrovae.testing import DiscreteMixture
+from tests.models import Conditional, TwoSites, binary
+
+
+def small(posterior: str = "mean_field", **options) -> pv.VAE:
+    return pv.VAE((6,), 3, posterior=posterior, hidden=(16,), **options)
+
+
+def train(model: pv.VAEModel, data, **kwargs) -> pv.Run:
+    return pv.fit(model, data, **{"epochs": 2, "progress": False, "seed": 0, "device": "cpu", **kwargs})
+
+
+class Rows(Dataset):
+    def __init__(self, x: torch.Tensor, *rest: torch.Tensor) -> None:
+        self.parts = (x, *rest)
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, i: int):
+        return tuple(p[i] for p in self.parts) if len(self.parts) > 1 else self.parts[0][i]
+
+
+class Stream(IterableDataset):
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
+
+def _two_patterns(n: int) -> torch.Tensor:
+    """Noisy copies of a pattern or its inverse: something to learn."""
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.randint(0, 2, (n, 1), generator=generator)
+    mean = torch.where(kind == 1, torch.tensor([0.9] * 3 + [0.1] * 3), torch.tensor([0.1] * 3 + [0.9] * 3))
+    return torch.bernoulli(mean, generator=generator)
+
+
+X = _two_patterns(230)
+KINDS = {
+    "tensor": lambda: X,
+    "array": lambda: X.numpy(),
+    "float64 array": lambda: X.double().numpy(),
+    "DataFrame": lambda: pd.DataFrame(X.numpy()),
+    "tuple with labels": lambda: (X, torch.arange(230)),
+    "TensorDataset with labels": lambda: TensorDataset(X, torch.arange(230)),
+    "Dataset": lambda: Rows(X),
+    "IterableDataset": lambda: Stream(X),
+    "DataLoader": lambda: DataLoader(TensorDataset(X), batch_size=50),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_takes_any_kind_of_data(kind: str) -> None:
+    model = small()
+    run = train(model, KINDS[kind](), epochs=12, learning_rate=1e-2)
+    assert run.history["loss"].iloc[-1] < run.history["loss"].iloc[0]
+    assert run.history["loss"].iloc[-1] < 6 * math.log(2) + 0.1
+    assert not model.training
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_covariates_reach_the_model() -> None:
+    x, y = binary(100), torch.randn(100, 2)
+    for data in ((x, y), TensorDataset(x, y), DataLoader(TensorDataset(x, y, torch.arange(100)), 20)):
+        train(Conditional(), data)
+    train(Conditional(), (x, y), validation=0.2)
+    with pytest.raises(ValueError, match=r"Conditional.model takes 1 covariate\(s\) and data has 0"):
+        train(Conditional(), x)
+    with pytest.raises(ValueError, match="covariate 0 of data has 99 rows and x has 100"):
+        train(Conditional(), (x, y[:99]))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pv.ELBO(),
+        pv.ELBO(beta=pv.linear_warmup(5), num_particles=3),
+        pv.ELBO(analytic_kl=False),
+        pv.IWAE(5),
+        Trace_ELBO(),
+        TraceMeanField_ELBO(),
+        TraceGraph_ELBO(),
+        RenyiELBO(alpha=0, num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+    ],
+    ids=lambda o: type(o).__name__,
+)
+def test_takes_our_objectives_and_pyros(objective) -> None:
+    run = train(small(), X, objective=objective, epochs=15, learning_rate=1e-2, validation=0.2)
+    assert run.history["val_loss"].iloc[-1] < run.history["val_loss"].iloc[0]
+
+
+def test_history_and_schedules() -> None:
+    run = train(
+        small(),
+        X,
+        validation=0.2,
+        objective=pv.ELBO(beta=pv.linear_warmup(4)),
+        epochs=6,
+        batch_size=46,
+        lr_schedule=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.1),
+    )
+    history = run.history
+    assert list(history.columns) == ["loss", "beta", "learning_rate", "val_loss", "seconds"]
+    assert history.index.tolist() == [0, 1, 2, 3, 4, 5]
+    assert history["beta"].tolist() == pytest.approx([0.1875, 0.4375, 0.6875, 0.9375, 1.0, 1.0])
+    assert history["learning_rate"].tolist() == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+    plateau = train(small(), X, lr_schedule=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    assert len(plateau.history) == 2
+
+
+def test_the_loss_is_the_mean_per_datum_also_with_a_ragged_last_batch() -> None:
+    model = small()
+    start = copy.deepcopy(model)
+    run = train(model, X, epochs=1, batch_size=100, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    reference = torch.stack([-start.log_terms(X, num_particles=1).log_weight.mean() for _ in range(200)])
+    assert run.history["loss"][0] == pytest.approx(reference.mean().item(), abs=5 * reference.std().item())
+
+
+def test_early_stopping_restores_the_best_weights() -> None:
+    seen: list[tuple[float, dict]] = []
+
+    def remember(run: pv.Run) -> None:
+        seen.append((run.records[-1]["val_loss"], copy.deepcopy(run.model.state_dict())))
+
+    model = small()
+    run = train(model, X[:40], validation=X[40:], epochs=400, learning_rate=5e-2, patience=5, callbacks=[remember])
+    assert run.stopped_early
+    assert len(run.history) == run.best_epoch + 6 < 400
+    best = min(range(len(seen)), key=lambda i: seen[i][0])
+    assert best == run.best_epoch
+    assert all(torch.equal(v, seen[best][1][k]) for k, v in model.state_dict().items())
+    assert any(not torch.equal(v, seen[-1][1][k]) for k, v in model.state_dict().items())
+
+
+def test_callbacks_can_stop() -> None:
+    run = train(small(), X, epochs=50, callbacks=[lambda run: len(run.records) == 3])
+    assert run.stopped_early
+    assert len(run.history) == 3
+
+
+def test_a_seed_fixes_everything_and_does_not_leak() -> None:
+    state, weights = torch.get_rng_state(), []
+    for _ in range(2):
+        torch.manual_seed(5)
+        model = small()
+        torch.set_rng_state(state)
+        train(model, X * 0.9, batch_transform=torch.bernoulli, validation=X[:20], seed=3)
+        weights.append(model.state_dict())
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+
+
+def test_clipping_bounds_the_gradient() -> None:
+    norms = []
+
+    class Spy(torch.optim.SGD):
+        def step(self, closure=None):
+            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            norms.append(torch.linalg.vector_norm(torch.cat([g.flatten() for g in grads])).item())
+            return super().step(closure)
+
+    train(small(), X, optimizer=lambda p: Spy(p, lr=0.1), clip_norm=0.05)
+    assert max(norms) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_dynamic_binarisation_draws_anew_and_only_for_training() -> None:
+    intensities = torch.full((50, 6), 0.5)
+    seen: list[torch.Tensor] = []
+
+    def draw(x: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.bernoulli(x))
+        return seen[-1]
+
+    train(small(), intensities, batch_transform=draw, validation=binary(20), batch_size=50, epochs=3)
+    assert all(set(s.unique().tolist()) == {0.0, 1.0} for s in seen)
+    assert len({tuple(s.flatten().tolist()) for s in seen}) == len(seen) == 4  # one for the check
+
+
+def test_datasets_bring_their_splits() -> None:
+    data = pv.datasets.load("digits", binarize="dynamic")
+    run = train(pv.VAE(data.event_shape, 2, hidden=(16,)), data)
+    assert "val_loss" in run.history
+
+
+def test_discrete_latents_learn() -> None:
+    torch.manual_seed(1)
+    model = DiscreteMixture(torch.zeros(3), torch.randn(3, 6))
+    before = model.exact_log_px(X).mean().item()
+    train(model, X, epochs=60, learning_rate=2e-2)
+    assert model.exact_log_px(X).mean().item() > before + 0.3
+
+
+def _poison_after(module: torch.nn.Module, calls_left: list[int]) -> None:
+    def hook(module, args, out):
+        calls_left[0] -= 1
+        return out * math.nan if calls_left[0] < 0 else out
+
+    module.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("encoder", r"log q\(z\|x\) at site 'z' is NaN for 100 of 100 data"),
+        ("decoder", r": log p\(x\|z\) at site 'x' is NaN"),
+    ],
+)
+def test_non_finite_terms_name_epoch_step_and_site(where: str, message: str) -> None:
+    model, calls_left = small(), [10_000]
+    _poison_after(getattr(model, where), calls_left)
+    weights = []
+
+    def arm(run: pv.Run) -> None:
+        if len(run.records) == 2:
+            calls_left[0] = 1  # one good step in epoch 2, then NaN
+        weights.append(copy.deepcopy(run.model.state_dict()))
+
+    with pytest.raises(pv.NonFiniteLoss, match=message) as caught:
+        train(model, X[:200], epochs=5, callbacks=[arm])
+    assert (caught.value.epoch, caught.value.step) == (2, 1)
+    assert "epoch 2, step 1" in str(caught.value)
+    assert len(caught.value.run.history) == 2
+    assert all(v.isfinite().all() for v in model.state_dict().values())
+    assert any(not torch.equal(v, weights[-1][k]) for k, v in model.state_dict().items())  # the good step is kept
+
+
+def test_exploding_updates_name_the_parameter_and_roll_back() -> None:
+    model, weights = small(), []
+
+    class Broken(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            if len(weights) == 2:
+                self.param_groups[0]["params"][0].data.fill_(math.nan)
+
+    with pytest.raises(pv.NonFiniteLoss, match=r"an update made parameters non-finite") as caught:
+        train(
+            model,
+            X[:200],
+            epochs=5,
+            optimizer=lambda p: Broken(p, lr=1e-3),
+            callbacks=[lambda run: weights.append(copy.deepcopy(run.model.state_dict()))],
+        )
+    assert (caught.value.epoch, caught.value.step) == (2, 1)
+    assert all(torch.equal(v, weights[-1][k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"data": X.long()}, ValueError, "data has dtype int64"),
+        ({"data": X[:0]}, ValueError, "data is empty"),
+        ({"data": TensorDataset(X[:0])}, ValueError, "data is empty"),
+        ({"data": X[:, :5]}, ValueError, r"data has shape \(230, 5\); the model needs \(N, 6\)"),
+        ({"data": torch.where(X > 0, math.nan, X)}, ValueError, "data holds .* NaN"),
+        ({"data": X * 0.5}, ValueError, "data holds .* outside the support"),
+        ({"data": X, "validation": X * 0.5}, ValueError, "validation holds .* outside the support"),
+        ({"data": X, "validation": X[:0]}, ValueError, "validation is empty"),
+        ({"data": X, "validation": 1.5}, ValueError, "between 0 and 1"),
+        ({"data": DataLoader(TensorDataset(X), 10), "validation": 0.1}, ValueError, "pass the validation set"),
+        ({"data": "digits"}, TypeError, "data must be a tensor.*got str"),
+        ({"data": X, "epochs": -1}, ValueError, "epochs"),
+        ({"data": X, "batch_size": 0}, ValueError, "batch_size"),
+        ({"data": X, "patience": 3}, ValueError, "patience needs validation"),
+        ({"data": X, "patience": 0, "validation": 0.1}, ValueError, "patience must be at least 1"),
+        ({"data": X, "clip_norm": 0.0}, ValueError, "clip_norm"),
+        ({"data": X, "learning_rate": -1.0}, ValueError, "learning_rate"),
+        ({"data": X, "objective": "elbo"}, TypeError, "objective must be"),
+        ({"data": X, "device": "warp"}, ValueError, "not a torch device"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs: dict, error: type[Exception], message: str) -> None:
+    model = small()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(error, match=message):
+        train(model, kwargs.pop("data"), **kwargs)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_not_a_model_and_an_absent_device() -> None:
+    with pytest.raises(TypeError, match=r"needs a pyrovae.VAEModel"):
+        train(torch.nn.Linear(6, 6), X)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="is not there"):
+            train(small(), X, device="cuda:3")
+
+
+def test_a_subclass_learns_its_event_shape() -> None:
+    class Shapeless(TwoSites):
+        event_shape = None
+
+    model = Shapeless()
+    train(model, X)
+    assert model.event_shape == (6,)
+    assert model.sample(3).shape == (3, 6)
+
+
+@pytest.mark.cuda
+def test_trains_on_cuda_by_default() -> None:
+    model = small()
+    pv.fit(model, X, epochs=2, progress=False)
+    assert model.like().device.type == "cuda"
+    assert np.isfinite(pv.log_marginal(model, X, num_samples=50, progress=False).pointwise["log_px"]).all()
