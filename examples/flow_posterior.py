@@ -150,6 +150,14 @@ def report(table: pd.DataFrame, results: dict[str, pv.MarginalResult], args: arg
     formats = {"log_px": "{:.3f}", "elbo": "{:.3f}", "median_ess": "{:.0f}", "khat_high": "{:.1%}"}
     formats |= {"median_khat": "{:.2f}", "train_seconds": "{:.1f}", "eval_seconds": "{:.1f}"}
     print(table[shown].apply(lambda c: c.map(formats.get(str(c.name), "{:.4f}").format)).to_string())
+    if len(args.seeds) > 1:
+        runs = table["log_px"].groupby(table.index.str.split(" #").str[0], sort=False)
+        print("\nlog p(x) over training seeds:")
+        print(pd.DataFrame({"mean": runs.mean(), "sd": runs.std(), "seeds": runs.size()}).round(4).to_string())
+    else:
+        print(
+            "\nOne training seed: diff_se covers the choice of test data, not how training came out. Try --seeds 0 1 2."
+        )
     high = table.index[table["khat_high"] > 0.05]
     if len(high):
         print(

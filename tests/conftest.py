@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import matplotlib
+import pyro
 import pytest
 import torch
 
@@ -17,8 +18,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _fresh() -> None:
+    """No test sees another's random state or what plain Pyro left in its global store."""
     torch.manual_seed(0)
+    pyro.clear_param_store()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -21,7 +21,7 @@ def compare(results: Mapping[str, MarginalResult], *, reference: str | None = No
         reference: the name differences are taken to; by default the first.
 
     Returns:
-        A table with one row per model and the columns ``log_px``, ``se_data``, ``mc_se``, ``diff``, ``diff_se``,
+        A table with one row per model and the columns ``K``, ``log_px``, ``se_data``, ``mc_se``, ``diff``, ``diff_se``,
         ``diff_mc_se``, ``elbo``, ``median_ess``, ``median_khat``, ``khat_high`` (fraction over the threshold),
         ``non_finite`` and, for discrete likelihoods, ``bits_per_dim``. In nats except the last.
 
@@ -57,9 +57,9 @@ def compare(results: Mapping[str, MarginalResult], *, reference: str | None = No
         rows[name] = row
     table = pd.DataFrame(rows).T
     columns = [
-        *("log_px", "se_data", "mc_se", "diff", "diff_se", "diff_mc_se", "elbo"),
+        *("K", "log_px", "se_data", "mc_se", "diff", "diff_se", "diff_mc_se", "elbo"),
         *("median_ess", "median_khat", "khat_high", "non_finite"),
         *(["bits_per_dim"] if base.discrete else []),
     ]
-    table = table[columns].astype(float).astype({"non_finite": int})
+    table = table[columns].astype(float).astype({"K": int, "non_finite": int})
     return table.sort_values("log_px", ascending=False).rename_axis("model")

@@ -38,7 +38,7 @@ class MarginalResult:
         bounds: the sizes k at which L_k was computed.
         num_dims: dimensions of one datum.
         discrete: whether the likelihood is a probability mass function.
-        data_hash: content hash of the data evaluated.
+        data_hash: content hash of the data evaluated, tensor covariates included.
         model_name: class of the model, with its posterior where it has one.
         seed: seed of the draws.
     """
@@ -166,7 +166,7 @@ def log_marginal(
         bounds=sizes,
         num_dims=x[0].numel(),
         discrete=all(_is_discrete(p) for p in terms.likelihood.values()),
-        data_hash=content_hash(x),
+        data_hash=content_hash(x, *(c for c in covariates if isinstance(c, Tensor))),
         model_name=_name(model),
         seed=seed,
     )

@@ -90,9 +90,15 @@ class VAEModel(PyroModule):
         with local_parameters():
             return log_joint(self.model, x, *covariates, latents=latents, max_plate_nesting=self.max_plate_nesting)
 
-    def check(self, x: Tensor, *covariates: Any, name: str = "x") -> LogTerms:
+    def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x") -> LogTerms:
         """Run the first two data with Pyro's and torch's validation on, and look at every datum's values, so that
         mistakes surface before a long run.
+
+        Args:
+            x: data ``(B, *event_shape)``.
+            covariates: passed to model and guide.
+            num_particles: K of the run; with 1 the model need not be vectorised.
+            name: what the error calls ``x``.
 
         Raises:
             ValueError: a wrong shape, data outside the likelihood's support, or a malformed model or guide.
@@ -104,8 +110,7 @@ class VAEModel(PyroModule):
                     terms = self.log_terms(x[:2], *head)
                 self.check_support(terms, x, name)
                 with pyro.validation_enabled(True):
-                    self.log_terms(x[:2], *head)
-                    return self.log_terms(x[:2], *head, num_particles=2)
+                    return self.log_terms(x[:2], *head, num_particles=num_particles)
             except RuntimeError as error:
                 raise ValueError(
                     f"model or guide fails on {name} of shape {tuple(x.shape)}: {error} Check the event shape "

@@ -33,6 +33,7 @@ class LogTerms:
         likelihood: distributions of the observed sites.
         prior: distributions of the latent sites in the model, in the model's order.
         posterior: distributions of the sites in the guide, in the guide's order.
+        masked: sites under ``poutine.mask``.
     """
 
     log_likelihood: Mapping[str, Float[Tensor, "particles batch"]]
@@ -42,6 +43,7 @@ class LogTerms:
     likelihood: Mapping[str, Distribution]
     prior: Mapping[str, Distribution]
     posterior: Mapping[str, Distribution]
+    masked: frozenset[str] = frozenset()
 
     @cached_property
     def log_weight(self) -> Float[Tensor, "particles batch"]:
@@ -64,7 +66,7 @@ class LogTerms:
         Valid only where everything that precedes the site in the model also precedes it in the guide:
         otherwise p(z | parents) depends on draws made after z, and averaging over q(z) alone is wrong.
         """
-        if site not in self.prior or site not in self.posterior:
+        if site not in self.prior or site not in self.posterior or site in self.masked:
             return None
         before_in_guide = _before(site, self.posterior)
         if not set(_before(site, self.prior)) <= set(before_in_guide):
@@ -212,6 +214,7 @@ def _split(drawn: Trace, scored: Trace, latents: dict[str, Tensor], k: int, b: i
         likelihood={n: s["fn"] for n, s in observed.items()},
         prior={n: s["fn"] for n, s in hidden.items()},
         posterior={n: s["fn"] for n, s in guide_sites.items()},
+        masked=frozenset(n for sites in (guide_sites, hidden) for n, s in sites.items() if s["mask"] is not None),
     )
 
 

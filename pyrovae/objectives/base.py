@@ -30,6 +30,11 @@ class Objective(PyroELBO):
     def anneal(self, t: float) -> None:
         """Tell the objective the time, in its schedules' unit (``fit``: epochs); ``inf`` for final values."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether the schedules have reached their final values."""
+        return True
+
     @abstractmethod
     def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
         """The bound on log p(x), one value for each datum, in nats; to be maximised."""

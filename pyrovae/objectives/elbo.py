@@ -1,5 +1,6 @@
 """The evidence lower bound."""
 
+import math
 from typing import Literal
 
 import torch
@@ -55,6 +56,10 @@ class ELBO(Objective):
     def anneal(self, t: float) -> None:
         if callable(self.beta):
             self._weight = float(self.beta(t))
+
+    @property
+    def settled(self) -> bool:
+        return not callable(self.beta) or self.weight == self.beta(math.inf)
 
     def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
         return self._per_particle(terms).mean(0)

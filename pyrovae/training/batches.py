@@ -48,7 +48,7 @@ class Batches(ABC):
             x, *rest = (field.to(self.device) for field in batch)
             yield (self.transform(x) if self.transform else x, *rest)
 
-    def check(self, model: VAEModel) -> LogTerms:
+    def check(self, model: VAEModel, num_particles: int = 1) -> LogTerms:
         """Run the model on the first batch with validation on; it learns its ``event_shape`` if it has none.
 
         Raises:
@@ -66,7 +66,7 @@ class Batches(ABC):
             )
         if model.event_shape is None:
             model.event_shape = tuple(x.shape[1:])
-        return model.check(x, *first[1:], name=self.name)
+        return model.check(x, *first[1:], num_particles=num_particles, name=self.name)
 
 
 class TensorBatches(Batches):
@@ -87,8 +87,8 @@ class TensorBatches(Batches):
         for rows in order.split(self._batch_size):
             yield tuple(t[rows] for t in self._tensors)
 
-    def check(self, model: VAEModel) -> LogTerms:
-        terms = super().check(model)
+    def check(self, model: VAEModel, num_particles: int = 1) -> LogTerms:
+        terms = super().check(model, num_particles)
         if self.transform is None:
             model.check_support(terms, self._tensors[0], self.name)
         return terms

@@ -54,7 +54,8 @@ def fit(
         optimizer: a function from parameters to a ``torch.optim.Optimizer``.
         lr_schedule: a function from the optimiser to a scheduler, stepped after every epoch.
         clip_norm: largest norm of the gradient of the loss per datum.
-        patience: stop after so many epochs without a lower validation loss.
+        patience: stop after so many epochs without a lower validation loss; epochs in which the KL weight is still
+            being annealed do not count.
         device: ``"auto"`` takes CUDA when present. The model stays there.
         seed: seed of shuffling, binarisation and draws; torch's generators are put back afterwards. (Weights are
             drawn when the model is built: call ``torch.manual_seed`` before that.)
@@ -103,7 +104,7 @@ def fit(
             )
         for batches in (train, held_out):
             if batches is not None:
-                batches.check(model)
+                batches.check(model, min(objective.num_particles, 2))
         trainer = Trainer(
             model,
             objective,

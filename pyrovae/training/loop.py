@@ -65,9 +65,9 @@ class NonFiniteLoss(RuntimeError):
         run: what was done until then.
     """
 
-    def __init__(self, epoch: int, step: int, cause: str, run: Run) -> None:
+    def __init__(self, epoch: int, step: int, cause: str, run: Run, kind: str = "loss") -> None:
         super().__init__(
-            f"the loss is not finite at epoch {epoch}, step {step}: {cause} The model keeps its last good "
+            f"the {kind} is not finite at epoch {epoch}, step {step}: {cause} The model keeps its last good "
             f"weights. Lower learning_rate, set clip_norm, or check the data."
         )
         self.epoch, self.step, self.run = epoch, step, run
@@ -111,13 +111,15 @@ class Trainer:
         with tqdm(total=steps and steps * epochs, unit="step", disable=not progress) as bar:
             for epoch in range(epochs):
                 started = time.perf_counter()
-                record = {"epoch": epoch, "loss": self._epoch(epoch, bar)}
+                start = self._weights()
+                record = {"epoch": epoch, "loss": self._epoch(epoch, bar, start)}
                 if isinstance(self.objective, ELBO):
                     record["beta"] = self.objective.weight
+                settled = not isinstance(self.objective, Objective) or self.objective.settled
                 record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
                 if self.held_out is not None:
-                    record["val_loss"] = loss = self._validate(self.held_out)
-                    waited += 1
+                    record["val_loss"] = loss = self._validate(self.held_out, epoch, start)
+                    waited = waited + 1 if settled else 0
                     if loss < best_loss:
                         best, best_loss, run.best_epoch, waited = self._weights(), loss, epoch, 0
                 self._step_scheduler(record)
@@ -132,10 +134,10 @@ class Trainer:
         self.model.eval()
         return run
 
-    def _epoch(self, epoch: int, bar: Any) -> float:
+    def _epoch(self, epoch: int, bar: Any, start: dict[str, Tensor]) -> float:
         """One pass over the training data: the mean loss per datum."""
         self.model.train()
-        losses, start = _Losses(self.check_every), self._weights()
+        losses = _Losses(self.check_every)
         for step, batch in enumerate(self.train):
             self._anneal(epoch + step / (self.train.num_steps or math.inf))
             generator_state = torch.get_rng_state()
@@ -170,15 +172,17 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.optimizer.step()
 
-    def _validate(self, held_out: Batches) -> float:
+    def _validate(self, held_out: Batches, epoch: int, start: dict[str, Tensor]) -> float:
         """The mean loss per datum of held-out data, at the schedules' final values, with the same draws each time."""
         self._anneal(math.inf)
-        losses = _Losses(every=math.inf)
+        losses = _Losses(every=1)
         with evaluation_mode(self.model), torch.no_grad(), seeded(_VALIDATION_SEED):
             for batch in held_out:
+                generator_state = torch.get_rng_state()
                 loss = self.objective.loss(self.model.model, self.model.guide, *batch)
-                losses.add(torch.as_tensor(loss, dtype=torch.float64), len(batch[0]))
-        losses.look()
+                bad = losses.add(torch.as_tensor(loss, dtype=torch.float64), len(batch[0]))
+                if bad is not None:
+                    self._fail(epoch, bad, batch, generator_state, start, kind="validation loss")
         return losses.mean
 
     def _anneal(self, t: float) -> None:
@@ -200,12 +204,20 @@ class Trainer:
             text += f", validation {self.result.records[-1]['val_loss']:.2f}"
         return text
 
-    def _fail(self, epoch: int, step: int, batch: Batch, generator_state: Tensor, start: dict[str, Tensor]) -> NoReturn:
+    def _fail(
+        self,
+        epoch: int,
+        step: int,
+        batch: Batch,
+        generator_state: Tensor,
+        start: dict[str, Tensor],
+        kind: str = "loss",
+    ) -> NoReturn:
         torch.set_rng_state(generator_state)
         cause = explain(self.model, batch)
         if broken_parameters(self.model):
             self.model.load_state_dict(start)
-        raise NonFiniteLoss(epoch, step, cause, self.result)
+        raise NonFiniteLoss(epoch, step, cause, self.result, kind)
 
 
 class _Losses:

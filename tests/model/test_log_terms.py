@@ -171,3 +171,20 @@ def test_closed_form_elbo_has_the_expectation_of_the_sampled_one(bottom_up: bool
     se = difference.std(0) / 200_000**0.5
     assert (difference.mean(0).abs() < 4.5 * se).all()
     assert difference.abs().max() > 0
+
+
+def test_masked_latents_have_no_closed_form() -> None:
+    class MaskedLatent(pv.VAEModel):
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                with poutine.mask(mask=torch.tensor([True, False, True])):
+                    z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)), poutine.mask(mask=torch.tensor([True, False, True])):
+                pyro.sample("z", dist.Normal(x, 1.0))
+
+    terms = MaskedLatent().log_terms(torch.randn(3))
+    assert terms.closed_form_kl("z") is None
+    assert terms.kl("z")[0, 1] == 0.0

@@ -148,6 +148,24 @@ def test_early_stopping_restores_the_best_weights() -> None:
     assert any(not torch.equal(v, seen[-1][1][k]) for k, v in model.state_dict().items())
 
 
+def test_patience_starts_when_the_warm_up_has_ended() -> None:
+    frozen = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0), "validation": X, "patience": 2, "epochs": 50}
+    assert len(train(small(), X, **frozen).history) == 3
+    run = train(small(), X, objective=pv.ELBO(beta=pv.linear_warmup(10)), **frozen)
+    assert len(run.history) == 10 + 2
+
+
+def test_a_model_that_cannot_be_vectorised_trains_with_one_particle() -> None:
+    class Flat(pv.VAE):
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", self.prior(self.q))
+                assert z.dim() == 2
+                pyro.sample("x", self.p(z), obs=x)
+
+    train(Flat((6,), 3, hidden=(16,)), X)
+
+
 def test_callbacks_can_stop() -> None:
     run = train(small(), X, epochs=50, callbacks=[lambda run: len(run.records) == 3])
     assert run.stopped_early
@@ -238,6 +256,12 @@ def test_non_finite_terms_name_epoch_step_and_site(where: str, message: str) -> 
     assert len(caught.value.run.history) == 2
     assert all(v.isfinite().all() for v in model.state_dict().values())
     assert any(not torch.equal(v, weights[-1][k]) for k, v in model.state_dict().items())  # the good step is kept
+
+
+def test_non_finite_validation_is_an_error_too() -> None:
+    held_out = torch.cat([X[:150], torch.full((1, 6), 3e38)])
+    with pytest.raises(pv.NonFiniteLoss, match=r"the validation loss is not finite at epoch 0"):
+        train(small(likelihood="gaussian"), X[:200], validation=held_out)
 
 
 def test_exploding_updates_name_the_parameter_and_roll_back() -> None:
