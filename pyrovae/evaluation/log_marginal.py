@@ -21,7 +21,7 @@ from pyrovae.evaluation.chunks import bytes_per_draw, chunk_sizes, default_budge
 from pyrovae.evaluation.stream import WeightStream
 from pyrovae.evaluation.tail import khat_threshold
 from pyrovae.model import VAEModel
-from pyrovae.model.base import evaluation_mode
+from pyrovae.model.modes import evaluation_mode
 
 BOUNDS = (1, 10, 100, 1000, 5000)
 

@@ -1,9 +1,7 @@
 """``VAEModel``: what a Pyro model/guide pair gets for nothing."""
 
 import inspect
-import json
 import os
-import tempfile
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -15,13 +13,14 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.nn import PyroModule, pyro_method
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pyrovae._checks import as_data, at_least
 from pyrovae._random import seeded
+from pyrovae.model import files
 from pyrovae.model.log_terms import LogTerms, draw_latents, log_joint, log_terms, sample_sites
+from pyrovae.model.modes import evaluation_mode, local_parameters
+from pyrovae.model.support import check_support
 
 _MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
 
@@ -108,7 +107,7 @@ class VAEModel(PyroModule):
             try:
                 with pyro.distributions.validation_enabled(False):
                     terms = self.log_terms(x[:2], *head)
-                self.check_support(terms, x, name)
+                check_support(terms, x, name)
                 with pyro.validation_enabled(True):
                     return self.log_terms(x[:2], *head, num_particles=num_particles)
             except RuntimeError as error:
@@ -116,27 +115,6 @@ class VAEModel(PyroModule):
                     f"model or guide fails on {name} of shape {tuple(x.shape)}: {error} Check the event shape "
                     f"and that every network keeps leading dimensions (..., features)."
                 ) from error
-
-    @staticmethod
-    def check_support(terms: LogTerms, x: Tensor, name: str = "x") -> None:
-        """Raise a ``ValueError`` if ``x`` has values outside the support of a likelihood of its shape."""
-        for site, p in terms.likelihood.items():
-            if p.event_shape != x.shape[1:]:
-                continue
-            element = p
-            while isinstance(element, torch.distributions.Independent):
-                element = element.base_dist
-            support: Any = element.support
-            inside = support.check(x)
-            if not bool(inside.all()):
-                bad = ~inside.expand(x.shape)
-                fix = ""
-                if isinstance(element, torch.distributions.Bernoulli):
-                    fix = " Binarise the data (datasets.load(..., binarize=...)) or use another likelihood."
-                raise ValueError(
-                    f"{name} holds {int(bad.sum())} value(s) outside the support of the likelihood at site "
-                    f"{site!r} ({type(element).__name__}: {support}), e.g. {x[bad][0].item():.6g}.{fix}"
-                )
 
     def like(self) -> Tensor:
         """An empty tensor of the model's device and dtype."""
@@ -271,23 +249,8 @@ class VAEModel(PyroModule):
             The path.
         """
         path = Path(path)
-        header = {
-            "pyrovae": json.dumps(
-                {"class": type(self).__qualname__, "config": self.config, "event_shape": self.event_shape}
-            )
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        os.close(handle)
-        try:
-            save_file({k: v.detach().contiguous() for k, v in self.state_dict().items()}, temporary, header)
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        header = {"class": type(self).__qualname__, "config": self.config, "event_shape": self.event_shape}
+        files.write(path, header, self.state_dict())
         return path
 
     @classmethod
@@ -302,7 +265,7 @@ class VAEModel(PyroModule):
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged, or holds another class or other shapes.
         """
-        header, weights = _read(Path(path))
+        header, weights = files.read(Path(path))
         if header["class"] != cls.__qualname__:
             raise ValueError(
                 f"{path} holds a {header['class']}, not a {cls.__qualname__}: call {header['class']}.load."
@@ -384,45 +347,15 @@ def load(path: str | os.PathLike[str]) -> VAEModel:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or its class is not defined in this process or needs arguments.
     """
-    name = _read(Path(path))[0]["class"]
+    name = files.read(Path(path))[0]["class"]
     known = {c.__qualname__: c for c in _subclasses(VAEModel)}
     if name not in known:
         raise ValueError(f"{path} holds a {name}, which is not defined here: import it, then call {name}.load.")
     return known[name].load(path)
 
 
-@contextmanager
-def local_parameters() -> Iterator[None]:
-    """Keep Pyro's parameters in their modules instead of the global param store."""
-    with pyro.settings.context(module_local_params=True):
-        yield
-
-
-@contextmanager
-def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
-    """``module.eval()`` inside the block; every submodule's own mode afterwards."""
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes.items():
-            m.training = training
-
-
 def _only(latents: dict[str, Tensor]) -> Any:
     return next(iter(latents.values())) if len(latents) == 1 else latents
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no model at {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["pyrovae"])
-            return header, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a model saved by pyrovae, or is damaged: {error}") from error
 
 
 def _subclasses(cls: type[VAEModel]) -> Iterator[type[VAEModel]]:

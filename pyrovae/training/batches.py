@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyrovae._checks import as_data, as_tensor, at_least
 from pyrovae.model import LogTerms, VAEModel
+from pyrovae.model.support import check_support
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor], Tensor]
@@ -90,7 +91,7 @@ class TensorBatches(Batches):
     def check(self, model: VAEModel, num_particles: int = 1) -> LogTerms:
         terms = super().check(model, num_particles)
         if self.transform is None:
-            model.check_support(terms, self._tensors[0], self.name)
+            check_support(terms, self._tensors[0], self.name)
         return terms
 
 

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyrovae._checks import at_least, resolve_device
 from pyrovae._random import seeded
 from pyrovae.model import VAEModel
-from pyrovae.model.base import local_parameters
+from pyrovae.model.modes import local_parameters
 from pyrovae.objectives import ELBO
 from pyrovae.training.batches import Splits, Transform, as_batches, split
 from pyrovae.training.loop import Run, Trainer

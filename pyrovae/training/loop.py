@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from pyrovae._random import seeded
 from pyrovae.model import VAEModel
-from pyrovae.model.base import evaluation_mode
+from pyrovae.model.modes import evaluation_mode
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.training.batches import Batch, Batches
 from pyrovae.training.diagnose import broken_parameters, explain
