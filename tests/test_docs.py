@@ -1,0 +1,27 @@
+"""Every Python block of the README and the guides runs, page by page, with fewer epochs and draws."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def shrunk(code: str) -> str:
+    code = re.sub(r"epochs=\d+", "epochs=2", code)
+    return re.sub(r"num_samples=\d[\d_]*", "num_samples=50", code)
+
+
+def test_some_pages_have_code() -> None:
+    assert sum(bool(BLOCK.search(p.read_text())) for p in PAGES) >= 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_blocks_run(page: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {"__name__": "__main__"}
+    for code in BLOCK.findall(page.read_text()):
+        exec(compile(shrunk(code), str(page), "exec"), namespace)
