@@ -30,14 +30,14 @@ class Splits(Protocol):
 
 
 class Batches(ABC):
-    """An iterable over one epoch, again and again.
+    """An iterable over one epoch, again and again: ``x`` in the model's precision, everything on its device.
 
     Attributes:
         num_steps: batches in an epoch, where that is known.
     """
 
-    def __init__(self, device: torch.device, transform: Transform | None, name: str) -> None:
-        self.device, self.transform, self.name = device, transform, name
+    def __init__(self, like: Tensor, transform: Transform | None, name: str) -> None:
+        self.like, self.transform, self.name = like, transform, name
         self.num_steps: int | None = None
 
     @abstractmethod
@@ -46,7 +46,8 @@ class Batches(ABC):
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.fields():
-            x, *rest = (field.to(self.device) for field in batch)
+            x = batch[0].to(self.like)
+            rest = (field.to(self.like.device) for field in batch[1:])
             yield (self.transform(x) if self.transform else x, *rest)
 
     def check(self, model: VAEModel, num_particles: int = 1) -> LogTerms:
@@ -73,13 +74,11 @@ class Batches(ABC):
 class TensorBatches(Batches):
     """Shuffled batches of tensors, kept on the device when they take less than half of its free memory."""
 
-    def __init__(
-        self, tensors: Batch, batch_size: int, device: torch.device, transform: Transform | None, name: str
-    ) -> None:
-        super().__init__(device, transform, name)
+    def __init__(self, tensors: Batch, batch_size: int, like: Tensor, transform: Transform | None, name: str) -> None:
+        super().__init__(like, transform, name)
         size = sum(t.numel() * t.element_size() for t in tensors)
-        if device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] // 2:
-            tensors = tuple(t.to(device) for t in tensors)
+        if like.device.type != "cuda" or size < torch.cuda.mem_get_info(like.device)[0] // 2:
+            tensors = tuple(t.to(like.device) for t in tensors)
         self._tensors, self._batch_size = tensors, batch_size
         self.num_steps = math.ceil(len(tensors[0]) / batch_size)
 
@@ -102,11 +101,11 @@ class LoaderBatches(Batches):
         self,
         loader: DataLoader,
         num_fields: int,
-        device: torch.device,
+        like: Tensor,
         transform: Transform | None,
         name: str,
     ) -> None:
-        super().__init__(device, transform, name)
+        super().__init__(like, transform, name)
         self._loader, self._num_fields = loader, num_fields
         try:
             self.num_steps = len(loader)
@@ -124,7 +123,6 @@ def as_batches(
     data: Any,
     *,
     batch_size: int,
-    device: torch.device,
     transform: Transform | None,
     name: str,
 ) -> Batches:
@@ -136,9 +134,9 @@ def as_batches(
         ValueError: wrong shape, integer, NaN or empty data, covariates of another length.
     """
     at_least(1, batch_size=batch_size)
-    fields = 1 + num_covariates(model)
+    fields, like = 1 + num_covariates(model), model.like()
     if isinstance(data, DataLoader):
-        return LoaderBatches(data, fields, device, transform, name)
+        return LoaderBatches(data, fields, like, transform, name)
     if isinstance(data, (Tensor, np.ndarray, pd.DataFrame, pd.Series)):
         data = (data,)
     if isinstance(data, (tuple, list)):
@@ -147,12 +145,12 @@ def as_batches(
         for i, c in enumerate(rest):
             if len(c) != len(x):
                 raise ValueError(f"covariate {i} of {name} has {len(c)} rows and x has {len(x)}; they must match.")
-        return TensorBatches((x, *rest), batch_size, device, transform, name)
+        return TensorBatches((x, *rest), batch_size, like, transform, name)
     if isinstance(data, Dataset):
         if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]
             raise ValueError(f"{name} is empty. Pass at least one datum.")
         shuffle = not isinstance(data, IterableDataset)
-        return LoaderBatches(DataLoader(data, batch_size, shuffle=shuffle), fields, device, transform, name)
+        return LoaderBatches(DataLoader(data, batch_size, shuffle=shuffle), fields, like, transform, name)
     raise TypeError(
         f"{name} must be a tensor, array, DataFrame, tuple of them, Dataset, DataLoader or datasets.load(...); "
         f"got {type(data).__name__}."

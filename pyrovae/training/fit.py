@@ -96,12 +96,10 @@ def fit(
             if validation is None:
                 raise ValueError("patience needs validation data: pass validation=0.1 to hold out a tenth.")
         model.to(target)
-        train = as_batches(model, data, batch_size=batch_size, device=target, transform=batch_transform, name="data")
+        train = as_batches(model, data, batch_size=batch_size, transform=batch_transform, name="data")
         held_out = None
         if validation is not None:
-            held_out = as_batches(
-                model, validation, batch_size=batch_size, device=target, transform=None, name="validation"
-            )
+            held_out = as_batches(model, validation, batch_size=batch_size, transform=None, name="validation")
         for batches in (train, held_out):
             if batches is not None:
                 batches.check(model, min(objective.num_particles, 2))

@@ -55,6 +55,7 @@ X = _two_patterns(230)
 KINDS = {
     "tensor": lambda: X,
     "array": lambda: X.numpy(),
+    "float64 tensor": lambda: X.double(),
     "float64 array": lambda: X.double().numpy(),
     "DataFrame": lambda: pd.DataFrame(X.numpy()),
     "tuple with labels": lambda: (X, torch.arange(230)),
