@@ -21,7 +21,7 @@ exclude_patterns = ["_build"]
 # Pages and notebooks
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # the tests execute the notebooks; the pages show their stored output
+nb_execution_mode = "off"  # pages show the output stored in notebooks
 
 # Docstrings: Google style; shapes and types move from the signature into the list of parameters.
 autodoc_member_order = "bysource"

@@ -35,7 +35,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--network", default="mlp", choices=["mlp", "gated_mlp", "conv"])
     parser.add_argument("--hidden", nargs="+", type=int, default=None, help="default: 128 128 on digits, else 300 300")
     parser.add_argument("--latent-dim", type=int, default=None, help="default: 8 on digits, else 40")
-    parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--epochs", type=int, default=None, help="default: 150")
     parser.add_argument(
         "--warmup", type=float, default=None, help="epochs of KL warm-up; default: a third, at most 100"
     )
@@ -43,7 +43,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--patience", type=int, default=None, help="stop early after so many epochs without gain")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--num-samples", type=int, default=5000, help="K of L_K")
+    parser.add_argument("--num-samples", type=int, default=None, help="K of L_K; default: 5000")
     parser.add_argument("--test-size", type=int, default=None, help="evaluate on the first so many test data")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: torch's own choice")
@@ -51,8 +51,19 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few seconds: tiny everything, to see that it runs")
     parser.add_argument("--no-progress", action="store_true")
     args = parser.parse_args(argv)
-    if args.quick:
-        args.epochs, args.num_samples, args.test_size = 3, 100, 40
+    quick = {"epochs": 3, "num_samples": 100, "test_size": 40}
+    usual = {"epochs": 150, "num_samples": 5000, "test_size": None}
+    for name, value in (quick if args.quick else usual).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    digits = args.data == "digits"
+    args.latent_dim = (8 if digits else 40) if args.latent_dim is None else args.latent_dim
+    args.hidden = args.hidden or ([128, 128] if digits else [300, 300])
+    args.warmup = min(args.epochs / 3, 100) if args.warmup is None else args.warmup
+    args.likelihood = args.likelihood or ("categorical" if args.data == "frey_faces" else "bernoulli")
+    args.posteriors, args.seeds = list(dict.fromkeys(args.posteriors)), list(dict.fromkeys(args.seeds))
+    if args.epochs < 1:
+        parser.error("--epochs must be at least 1")
     for name in args.posteriors:  # fail before training anything
         pv.VAE((4,), 2, posterior=name)
     return args
@@ -63,21 +74,18 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     if args.threads:
         torch.set_num_threads(args.threads)
     progress = not args.no_progress
-    likelihood = args.likelihood or ("categorical" if args.data == "frey_faces" else "bernoulli")
-    binarize = args.binarize if likelihood == "bernoulli" else None
+    binarize = args.binarize if args.likelihood == "bernoulli" else None
     data = pv.datasets.load(args.data, binarize=binarize, flatten=args.network != "conv")
-    digits = data.name == "digits"
     settings = {
         "event_shape": data.event_shape,
-        "latent_dim": args.latent_dim or (8 if digits else 40),
-        "hidden": tuple(args.hidden or ((128, 128) if digits else (300, 300))),
+        "latent_dim": args.latent_dim,
+        "hidden": args.hidden,
         "network": args.network,
-        "likelihood": likelihood,
+        "likelihood": args.likelihood,
     }
-    if likelihood == "categorical" and digits:
+    if args.likelihood == "categorical" and data.name == "digits":
         settings["likelihood_options"] = {"num_levels": 17}
     test = data.test[: args.test_size]
-    warmup = args.warmup if args.warmup is not None else min(args.epochs / 3, 100)
     args.out.mkdir(parents=True, exist_ok=True)
 
     models, runs, results, seconds = {}, {}, {}, {}
@@ -91,7 +99,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
             runs[name] = pv.fit(
                 vae,
                 data,
-                objective=pv.ELBO(beta=pv.linear_warmup(warmup) if warmup > 0 else 1.0),
+                objective=pv.ELBO(beta=pv.linear_warmup(args.warmup) if args.warmup > 0 else 1.0),
                 epochs=args.epochs,
                 batch_size=args.batch_size,
                 learning_rate=args.learning_rate,

@@ -98,3 +98,25 @@ def as_data(value: Any, name: str, event_shape: torch.Size | tuple[int, ...] | N
             f"{name} holds {bad} NaN or infinite value(s), the first in row {row}. Drop or impute such rows."
         )
     return x
+
+
+def as_covariates(covariates: tuple[Any, ...], n: int | None, like: Tensor) -> tuple[Any, ...]:
+    """Arrays, DataFrames and tensors as tensors on the model's device, floats in its precision; the rest unchanged.
+
+    Args:
+        covariates: what the user passed after ``x``.
+        n: rows each must have; ``None`` if not known.
+        like: a tensor of the model's device and dtype.
+
+    Raises:
+        ValueError: a covariate of another length.
+    """
+    out = []
+    for i, c in enumerate(covariates):
+        if isinstance(c, (Tensor, np.ndarray, pd.DataFrame, pd.Series)):
+            c = as_tensor(c, f"covariate {i}")
+            c = c.to(like if c.is_floating_point() else like.device)
+            if n is not None and c.dim() and len(c) != n:
+                raise ValueError(f"covariate {i} has {len(c)} rows and x has {n}; they must match.")
+        out.append(c)
+    return tuple(out)

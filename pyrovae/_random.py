@@ -16,7 +16,19 @@ def seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
+
+
+def get_state() -> list[torch.Tensor]:
+    """The states of torch's CPU and CUDA generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *cuda]
+
+
+def set_state(states: list[torch.Tensor]) -> None:
+    """Put back what :func:`get_state` gave."""
+    torch.set_rng_state(states[0])
+    if states[1:]:
+        torch.cuda.set_rng_state_all(states[1:])

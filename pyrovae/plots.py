@@ -31,7 +31,10 @@ def curves(runs: Mapping[str, Run | pd.DataFrame], *, column: str = "val_loss", 
     ax = ax or plt.subplots(figsize=(7, 4.5))[1]
     lowest: list[float] = []
     for name, run in runs.items():
-        bound = -(run.history if isinstance(run, Run) else run)[column]
+        history = run.history if isinstance(run, Run) else run
+        if column not in history:
+            raise ValueError(f"{name!r} has no {column!r}: fit it with validation, or pass column='loss'.")
+        bound = -history[column]
         ax.plot(bound.index + 1, bound, label=name, linewidth=1.5)
         lowest.append(float(np.nanquantile(bound, 0.1)))
     top = max(line.get_ydata().max() for line in ax.get_lines())  # type: ignore[union-attr]

@@ -55,7 +55,7 @@ def read(
         raise FileNotFoundError(
             f"{places} is missing. Pass download=True, or set PYROVAE_DATA to a folder that has it."
         )
-    return _download(source, cache_dir() / source.path, progress)
+    return _download(source, cache_dir() / source.path, folders, progress)
 
 
 def verify(source: Source, path: Path) -> dict[str, np.ndarray]:
@@ -74,7 +74,7 @@ def verify(source: Source, path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _download(source: Source, target: Path, progress: bool) -> dict[str, np.ndarray]:
+def _download(source: Source, target: Path, searched: list[Path], progress: bool) -> dict[str, np.ndarray]:
     """Fetch, verify, and only then put in place."""
     failures = []
     waiting = target.with_name(target.name + f".{os.getpid()}.part")
@@ -90,5 +90,5 @@ def _download(source: Source, target: Path, progress: bool) -> dict[str, np.ndar
             waiting.unlink(missing_ok=True)
     raise FileNotFoundError(
         f"{target.name} could not be downloaded. Set PYROVAE_DATA to a folder with {source.path}. Tried:\n  "
-        + "\n  ".join(failures)
+        + "\n  ".join([*(str(folder / source.path) for folder in searched), *failures])
     )

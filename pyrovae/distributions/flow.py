@@ -14,7 +14,8 @@ class Flow(TorchDistribution):
     """The law of ``z = T(u)``, ``u ~ base``: log q(z) = log base(u) - log |det ∂T/∂u| (Rezende & Mohamed 2015).
 
     The log-density of the last draw is kept, so scoring a draw costs nothing and inverts nothing. Any
-    other point is scored through ``T⁻¹``, where there is one.
+    other point is scored through ``T⁻¹``, where there is one, and so is a draw made without gradients once
+    gradients are wanted.
 
     Args:
         base: distribution with event shape ``(Z,)``.
@@ -34,7 +35,7 @@ class Flow(TorchDistribution):
         self.base = base
         self.transform = _zuko.transforms.ComposedTransform(*transforms)
         self.can_score = can_score
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, Tensor, bool] | None = None
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Flow":
@@ -47,15 +48,16 @@ class Flow(TorchDistribution):
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         u = self.base.rsample(sample_shape)
         z, log_det = self.transform.call_and_ladj(u)
-        self._last = z, self.base.log_prob(u) - log_det
+        self._last = z, self.base.log_prob(u) - log_det, torch.is_grad_enabled()
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._last is not None and value is self._last[0]:
+        if self._last is not None and value is self._last[0] and self._last[2] >= torch.is_grad_enabled():
             return self._last[1]
         if not self.can_score:
             raise NotImplementedError(
-                "this flow has no inverse in closed form, so log q(z) is known only at its own last draw. "
+                "this flow has no inverse in closed form, so log q(z) is known only at its own last draw (and its "
+                "gradient only if that was drawn by rsample with gradients on). "
                 "Use a posterior whose can_score is True: 'mean_field', 'full_rank', 'iaf' or 'neural_spline'."
             )
         u, log_det = self.transform.inv.call_and_ladj(value)

@@ -1,6 +1,7 @@
 """How much to compute at once: a short probe of what one draw costs in memory, and the memory allowed."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,14 +32,25 @@ def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def bytes_per_draw(run: Callable[[int], Any]) -> int:
-    """Memory that one more particle needs, from two short runs of ``run(num_particles)``."""
-    sizes = []
-    for k in (2, 10):
+@dataclass(frozen=True)
+class Cost:
+    """Bytes that a run needs for every datum, and on top of that for every draw of every datum."""
+
+    per_datum: int
+    per_draw: int
+
+
+def probe(run: Callable[[int, int], Any]) -> Cost:
+    """The cost of ``run(num_data, num_particles)``, from three short runs."""
+
+    def allocated(num_data: int, num_particles: int) -> int:
         with _Allocations() as counted:
-            run(k)
-        sizes.append(counted.bytes)
-    return max((sizes[1] - sizes[0]) // 8, 1)
+            run(num_data, num_particles)
+        return counted.bytes
+
+    one = allocated(1, 2)
+    per_draw = max((allocated(1, 10) - one) // 8, 1)
+    return Cost(max(allocated(2, 2) - one - 2 * per_draw, 0), per_draw)
 
 
 def default_budget(device: torch.device) -> int:
@@ -48,9 +60,8 @@ def default_budget(device: torch.device) -> int:
     return CPU_BUDGET
 
 
-def chunk_sizes(num_data: int, num_samples: int, budget: int, per_draw: int) -> tuple[int, int]:
+def chunk_sizes(num_data: int, num_samples: int, budget: int, cost: Cost) -> tuple[int, int]:
     """Data and draws to take at once: all draws of as many data as fit, or part of the draws of one."""
-    rows = max(budget // per_draw, 1)
-    draws = min(num_samples, rows)
+    draws = min(num_samples, max((budget - cost.per_datum) // cost.per_draw, 1))
     draws = -(-num_samples // -(-num_samples // draws))  # chunks of equal size
-    return max(1, min(num_data, rows // draws)), draws
+    return max(1, min(num_data, budget // (cost.per_datum + draws * cost.per_draw))), draws

@@ -14,14 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrovae._checks import as_data, at_least, resolve_device
+from pyrovae._checks import as_covariates, as_data, at_least, resolve_device
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
-from pyrovae.evaluation.chunks import bytes_per_draw, chunk_sizes, default_budget
+from pyrovae.evaluation.chunks import chunk_sizes, default_budget, probe
 from pyrovae.evaluation.stream import WeightStream
 from pyrovae.evaluation.tail import khat_threshold
 from pyrovae.model import VAEModel
-from pyrovae.model.modes import evaluation_mode
+from pyrovae.model.modes import evaluation_mode, full_precision
+from pyrovae.model.support import check_support
 
 BOUNDS = (1, 10, 100, 1000, 5000)
 
@@ -73,7 +74,7 @@ class MarginalResult:
             "median_ess": p["ess"].median(),
             "median_khat": p["khat"].median(),
             "khat_high": float((~(p["khat"] <= self.khat_threshold)).mean()),
-            "non_finite": int((p["non_finite"] > 0).sum()),
+            "non_finite": int(((p["non_finite"] > 0) | ~np.isfinite(p["log_px"])).sum()),
         }
         if self.discrete:
             row["bits_per_dim"] = -mean / (self.num_dims * math.log(2.0))
@@ -140,25 +141,33 @@ def log_marginal(
     home = model.like().device
     target = home if device is None else resolve_device(device)
     x = as_data(x, "x", model.event_shape)
-    parts = _Parts(x, covariates, target, model.like().dtype)
+    covariates = as_covariates(covariates, len(x), model.like().cpu())
+    budget = default_budget(target) if memory_budget is None else memory_budget
+    at_least(1, memory_budget=budget)
 
     columns: list[dict[str, np.ndarray]] = []
     with _strict(model, home, target), seeded(seed):
-        terms = model.check(*parts[:])
-        per_draw = bytes_per_draw(lambda k: model.log_terms(*parts[0:1], num_particles=k))
-        budget = default_budget(target) if memory_budget is None else memory_budget
-        at_least(1, memory_budget=budget)
-        batch, draws = chunk_sizes(len(x), num_samples, budget, per_draw)
+        like = model.like()
+
+        def part(rows: slice) -> tuple[Any, ...]:
+            return x[rows].to(like), *as_covariates(tuple(_rows(c, rows) for c in covariates), None, like)
+
+        terms = model.check(*part(slice(2)))
+        cost = probe(lambda n, k: model.log_terms(*part(slice(n)), num_particles=k))
+        look, _ = chunk_sizes(len(x), 1, budget, cost)
+        for start in range(0, len(x), look):
+            check_support(model.log_terms(*part(slice(start, start + look))))
+        batch, draws = chunk_sizes(len(x), num_samples, budget, cost)
         with tqdm(
             total=len(x) * num_samples, unit="draw", unit_scale=True, desc="log p(x)", disable=not progress
         ) as bar:
             for start in range(0, len(x), batch):
-                part = parts[start : start + batch]
-                stream = WeightStream(len(part[0]), num_samples, sizes, target)
+                data = part(slice(start, start + batch))
+                stream = WeightStream(len(data[0]), num_samples, sizes, target)
                 for done in range(0, num_samples, draws):
                     n = min(draws, num_samples - done)
-                    stream.update(model.log_terms(*part, num_particles=n).log_weight)
-                    bar.update(n * len(part[0]))
+                    stream.update(model.log_terms(*data, num_particles=n).log_weight)
+                    bar.update(n * len(data[0]))
                 columns.append(_columns(stream, sizes))
     return MarginalResult(
         pointwise=pd.DataFrame({name: np.concatenate([c[name] for c in columns]) for name in columns[0]}),
@@ -172,38 +181,22 @@ def log_marginal(
     )
 
 
-class _Parts:
-    """Slices of the data and of the covariates that go with them, on the device."""
-
-    def __init__(self, x: Tensor, covariates: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> None:
-        for i, c in enumerate(covariates):
-            if isinstance(c, Tensor) and c.dim() and len(c) != len(x):
-                raise ValueError(f"covariate {i} has {len(c)} rows and x has {len(x)}; they must match.")
-        self._x, self._covariates, self._device, self._dtype = x, covariates, device, dtype
-
-    def __getitem__(self, rows: slice) -> tuple[Any, ...]:
-        rest = (c[rows].to(self._device) if isinstance(c, Tensor) and c.dim() else c for c in self._covariates)
-        return self._x[rows].to(self._device, self._dtype), *rest
+def _rows(covariate: Any, rows: slice) -> Any:
+    return covariate[rows] if isinstance(covariate, Tensor) and covariate.dim() else covariate
 
 
 @contextmanager
 def _strict(model: VAEModel, home: torch.device, target: torch.device) -> Iterator[None]:
     """Nothing approximate: see :func:`log_marginal`. Everything is put back afterwards."""
-    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(evaluation_mode(model))
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(torch.autocast(target.type, enabled=False))
-            stack.enter_context(pyro.distributions.validation_enabled(False))  # checks would stall the device
-            torch.set_float32_matmul_precision("highest")
-            torch.backends.cudnn.allow_tf32 = False
-            model.to(target)
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = tf32
-        model.to(home)
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(target.type, enabled=False))
+        stack.enter_context(pyro.distributions.validation_enabled(False))  # checks would stall the device
+        stack.enter_context(full_precision())
+        stack.callback(model.to, home)
+        model.to(target)
+        yield
 
 
 def _columns(stream: WeightStream, sizes: Sequence[int]) -> dict[str, np.ndarray]:
@@ -221,7 +214,8 @@ def _columns(stream: WeightStream, sizes: Sequence[int]) -> dict[str, np.ndarray
 
 
 def _se_over_data(values: pd.Series) -> float:
-    return float(values.std(ddof=1, skipna=False) / math.sqrt(len(values)))
+    with np.errstate(invalid="ignore"):  # of infinite values it is NaN
+        return float(values.std(ddof=1, skipna=False) / math.sqrt(len(values)))
 
 
 def _combined_se(per_datum: pd.Series) -> float:

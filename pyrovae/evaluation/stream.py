@@ -50,8 +50,9 @@ class WeightStream:
 
     @property
     def ess(self) -> Float[Tensor, "batch"]:
-        """Effective sample size (Σ w)² / Σ w²."""
-        return (2.0 * self._log_sum - self._log_sum_square).exp()
+        """Effective sample size (Σ w)² / Σ w²; 0 where every weight is."""
+        ess = (2.0 * self._log_sum - self._log_sum_square).exp()
+        return torch.where(self._log_sum == -math.inf, 0.0, ess)
 
     @property
     def khat(self) -> Float[Tensor, "batch"]:
@@ -77,8 +78,9 @@ class _BlockMeans:
     def __init__(self, batch: int, size: int, options: dict[str, Any]) -> None:
         self._size, self.count, self._filled = size, 0, 0
         self._open = torch.full((batch,), -math.inf, **options)
-        self.mean = torch.zeros(batch, **options)
-        self._squares = torch.zeros(batch, **options)  # of deviations from the mean
+        self._shift: Tensor | None = None  # near the values, so that their squares keep their digits
+        self._sum = torch.zeros(batch, **options)
+        self._squares = torch.zeros(batch, **options)
 
     def update(self, w: Tensor) -> None:
         if self._filled:
@@ -97,15 +99,19 @@ class _BlockMeans:
             self._open, self._filled = rest.logsumexp(0), len(rest)
 
     def _add(self, log_sums: Tensor) -> None:
-        """Merge new values into the running mean and squares (Chan et al. 1983)."""
         values = log_sums - math.log(self._size)
-        n, total = len(values), self.count + len(values)
-        mean = values.mean(0)
-        delta = mean - self.mean
-        self._squares = self._squares + (values - mean).square().sum(0) + delta.square() * self.count * n / total
-        self.mean = self.mean + delta * n / total
-        self.count = total
+        if self._shift is None:
+            self._shift = torch.where(values[0].isfinite(), values[0], 0.0)
+        shifted = values - self._shift
+        self._sum = self._sum + shifted.sum(0)
+        self._squares = self._squares + shifted.square().sum(0)
+        self.count += len(values)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._sum / self.count + (0.0 if self._shift is None else self._shift)
 
     @property
     def se(self) -> Tensor:
-        return (self._squares / (self.count - 1) / self.count).sqrt()
+        variance = (self._squares - self._sum.square() / self.count) / (self.count - 1)
+        return (variance.clamp(min=0.0) / self.count).sqrt()

@@ -29,8 +29,8 @@ def pareto_khat(largest: Float[Tensor, "batch tail_and_threshold"]) -> Float[Ten
             ``tail_length(K) + 1`` largest of K.
 
     Returns:
-        k̂ for every row. It is NaN with fewer than five tail weights or any NaN weight, -inf where the whole tail is
-        equal (weights bounded by the threshold), +inf where ties in the tail rule a fit out.
+        k̂ for every row. It is NaN with fewer than five tail weights, any NaN weight or none above 0, -inf where the
+        whole tail is equal (weights bounded by the threshold), +inf where ties in the tail rule a fit out.
     """
     w = largest.to(torch.float64)
     n = w.shape[1] - 1
@@ -54,4 +54,4 @@ def pareto_khat(largest: Float[Tensor, "batch tail_and_threshold"]) -> Float[Ten
 
     khat = torch.where(quartile > 0, khat, torch.inf)
     khat = torch.where(largest_excess == 0, -torch.inf, khat)
-    return torch.where(w.isnan().any(1), torch.nan, khat)
+    return torch.where(w.isnan().any(1) | (w[:, 0] == -math.inf), torch.nan, khat)

@@ -15,12 +15,11 @@ from pyro import poutine
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
-from pyrovae._checks import as_data, at_least
+from pyrovae._checks import as_covariates, as_data, at_least
 from pyrovae._random import seeded
 from pyrovae.model import files
 from pyrovae.model.log_terms import LogTerms, draw_latents, log_joint, log_terms, sample_sites
 from pyrovae.model.modes import evaluation_mode, local_parameters
-from pyrovae.model.support import check_support
 
 _MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
 
@@ -90,8 +89,8 @@ class VAEModel(PyroModule):
             return log_joint(self.model, x, *covariates, latents=latents, max_plate_nesting=self.max_plate_nesting)
 
     def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x") -> LogTerms:
-        """Run the first two data with Pyro's and torch's validation on, and look at every datum's values, so that
-        mistakes surface before a long run.
+        """Run two data with Pyro's and torch's validation on, so that mistakes surface before a long run. Neither
+        the model nor the random state changes.
 
         Args:
             x: data ``(B, *event_shape)``.
@@ -100,21 +99,35 @@ class VAEModel(PyroModule):
             name: what the error calls ``x``.
 
         Raises:
-            ValueError: a wrong shape, data outside the likelihood's support, or a malformed model or guide.
+            ValueError: a wrong shape, or a malformed model or guide.
         """
         head = tuple(c[:2] if isinstance(c, Tensor) and c.dim() else c for c in covariates)
-        with torch.no_grad(), seeded(0):
+        with self._inference(0):
             try:
-                with pyro.distributions.validation_enabled(False):
-                    terms = self.log_terms(x[:2], *head)
-                check_support(terms, x, name)
                 with pyro.validation_enabled(True):
-                    return self.log_terms(x[:2], *head, num_particles=num_particles)
+                    try:
+                        terms = self.log_terms(x[:2], *head, num_particles=num_particles)
+                    except ValueError as error:
+                        if "within the support" not in str(error):
+                            raise
+                        # Data are compared with the support elsewhere, all of them. A draw outside the prior's
+                        # support has importance weight zero, which is allowed.
+                        with pyro.distributions.validation_enabled(False):
+                            terms = self.log_terms(x[:2], *head, num_particles=num_particles)
+            except NotImplementedError:
+                raise
             except RuntimeError as error:
                 raise ValueError(
                     f"model or guide fails on {name} of shape {tuple(x.shape)}: {error} Check the event shape "
                     f"and that every network keeps leading dimensions (..., features)."
                 ) from error
+        stray = self._pyro_context.param_state["params"]
+        if stray:
+            raise ValueError(
+                f"pyro.param({next(iter(stray))!r}, ...) inside model or guide would not be trained: set "
+                f"self.NAME = pyro.nn.PyroParam(...) in __init__ instead."
+            )
+        return terms
 
     def like(self) -> Tensor:
         """An empty tensor of the model's device and dtype."""
@@ -135,6 +148,7 @@ class VAEModel(PyroModule):
             ValueError: ``n < 1``, or the model does not know its ``event_shape`` yet.
         """
         at_least(1, n=n)
+        covariates = as_covariates(covariates, n, self.like())
         with self._inference(seed):
             trace = poutine.trace(poutine.uncondition(self.model)).get_trace(self._template(n), *covariates)
             return self._data_site(trace)["value"]
@@ -142,6 +156,7 @@ class VAEModel(PyroModule):
     def sample_latents(self, n: int, *covariates: Any, seed: int | None = None) -> Any:
         """Draw latents from the prior: ``(n, *latent)``, or a dict by site where there are several."""
         at_least(1, n=n)
+        covariates = as_covariates(covariates, n, self.like())
         with self._inference(seed):
             trace = poutine.trace(self.model).get_trace(self._template(n), *covariates)
         return _only({name: s["value"] for name, s in sample_sites(trace).items() if not s["is_observed"]})
@@ -166,6 +181,7 @@ class VAEModel(PyroModule):
             A tensor; a dict of tensors by site for a guide with several latent sites.
         """
         x = as_data(x, "x", self.event_shape).to(self.like())
+        covariates = as_covariates(covariates, len(x), self.like())
         if num_samples is not None:
             at_least(1, num_samples=num_samples)
         with self._inference(seed):
@@ -177,6 +193,8 @@ class VAEModel(PyroModule):
                 sums: dict[str, Tensor] = {}
                 for _ in range(_MEAN_BLOCKS):
                     for name, z in self._draw(x, *covariates, num_samples=_MEAN_BLOCK).items():
+                        if not z.is_floating_point():
+                            raise ValueError(f"site {name!r} is discrete and has no mean: pass num_samples.")
                         sums[name] = sums.get(name, 0.0) + z.mean(0) / _MEAN_BLOCKS
                 latents = sums
         return _only(latents)
@@ -194,9 +212,12 @@ class VAEModel(PyroModule):
                 named = dict(z)
                 lead = next(iter(named.values())).shape[:1]
             else:
-                lead = z.shape[:-1]
-                named = {self._latent_site(lead.numel(), *covariates): z.reshape(-1, z.shape[-1])}
-            named = {name: value.to(self.like()) for name, value in named.items()}
+                name, event_dim = self._latent_site(*as_covariates(covariates, None, self.like()))
+                lead = z.shape[: z.dim() - event_dim]
+                named = {name: z.reshape(-1, *z.shape[z.dim() - event_dim :])}
+            like = self.like()
+            named = {n: v.to(like if v.is_floating_point() else like.device) for n, v in named.items()}
+            covariates = as_covariates(covariates, lead.numel(), like)
             trace = poutine.trace(poutine.condition(self.model, data=named)).get_trace(
                 self._template(lead.numel()), *covariates
             )
@@ -249,7 +270,12 @@ class VAEModel(PyroModule):
             The path.
         """
         path = Path(path)
-        header = {"class": type(self).__qualname__, "config": self.config, "event_shape": self.event_shape}
+        header = {
+            "class": type(self).__qualname__,
+            "config": self.config,
+            "event_shape": self.event_shape,
+            "dtype": str(self.like().dtype).removeprefix("torch."),
+        }
         files.write(path, header, self.state_dict())
         return path
 
@@ -280,7 +306,7 @@ class VAEModel(PyroModule):
             raise ValueError(
                 f"{path} does not store how its {cls.__qualname__} was built: pass {', '.join(required)} to load()."
             )
-        model = cls(**arguments)
+        model = cls(**arguments).to(getattr(torch, header["dtype"]))
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -303,14 +329,18 @@ class VAEModel(PyroModule):
             raise ValueError(
                 f"{type(self).__name__} does not know the shape of its data: set self.event_shape in __init__."
             )
-        return self.like().new_zeros(n, *self.event_shape)
+        return self.like().new_zeros(n, *tuple(self.event_shape))
 
-    def _latent_site(self, n: int, *covariates: Any) -> str:
+    def _latent_site(self, *covariates: Any) -> tuple[str, int]:
+        """Name of the model's only latent site, and its event dimensions."""
+        n = next((len(c) for c in covariates if isinstance(c, Tensor) and c.dim()), 1)
         trace = poutine.trace(self.model).get_trace(self._template(n), *covariates)
-        latent = [n for n, s in sample_sites(trace).items() if not s["is_observed"]]
-        if len(latent) != 1:
-            raise ValueError(f"the model has the latent sites {latent}: pass decode() a dict with a value for each.")
-        return latent[0]
+        match [(n, s) for n, s in sample_sites(trace).items() if not s["is_observed"]]:
+            case [(name, site)]:
+                return name, len(site["fn"].event_shape)
+            case several:
+                names = [n for n, _ in several]
+                raise ValueError(f"the model has the latent sites {names}: pass decode() a dict with a value for each.")
 
     def _draw(self, x: Tensor, *covariates: Any, num_samples: int) -> dict[str, Tensor]:
         return draw_latents(
@@ -323,18 +353,27 @@ class VAEModel(PyroModule):
         match [s["fn"] for s in sample_sites(trace).values() if not s["is_observed"]]:
             case [q]:
                 try:
-                    return q.mean
+                    mean = q.mean
                 except (NotImplementedError, AttributeError):
                     return None
+                return mean if bool(mean.isfinite().all()) else None
         return None
 
     def _data_site(self, trace: poutine.Trace, given: Container[str] = ()) -> dict[str, Any]:
         """The observed (or no longer observed) site that stands for the data."""
-        for name, site in sample_sites(trace).items():
-            observed = site["is_observed"] or site["infer"].get("was_observed")
-            if name not in given and observed and tuple(site["fn"].event_shape) == self.event_shape:
+        observed = [
+            site
+            for name, site in sample_sites(trace).items()
+            if name not in given and (site["is_observed"] or site["infer"].get("was_observed"))
+        ]
+        alike = [site for site in observed if tuple(site["fn"].event_shape) == tuple(self.event_shape or ())]
+        match alike or observed:
+            case [site, *_] if site["value"].shape[1:] == torch.Size(self.event_shape or ()):
                 return site
-        raise ValueError(f"the model observes no site of event shape {self.event_shape}: set self.event_shape.")
+        raise ValueError(
+            f"no observed site of the model has values of shape (n, {', '.join(map(str, self.event_shape or ()))}), "
+            f"as the data have: where x is rearranged before it is observed, sample and decode with Pyro's handlers."
+        )
 
 
 def load(path: str | os.PathLike[str]) -> VAEModel:

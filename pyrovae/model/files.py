@@ -19,8 +19,8 @@ def write(path: Path, header: dict[str, Any], weights: dict[str, Tensor]) -> Non
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(handle)
     try:
-        contiguous = {name: value.detach().contiguous() for name, value in weights.items()}
-        save_file(contiguous, temporary, {_KEY: json.dumps(header)})
+        copies = {name: value.detach().clone() for name, value in weights.items()}  # tied weights share memory
+        save_file(copies, temporary, {_KEY: json.dumps(header)})
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o644)

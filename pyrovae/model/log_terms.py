@@ -12,11 +12,12 @@ from typing import Any
 import pyro
 from jaxtyping import Float
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, Independent, kl_divergence
 
 _PARTICLES = "_particles"
 
@@ -30,6 +31,7 @@ class LogTerms:
         log_prior: log p(z) by latent site.
         log_posterior: log q(z | x) by guide site.
         latents: the draws by latent site, ``(K, B, *event)`` (no leading K when one particle was drawn).
+        observed: the values of the observed sites.
         likelihood: distributions of the observed sites.
         prior: distributions of the latent sites in the model, in the model's order.
         posterior: distributions of the sites in the guide, in the guide's order.
@@ -40,6 +42,7 @@ class LogTerms:
     log_prior: Mapping[str, Float[Tensor, "particles batch"]]
     log_posterior: Mapping[str, Float[Tensor, "particles batch"]]
     latents: Mapping[str, Tensor]
+    observed: Mapping[str, Tensor]
     likelihood: Mapping[str, Distribution]
     prior: Mapping[str, Distribution]
     posterior: Mapping[str, Distribution]
@@ -70,6 +73,8 @@ class LogTerms:
             return None
         before_in_guide = _before(site, self.posterior)
         if not set(_before(site, self.prior)) <= set(before_in_guide):
+            return None
+        if _is_delta(self.posterior[site]):  # the registered formula leaves out its log_density
             return None
         try:
             kl = kl_divergence(self.posterior[site], self.prior[site])
@@ -114,9 +119,8 @@ def log_terms(
             model that observes nothing, or a scale that differs between sites.
     """
     drawn = _trace(guide, x, covariates, num_particles, max_plate_nesting)
-    latents = {n: s["value"] for n, s in sample_sites(drawn).items() if not s["is_observed"]}
     scored = _trace(poutine.replay(model, trace=drawn), x, covariates, num_particles, max_plate_nesting)
-    return _split(drawn, scored, latents, num_particles, len(x))
+    return _split(drawn, scored, num_particles, len(x), max_plate_nesting)
 
 
 def draw_latents(
@@ -160,7 +164,7 @@ def log_joint(
     for name, site in sample_sites(trace).items():
         if not site["is_observed"]:
             raise ValueError(f"latents has no value for site {name!r}; it has {sorted(latents)}.")
-        total = total + _log_prob(name, site, k, len(x))
+        total = total + _log_prob(name, site, k, len(x), max_plate_nesting)
     return total
 
 
@@ -190,7 +194,7 @@ def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
     }
 
 
-def _split(drawn: Trace, scored: Trace, latents: dict[str, Tensor], k: int, b: int) -> LogTerms:
+def _split(drawn: Trace, scored: Trace, k: int, b: int, nesting: int) -> LogTerms:
     guide_sites, model_sites = sample_sites(drawn), sample_sites(scored)
     observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
     hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
@@ -207,10 +211,11 @@ def _split(drawn: Trace, scored: Trace, latents: dict[str, Tensor], k: int, b: i
             )
     _refuse_scales({**guide_sites, **model_sites})
     return LogTerms(
-        log_likelihood={n: _log_prob(n, s, k, b) for n, s in observed.items()},
-        log_prior={n: _log_prob(n, s, k, b) for n, s in hidden.items()},
-        log_posterior={n: _log_prob(n, s, k, b) for n, s in guide_sites.items()},
-        latents=latents,
+        log_likelihood={n: _log_prob(n, s, k, b, nesting) for n, s in observed.items()},
+        log_prior={n: _log_prob(n, s, k, b, nesting) for n, s in hidden.items()},
+        log_posterior={n: _log_prob(n, s, k, b, nesting) for n, s in guide_sites.items()},
+        latents={n: s["value"] for n, s in guide_sites.items() if not s["is_observed"]},
+        observed={n: s["value"] for n, s in observed.items()},
         likelihood={n: s["fn"] for n, s in observed.items()},
         prior={n: s["fn"] for n, s in hidden.items()},
         posterior={n: s["fn"] for n, s in guide_sites.items()},
@@ -228,11 +233,15 @@ def _refuse_scales(sites: Mapping[str, dict[str, Any]]) -> None:
         )
 
 
-def _log_prob(name: str, site: dict[str, Any], k: int, b: int) -> Tensor:
+def _log_prob(name: str, site: dict[str, Any], k: int, b: int, nesting: int) -> Tensor:
     if not any(frame.dim == -1 for frame in site["cond_indep_stack"]):
         raise ValueError(
             f"site {name!r} is not inside the data plate: open `with pyro.plate('data', len(x)):` around it, "
             f"at dimension -1. Latent variables shared by all data are not supported."
+        )
+    if k > 1 and any(frame.dim is not None and frame.dim < -nesting - 1 for frame in site["cond_indep_stack"]):
+        raise ValueError(
+            f"site {name!r} is in more nested plates than the {nesting} stated: set max_plate_nesting on the model."
         )
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
@@ -264,3 +273,9 @@ def _total(terms: Mapping[str, Tensor]) -> Tensor:
 def _before(site: str, ordered: Mapping[str, Any]) -> list[str]:
     names = list(ordered)
     return names[: names.index(site)]
+
+
+def _is_delta(q: Distribution) -> bool:
+    while isinstance(q, Independent):
+        q = q.base_dist
+    return isinstance(q, Delta)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
 import torch
@@ -24,3 +25,30 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for m, training in modes.items():
             m.training = training
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 inside the block; the user's settings afterwards, made through torch's old interface or its new one."""
+    parents = [torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn]
+    parts = [getattr(p, name, None) for p in parents for name in ("matmul", "conv", "rnn")]
+    backends: list[Any] = [part for part in parts if hasattr(part, "fp32_precision")]
+    if backends:
+        before = [backend.fp32_precision for backend in backends]
+        _set_precision(backends, ["ieee"] * len(backends))
+        try:
+            yield
+        finally:
+            _set_precision(backends, before)
+    else:  # torch before 2.9
+        matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+
+
+def _set_precision(backends: list[Any], values: list[str]) -> None:
+    for backend, value in zip(backends, values, strict=True):
+        backend.fp32_precision = value

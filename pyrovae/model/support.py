@@ -3,27 +3,28 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyrovae.model.log_terms import LogTerms
 
 
-def check_support(terms: LogTerms, x: Tensor, name: str = "x") -> None:
-    """Raise a ``ValueError`` if ``x`` has values outside the support of a likelihood of its shape."""
+def check_support(terms: LogTerms, name: str = "x") -> None:
+    """Raise a ``ValueError`` if an observed value lies outside its likelihood's support."""
     for site, p in terms.likelihood.items():
-        if p.event_shape != x.shape[1:]:
-            continue
         element = p
         while isinstance(element, torch.distributions.Independent):
             element = element.base_dist
-        support: Any = element.support
-        inside = support.check(x)
+        try:
+            support: Any = element.support
+        except NotImplementedError:  # a distribution that does not state it
+            continue
+        value = terms.observed[site]
+        inside = support.check(value)
         if not bool(inside.all()):
-            bad = ~inside.expand(x.shape)
+            bad = value[~inside] if inside.shape == value.shape else value
             fix = ""
             if isinstance(element, torch.distributions.Bernoulli):
                 fix = " Binarise the data (datasets.load(..., binarize=...)) or use another likelihood."
             raise ValueError(
-                f"{name} holds {int(bad.sum())} value(s) outside the support of the likelihood at site "
-                f"{site!r} ({type(element).__name__}: {support}), e.g. {x[bad][0].item():.6g}.{fix}"
+                f"{name} holds {int((~inside).sum())} value(s) outside the support of the likelihood at site "
+                f"{site!r} ({type(element).__name__}: {support}), e.g. {bad.flatten()[0].item():.6g}.{fix}"
             )

@@ -1,5 +1,6 @@
 """``VAE``: a VAE composed of parts."""
 
+import json
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -24,7 +25,8 @@ NETWORKS = (*_MLPS, "conv")
 class VAE(VAEModel):
     """A VAE of one latent vector: prior p(z), likelihood p(x|z), posterior q(z|x), and two networks.
 
-    Every part is a registry name or a module. By name, ``*_options`` go to the part's constructor.
+    Every part is a registry name or a module that is called as that part's base class is (``posteriors.Posterior``,
+    ``priors.Prior``, ``likelihoods.Likelihood``). By name, ``*_options`` go to the part's constructor.
 
     Args:
         event_shape: shape of one datum, e.g. ``(784,)``, or ``(1, 28, 28)`` for the conv networks.
@@ -96,7 +98,7 @@ class VAE(VAEModel):
         if isinstance(prior, str) and lookup(PRIORS, prior, "prior").uses_posterior:
             options["prior"]["event_shape"] = self.event_shape
         self.prior = _build(PRIORS, "prior", prior, latent_dim=latent_dim, **options["prior"])
-        if self.prior.uses_posterior and not self.posterior.can_score:
+        if getattr(self.prior, "uses_posterior", False) and not getattr(self.posterior, "can_score", True):
             scorable = [name for name, family in POSTERIORS.items() if family.can_score]
             raise ValueError(
                 f"{type(self.prior).__name__} scores the posterior at points it did not draw, which "
@@ -109,7 +111,7 @@ class VAE(VAEModel):
         self.decoder = built[1] if decoder is None else decoder
         if all(isinstance(p, str) for p in parts.values()) and encoder is None and decoder is None:
             options["prior"].pop("event_shape", None)
-            self.config = {
+            config = {
                 "event_shape": self.event_shape,
                 "latent_dim": latent_dim,
                 "network": network,
@@ -117,6 +119,7 @@ class VAE(VAEModel):
                 **parts,
                 **{f"{kind}_options": value for kind, value in options.items()},
             }
+            self.config = json.loads(json.dumps(config, default=int))  # as it will come back from a file
 
     def q(self, x: Float[Tensor, "*batch_event"]) -> dist.TorchDistribution:
         """q(z | x): batch ``(...)`` for ``x`` of shape ``(..., *event_shape)``."""

@@ -1,6 +1,5 @@
 """What every objective is."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
 from pyrovae._checks import at_least
-from pyrovae.model import LogTerms, log_terms
+from pyrovae.model import LogTerms, VAEModel, log_terms
 
 
 class Objective(PyroELBO):
@@ -20,12 +19,14 @@ class Objective(PyroELBO):
 
     Args:
         num_particles: K, draws of z per datum, always vectorised.
-        max_plate_nesting: plates that the model nests.
+        max_plate_nesting: plates that the model nests; by default what a :class:`~pyrovae.VAEModel` says of itself,
+            and 1 for other models.
     """
 
-    def __init__(self, *, num_particles: int = 1, max_plate_nesting: int = 1) -> None:
+    def __init__(self, *, num_particles: int = 1, max_plate_nesting: int | None = None) -> None:
         at_least(1, num_particles=num_particles)
-        super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=True)
+        super().__init__(num_particles=num_particles, vectorize_particles=True)
+        self._nesting = max_plate_nesting  # Pyro's own attribute counts the particles' plate too
 
     def anneal(self, t: float) -> None:
         """Tell the objective the time, in its schedules' unit (``fit``: epochs); ``inf`` for final values."""
@@ -67,6 +68,11 @@ class Objective(PyroELBO):
             guide,
             *args,
             num_particles=self.num_particles,
-            max_plate_nesting=1 if math.isinf(self.max_plate_nesting) else self.max_plate_nesting,
+            max_plate_nesting=_nesting(model) if self._nesting is None else self._nesting,
             **kwargs,
         )
+
+
+def _nesting(model: Callable[..., Any]) -> int:
+    owner = getattr(model, "__self__", None)
+    return owner.max_plate_nesting if isinstance(owner, VAEModel) else 1

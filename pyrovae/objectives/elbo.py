@@ -1,6 +1,7 @@
 """The evidence lower bound."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -23,7 +24,7 @@ class ELBO(Objective):
         analytic_kl: ``"auto"`` uses the closed form at every site where one is registered and valid (this is
             ``TraceMeanField_ELBO``); ``True`` requires it; ``False`` never (this is ``Trace_ELBO``).
         num_particles: K, draws of z per datum.
-        max_plate_nesting: plates that the model nests.
+        max_plate_nesting: plates that the model nests; by default what the model says of itself.
 
     Raises:
         ValueError: ``analytic_kl=True`` and a site has no closed form; a schedule that was never annealed.
@@ -31,11 +32,11 @@ class ELBO(Objective):
 
     def __init__(
         self,
-        beta: float | Schedule = 1.0,
+        beta: float | Callable[[float], float] = 1.0,
         analytic_kl: Literal["auto"] | bool = "auto",
         num_particles: int = 1,
         *,
-        max_plate_nesting: int = 1,
+        max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
         if analytic_kl not in ("auto", True, False):
@@ -45,6 +46,7 @@ class ELBO(Objective):
         self.beta = beta
         self.analytic_kl = analytic_kl
         self._weight = None if callable(beta) else float(beta)
+        self._time = 0.0
 
     @property
     def weight(self) -> float:
@@ -54,11 +56,14 @@ class ELBO(Objective):
         return self._weight
 
     def anneal(self, t: float) -> None:
+        self._time = t
         if callable(self.beta):
             self._weight = float(self.beta(t))
 
     @property
     def settled(self) -> bool:
+        if isinstance(self.beta, Schedule):
+            return self._time >= self.beta.ends
         return not callable(self.beta) or self.weight == self.beta(math.inf)
 
     def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:

@@ -14,13 +14,13 @@ class IWAE(Objective):
 
     Args:
         num_particles: K.
-        max_plate_nesting: plates that the model nests.
+        max_plate_nesting: plates that the model nests; by default what the model says of itself.
 
     Raises:
         ValueError: a latent site is not reparameterised.
     """
 
-    def __init__(self, num_particles: int = 5, *, max_plate_nesting: int = 1) -> None:
+    def __init__(self, num_particles: int = 5, *, max_plate_nesting: int | None = None) -> None:
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
 
     def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:

@@ -1,12 +1,27 @@
 """Schedules of the KL weight: functions of time, where ``fit`` counts time in epochs (fractions included).
 
-A schedule is any function ``t -> weight``; at ``t = inf`` it must give its final value, which validation uses.
+``ELBO`` takes any function ``t -> weight``; at ``t = inf`` it must give its final value, which validation uses.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
-Schedule = Callable[[float], float]
+
+@dataclass(frozen=True)
+class Schedule:
+    """A weight as a function of time.
+
+    Attributes:
+        weight: the function.
+        ends: the time from which on it has its final value.
+    """
+
+    weight: Callable[[float], float]
+    ends: float
+
+    def __call__(self, t: float) -> float:
+        return self.weight(t)
 
 
 def linear_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> Schedule:
@@ -18,7 +33,7 @@ def linear_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> S
         end: weight from ``duration`` on.
     """
     _positive("duration", duration)
-    return lambda t: end if t >= duration else start + (end - start) * t / duration
+    return Schedule(lambda t: end if t >= duration else start + (end - start) * t / duration, duration)
 
 
 def cosine_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> Schedule:
@@ -30,7 +45,11 @@ def cosine_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> S
         end: weight from ``duration`` on.
     """
     _positive("duration", duration)
-    return lambda t: end if t >= duration else end + (start - end) * (1 + math.cos(math.pi * t / duration)) / 2
+
+    def weight(t: float) -> float:
+        return end if t >= duration else end + (start - end) * (1 + math.cos(math.pi * t / duration)) / 2
+
+    return Schedule(weight, duration)
 
 
 def cyclical(period: float, *, rise: float = 0.5, cycles: int = 4, end: float = 1.0) -> Schedule:
@@ -45,7 +64,11 @@ def cyclical(period: float, *, rise: float = 0.5, cycles: int = 4, end: float = 
     _positive("period", period)
     if not 0 < rise <= 1:
         raise ValueError(f"rise must be in (0, 1]; got {rise}.")
-    return lambda t: end if t >= cycles * period else end * min(1.0, (t % period) / (rise * period))
+
+    def weight(t: float) -> float:
+        return end if t >= cycles * period else end * min(1.0, (t % period) / (rise * period))
+
+    return Schedule(weight, cycles * period)
 
 
 def _positive(name: str, value: float) -> None:

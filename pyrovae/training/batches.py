@@ -8,13 +8,18 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
+import pyro
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from pyrovae._checks import as_data, as_tensor, at_least
-from pyrovae.model import LogTerms, VAEModel
+from pyrovae._checks import as_covariates, as_data, as_tensor, at_least
+from pyrovae._random import seeded
+from pyrovae.model import VAEModel
+from pyrovae.model.modes import evaluation_mode
 from pyrovae.model.support import check_support
+
+_LOOK = 1000  # data at a time when all values are checked
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor], Tensor]
@@ -46,17 +51,22 @@ class Batches(ABC):
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.fields():
-            x = batch[0].to(self.like)
-            rest = (field.to(self.like.device) for field in batch[1:])
+            x, *rest = self._on_device(batch)
             yield (self.transform(x) if self.transform else x, *rest)
 
-    def check(self, model: VAEModel, num_particles: int = 1) -> LogTerms:
+    def _on_device(self, batch: Batch) -> Batch:
+        return batch[0].to(self.like), *as_covariates(batch[1:], len(batch[0]), self.like)
+
+    def check(self, model: VAEModel, num_particles: int = 1) -> None:
         """Run the model on the first batch with validation on; it learns its ``event_shape`` if it has none.
 
         Raises:
             ValueError: an empty set, or what :meth:`VAEModel.check` finds.
         """
-        first = next(iter(self), None)
+        try:
+            first = next(iter(self), None)
+        except RuntimeError as error:
+            raise ValueError(f"{self.name} cannot be read, or batch_transform does not take it: {error}") from error
         if first is None:
             raise ValueError(f"{self.name} is empty. Pass at least one datum.")
         x = as_data(first[0], self.name, model.event_shape)
@@ -68,7 +78,15 @@ class Batches(ABC):
             )
         if model.event_shape is None:
             model.event_shape = tuple(x.shape[1:])
-        return model.check(x, *first[1:], num_particles=num_particles, name=self.name)
+        model.check(x, *first[1:], num_particles=num_particles, name=self.name)
+        self.look(model, first)
+
+    def look(self, model: VAEModel, batch: Batch) -> None:
+        """Check a batch's values as it passes in the first epoch, where they were not all seen before."""
+        as_data(batch[0], self.name, model.event_shape)
+        validation = pyro.distributions.validation_enabled(False)
+        with evaluation_mode(model), torch.no_grad(), seeded(0), validation:
+            check_support(model.log_terms(*batch), self.name)
 
 
 class TensorBatches(Batches):
@@ -87,11 +105,14 @@ class TensorBatches(Batches):
         for rows in order.split(self._batch_size):
             yield tuple(t[rows] for t in self._tensors)
 
-    def check(self, model: VAEModel, num_particles: int = 1) -> LogTerms:
-        terms = super().check(model, num_particles)
+    def check(self, model: VAEModel, num_particles: int = 1) -> None:
+        super().check(model, num_particles)
         if self.transform is None:
-            check_support(terms, self._tensors[0], self.name)
-        return terms
+            for rows in torch.arange(len(self._tensors[0])).split(_LOOK):
+                super().look(model, self._on_device(tuple(t[rows.to(t.device)] for t in self._tensors)))
+
+    def look(self, model: VAEModel, batch: Batch) -> None:
+        """Nothing is left to check."""
 
 
 class LoaderBatches(Batches):
@@ -166,20 +187,19 @@ def num_covariates(model: VAEModel, *, required: bool = False) -> int:
     return len([p for p in positional if not required or p.default is p.empty]) - 1
 
 
-def split(data: Any, fraction: float) -> tuple[Any, Any]:
+def split(data: Any, fraction: float) -> tuple[Batch, Batch]:
     """Hold out a random ``fraction`` of tensors, arrays or DataFrames: (training, validation)."""
     if not 0 < fraction < 1:
         raise ValueError(f"validation as a fraction must be between 0 and 1; got {fraction}.")
     parts = tuple(data) if isinstance(data, (tuple, list)) else (data,)
     if not all(isinstance(p, (Tensor, np.ndarray, pd.DataFrame, pd.Series)) for p in parts):
         raise ValueError("validation as a fraction needs tensors, arrays or DataFrames; pass the validation set.")
-    tensors = [as_tensor(p, "data") for p in parts]
+    tensors = [as_data(parts[0], "data"), *(as_tensor(p, f"covariate {i} of data") for i, p in enumerate(parts[1:]))]
     order = torch.randperm(len(tensors[0]))
     held_out = math.ceil(fraction * len(order))
     if held_out == len(order):
         raise ValueError(f"validation={fraction} leaves none of the {len(order)} data to train on.")
-    pick = [
-        tuple(as_data(t[rows], "data") if i == 0 else t[rows] for i, t in enumerate(tensors))
-        for rows in (order[held_out:], order[:held_out])
-    ]
-    return pick[0], pick[1]
+    for i, t in enumerate(tensors[1:]):
+        if len(t) != len(order):
+            raise ValueError(f"covariate {i} of data has {len(t)} rows and x has {len(order)}; they must match.")
+    return tuple(t[order[held_out:]] for t in tensors), tuple(t[order[:held_out]] for t in tensors)

@@ -60,7 +60,7 @@ def fit(
         seed: seed of shuffling, binarisation and draws; torch's generators are put back afterwards. (Weights are
             drawn when the model is built: call ``torch.manual_seed`` before that.)
         batch_transform: applied to ``x`` of every training batch, on the device; by default ``data.batch_transform``
-            where there is one, e.g. dynamic binarisation.
+            where there is one, e.g. dynamic binarisation. Validation data that ``fit`` holds out are transformed once.
         callbacks: called with the :class:`Run` after every epoch; a true result stops the training.
         progress: show a progress bar, in nats per datum.
 
@@ -90,7 +90,8 @@ def fit(
             batch_transform = data.batch_transform if batch_transform is None else batch_transform
             data = data.train
         if isinstance(validation, float):
-            data, validation = split(data, validation)
+            data, (x, *rest) = split(data, validation)
+            validation = (batch_transform(x) if batch_transform else x, *rest)
         if patience is not None:
             at_least(1, patience=patience)
             if validation is None:

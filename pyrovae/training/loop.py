@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from pyrovae._random import seeded
+from pyrovae._random import get_state, seeded, set_state
 from pyrovae.model import VAEModel
 from pyrovae.model.modes import evaluation_mode
 from pyrovae.objectives import ELBO, Objective
@@ -22,7 +22,6 @@ from pyrovae.training.batches import Batch, Batches
 from pyrovae.training.diagnose import broken_parameters, explain
 
 _VALIDATION_SEED = 0  # the same draws every epoch, so that epochs compare
-_CUDA_CHECK_EVERY = 50  # steps between two looks at the losses, since a look waits for the device
 
 
 @dataclass(repr=False)
@@ -93,9 +92,10 @@ class Trainer:
         if not self.parameters:
             raise ValueError(f"{type(model).__name__} has no parameters to train.")
         self.optimizer = optimizer(self.parameters)
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            raise ValueError("LBFGS evaluates the loss several times a step, which a stochastic loss does not allow.")
         self.scheduler = lr_schedule(self.optimizer) if lr_schedule else None
         self.clip_norm = clip_norm
-        self.check_every = _CUDA_CHECK_EVERY if self.parameters[0].device.type == "cuda" else 1
 
     def run(
         self,
@@ -137,22 +137,29 @@ class Trainer:
     def _epoch(self, epoch: int, bar: Any, start: dict[str, Tensor]) -> float:
         """One pass over the training data: the mean loss per datum."""
         self.model.train()
-        losses = _Losses(self.check_every)
+        total, count, step = 0.0, 0, -1
         for step, batch in enumerate(self.train):
+            if epoch == 0:
+                self.train.look(self.model, batch)
             self._anneal(epoch + step / (self.train.num_steps or math.inf))
-            generator_state = torch.get_rng_state()
+            generators = get_state()
             self.optimizer.zero_grad(set_to_none=True)
             loss = self._loss(batch)
-            bad = losses.add(loss.detach(), len(batch[0]))
-            if bad is not None:
-                self._fail(epoch, bad, batch, generator_state, start)
+            value = loss.item()
+            if not math.isfinite(value):
+                self._fail(epoch, step, batch, generators, start)
             self._update(loss, len(batch[0]))
-            bar.set_postfix_str(self._postfix(epoch, losses.mean), refresh=False)
+            total, count = total + value, count + len(batch[0])
+            bar.set_postfix_str(self._postfix(epoch, total / count), refresh=False)
             bar.update()
-        bad = losses.look()
-        if bad is not None:
-            self._fail(epoch, bad, batch, generator_state, start)
-        return losses.mean
+        if step < 0:
+            raise ValueError(
+                f"data gave no batch in epoch {epoch}: it can be iterated only once. Pass a Dataset, a DataLoader or "
+                f"tensors, or set epochs=1."
+            )
+        if broken_parameters(self.model):
+            self._fail(epoch, step, batch, generators, start, kind="update")
+        return total / count
 
     def _loss(self, batch: Batch) -> Tensor:
         """The loss, summed over the batch. Objectives that cannot be differentiated fill in the gradients here."""
@@ -175,15 +182,15 @@ class Trainer:
     def _validate(self, held_out: Batches, epoch: int, start: dict[str, Tensor]) -> float:
         """The mean loss per datum of held-out data, at the schedules' final values, with the same draws each time."""
         self._anneal(math.inf)
-        losses = _Losses(every=1)
+        total, count = 0.0, 0
         with evaluation_mode(self.model), torch.no_grad(), seeded(_VALIDATION_SEED):
-            for batch in held_out:
-                generator_state = torch.get_rng_state()
-                loss = self.objective.loss(self.model.model, self.model.guide, *batch)
-                bad = losses.add(torch.as_tensor(loss, dtype=torch.float64), len(batch[0]))
-                if bad is not None:
-                    self._fail(epoch, bad, batch, generator_state, start, kind="validation loss")
-        return losses.mean
+            for step, batch in enumerate(held_out):
+                generators = get_state()
+                value = float(self.objective.loss(self.model.model, self.model.guide, *batch))
+                if not math.isfinite(value):
+                    self._fail(epoch, step, batch, generators, start, kind="validation loss")
+                total, count = total + value, count + len(batch[0])
+        return total / count
 
     def _anneal(self, t: float) -> None:
         if isinstance(self.objective, Objective):
@@ -209,45 +216,12 @@ class Trainer:
         epoch: int,
         step: int,
         batch: Batch,
-        generator_state: Tensor,
+        generators: list[Tensor],
         start: dict[str, Tensor],
         kind: str = "loss",
     ) -> NoReturn:
-        torch.set_rng_state(generator_state)
+        set_state(generators)
         cause = explain(self.model, batch)
         if broken_parameters(self.model):
             self.model.load_state_dict(start)
         raise NonFiniteLoss(epoch, step, cause, self.result, kind)
-
-
-class _Losses:
-    """Losses summed over batches, looked at ``every`` so many of them: a look waits for the device."""
-
-    def __init__(self, every: float) -> None:
-        self._every, self._pending, self._sizes = every, list[Tensor](), list[int]()
-        self._total, self._count, self._seen = 0.0, 0, 0
-
-    def add(self, loss: Tensor, n: int) -> int | None:
-        """The index of the first loss that is not finite, when one is found."""
-        self._pending.append(loss)
-        self._sizes.append(n)
-        return self.look() if len(self._pending) >= self._every else None
-
-    def look(self) -> int | None:
-        """Read the losses that wait: the index of the first that is not finite, or ``None``."""
-        if not self._pending:
-            return None
-        values = torch.stack(self._pending).double().cpu()
-        bad = (~values.isfinite()).nonzero()
-        first = self._seen
-        self._total += values.sum().item()
-        self._count += sum(self._sizes)
-        self._seen += len(values)
-        self._pending.clear()
-        self._sizes.clear()
-        return first + int(bad[0]) if len(bad) else None
-
-    @property
-    def mean(self) -> float:
-        """Nats per datum of what was looked at."""
-        return self._total / self._count if self._count else math.nan

@@ -8,11 +8,12 @@ import sys
 import numpy as np
 import pandas as pd
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 import pyrovae as pv
-from pyrovae.evaluation.chunks import chunk_sizes
+from pyrovae.evaluation.chunks import Cost, chunk_sizes, probe
 from pyrovae.evaluation.stream import WeightStream
 from pyrovae.evaluation.tail import tail_length
 from tests.models import Conditional, TwoSites, binary
@@ -70,6 +71,108 @@ def test_stream_equals_one_big_run(make, monkeypatch) -> None:
     blocks = w.unflatten(0, (10, 100)).logsumexp(1) - math.log(100)
     np.testing.assert_allclose(p["L_100"], blocks.mean(0), rtol=1e-12)
     np.testing.assert_allclose(p["L_100_se"], blocks.std(0) / math.sqrt(10), rtol=1e-9)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_strict_whatever_the_caller_has_switched_on(autocast: bool) -> None:
+    """bfloat16 autocast and reduced matrix precision around the call change nothing, and survive it."""
+    model, x = small(), binary(4)
+    expected = evaluate(model, x)
+    backend = torch.backends.mkldnn.matmul
+    before = backend.fp32_precision
+    backend.fp32_precision = "bf16"
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            result = evaluate(model, x)
+            seen = []
+            hook = model.decoder.register_forward_hook(lambda m, a, out: seen.append(backend.fp32_precision))
+            evaluate(model, x)
+            hook.remove()
+        assert backend.fp32_precision == "bf16"
+    finally:
+        backend.fp32_precision = before
+    assert set(seen) == {"ieee"}
+    pd.testing.assert_frame_equal(result.pointwise, expected.pointwise)
+
+
+def test_reduced_precision_set_through_either_interface_is_put_back() -> None:
+    model, x = small(), binary(4)
+    torch.set_float32_matmul_precision("high")
+    try:
+        evaluate(model, x)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        evaluate(model, x)
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+def test_zero_weights_do_not_depend_on_the_chunks(monkeypatch) -> None:
+    """A normal guide for a uniform prior: draws outside have weight zero, the ELBO is -inf, log p(x) is not."""
+
+    class Uniform(pv.VAEModel):
+        event_shape = (1,)
+
+        def __init__(self, width: float) -> None:
+            super().__init__()
+            self.width = torch.nn.Parameter(torch.tensor(width))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Uniform(-self.width, self.width).expand([1]).to_event(1))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+
+    module = importlib.import_module("pyrovae.evaluation.log_marginal")
+    x = torch.tensor([[0.0], [0.5]])
+    inside = torch.special.ndtr(1.0 - x[:, 0]) - torch.special.ndtr(-1.0 - x[:, 0])
+    exact = inside.log() - math.log(2.0)  # of U(-1, 1) blurred by N(0, 1)
+    for chunks in ((2, 1000), (1, 3)):
+        monkeypatch.setattr(module, "chunk_sizes", lambda *args, chunks=chunks: chunks)
+        p = evaluate(Uniform(1.0), x, num_samples=1000).pointwise
+        assert (p["elbo"] == -math.inf).all()
+        assert (abs(p["log_px"] - exact.numpy()) < 4.5 * p["mc_se"]).all()
+        none = evaluate(Uniform(1.0), x + 50.0, num_samples=1000)
+        assert (none.pointwise["log_px"] == -math.inf).all()
+        assert (none.pointwise["ess"] == 0).all()
+        assert none.pointwise["khat"].isna().all()
+        assert none.summary()["non_finite"] == 2
+
+
+def test_covariates_in_any_form() -> None:
+    model, x, y = Conditional(), binary(4), torch.randn(4, 2)
+    expected = evaluate(model, x, y)
+    for same in (y.numpy(), y.double(), pd.DataFrame(y.numpy())):
+        result = evaluate(model, x, same)
+        np.testing.assert_allclose(result.pointwise["log_px"], expected.pointwise["log_px"], rtol=1e-6)
+
+
+def test_support_of_rearranged_data_is_checked_too() -> None:
+    class Columns(pv.VAEModel):
+        max_plate_nesting = 2
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+                with pyro.plate("pixels", x.shape[1]):
+                    pyro.sample("x", dist.Bernoulli(logits=z), obs=x.T)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x.mean(1), 0.7))
+
+    x = binary(8)
+    evaluate(Columns(), x)
+    x[5] = 0.3
+    with pytest.raises(ValueError, match="outside the support"):
+        evaluate(Columns(), x)
 
 
 def test_seed_decides_and_leaves_the_generator() -> None:
@@ -201,16 +304,33 @@ def test_a_subclass_with_a_wrong_shape_says_where() -> None:
 @pytest.mark.parametrize(
     ("n", "k", "budget", "cost", "expected"),
     [
-        (100, 50, 10_000, 10, (20, 50)),
-        (100, 5000, 10_000, 10, (1, 1000)),
-        (3, 7, 10**9, 1, (3, 7)),
-        (5, 9, 1, 10, (1, 1)),
+        (100, 50, 10_000, Cost(0, 10), (20, 50)),
+        (100, 5000, 10_000, Cost(0, 10), (1, 1000)),
+        (100, 1, 10_000, Cost(990, 10), (10, 1)),
+        (100, 5000, 10_000, Cost(5_000, 10), (1, 500)),
+        (3, 7, 10**9, Cost(1, 1), (3, 7)),
+        (5, 9, 1, Cost(10, 10), (1, 1)),
     ],
 )
-def test_chunks_fit_the_budget(n: int, k: int, budget: int, cost: int, expected: tuple[int, int]) -> None:
+def test_chunks_fit_the_budget(n: int, k: int, budget: int, cost: Cost, expected: tuple[int, int]) -> None:
     batch, draws = chunk_sizes(n, k, budget, cost)
     assert (batch, draws) == expected
-    assert batch * draws * cost <= max(budget, cost)
+    assert batch * (cost.per_datum + draws * cost.per_draw) <= max(budget, cost.per_datum + cost.per_draw)
+
+
+def test_the_probe_sees_what_a_datum_and_a_draw_allocate() -> None:
+    cost = probe(lambda n, k: (torch.zeros(n, 100), torch.zeros(n, k, 25)))
+    assert cost == Cost(per_datum=400, per_draw=100)
+
+
+def test_heavy_amortisation_counts_at_one_draw() -> None:
+    """16 Sylvester flows of Z = 64 cost a megabyte per datum before the first draw."""
+    vae = pv.VAE((6,), 64, posterior="sylvester", posterior_options={"num_flows": 16}, hidden=(16,))
+    x = binary(8)
+    with torch.no_grad():
+        cost = probe(lambda n, k: vae.log_terms(x[:n], num_particles=k))
+    assert cost.per_datum > 2**20
+    assert chunk_sizes(10_000, 1, 64 * 2**20, cost)[0] < 64
 
 
 @pytest.mark.slow

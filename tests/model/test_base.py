@@ -12,7 +12,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 import pyrovae as pv
 from pyrovae.posteriors import POSTERIORS
-from pyrovae.testing import DiscreteMixture
+from pyrovae.testing import BetaBernoulli, DiscreteMixture
 from tests.models import Conditional, TwoSites, binary
 
 
@@ -84,6 +84,21 @@ def test_several_sites_and_covariates() -> None:
     torch.testing.assert_close(lines[2], conditional.decode(conditional.encode(b, y), y))
 
 
+def test_discrete_and_scalar_latents() -> None:
+    mixture, x = DiscreteMixture(torch.zeros(3), torch.randn(3, 6)), binary(4)
+    with pytest.raises(ValueError, match="'k' is discrete and has no mean: pass num_samples"):
+        mixture.encode(x)
+    assert mixture.encode(x, num_samples=5).shape == (5, 4)
+    torch.testing.assert_close(mixture.decode(torch.tensor([2, 0])), mixture.logits[[2, 0]].sigmoid())
+    assert mixture.reconstruct(x).shape == (4, 6)
+    coin = BetaBernoulli(6)
+    assert coin.encode(x).shape == (4,)
+    torch.testing.assert_close(coin.decode(torch.tensor([0.2, 0.7]))[:, 0], torch.tensor([0.2, 0.7]))
+    assert coin.decode(torch.tensor(0.2)).shape == (6,)
+    assert coin.reconstruct(x).shape == (4, 6)
+    assert coin.interpolate(x, x, steps=3).shape == (3, 4, 6)
+
+
 @pytest.mark.parametrize("make", [small, lambda: small("iaf", prior="mixture"), TwoSites])
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, pv.ELBO, pv.IWAE])
 def test_plain_svi_trains_composed_and_subclassed_models(make, elbo) -> None:
@@ -131,6 +146,19 @@ def test_save_and_load_a_subclass(tmp_path) -> None:
         pv.VAE.load(path)
     with pytest.raises(ValueError, match="do not fit"):
         DiscreteMixture.load(path, log_weights=torch.zeros(2), logits=torch.zeros(2, 6))
+
+
+def test_saved_precision_tied_weights_and_options(tmp_path) -> None:
+    vae = pv.VAE((6,), np.int64(3), posterior="iaf", posterior_options={"hidden": (8, 8)}, hidden=(16,)).double()
+    twin = pv.load(vae.save(tmp_path / "a"))
+    assert twin.config == vae.config
+    assert twin.like().dtype == torch.float64
+    assert all(torch.equal(v, vae.state_dict()[k]) for k, v in twin.state_dict().items())
+    tied = TwoSites()
+    tied.encode_2.bias = tied.middle.bias = torch.nn.Parameter(torch.randn(4))
+    tied.middle = torch.nn.Linear(2, 6)
+    tied.encode_1.bias = tied.middle.bias
+    assert torch.equal(TwoSites.load(tied.save(tmp_path / "b")).encode_1.bias, tied.middle.bias)
 
 
 def test_damaged_and_missing_models_are_named(tmp_path) -> None:

@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 import pyrovae as pv
@@ -188,3 +189,24 @@ def test_masked_latents_have_no_closed_form() -> None:
     terms = MaskedLatent().log_terms(torch.randn(3))
     assert terms.closed_form_kl("z") is None
     assert terms.kl("z")[0, 1] == 0.0
+
+
+def test_a_delta_with_log_density_keeps_it() -> None:
+    """Pyro's closed form for a Delta leaves its log_density out; the bound must not."""
+
+    class Pushed(pv.VAEModel):
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                u = pyro.sample("u", dist.Normal(x, 1.0), infer={"is_auxiliary": True})
+                pyro.sample("z", dist.Delta(2.0 * u, log_density=-torch.tensor(2.0).log().expand(len(x))))
+
+    model, x = Pushed(), torch.randn(5)
+    torch.manual_seed(3)
+    ours = pv.ELBO().loss(model.model, model.guide, x)
+    torch.manual_seed(3)
+    assert ours == pytest.approx(Trace_ELBO().loss(model.model, model.guide, x), rel=1e-6)

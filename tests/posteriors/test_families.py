@@ -80,6 +80,19 @@ def test_scoring_a_foreign_point_names_the_alternative(name: str) -> None:
         q.log_prob(torch.zeros(6, LATENT))
 
 
+def test_a_draw_made_without_gradients_is_scored_with_them() -> None:
+    q = CASES["iaf"]()(torch.randn(4, CONTEXT, requires_grad=True))
+    z = q.sample()
+    assert q.log_prob(z).requires_grad
+    torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()))
+    p = CASES["planar"]()(torch.randn(4, CONTEXT, requires_grad=True))
+    z = p.sample()
+    with torch.no_grad():
+        assert torch.isfinite(p.log_prob(z)).all()
+    with pytest.raises(NotImplementedError, match="gradient only if that was drawn by rsample"):
+        p.log_prob(z)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_reparameterised_gradient_equals_finite_differences(name: str) -> None:
     """Of E over fixed noise of a smooth function of z and log q, in every parameter direction at once."""

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
@@ -284,6 +285,155 @@ def test_exploding_updates_name_the_parameter_and_roll_back() -> None:
         )
     assert (caught.value.epoch, caught.value.step) == (2, 1)
     assert all(torch.equal(v, weights[-1][k]) for k, v in model.state_dict().items())
+
+
+def test_a_broken_last_update_is_an_error_too() -> None:
+    class Broken(torch.optim.SGD):
+        def step(self, closure=None):
+            self.param_groups[0]["params"][0].data.fill_(math.nan)
+
+    model = small()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        pv.NonFiniteLoss, match=r"the update is not finite at epoch 0, step 0: .* parameters non-finite"
+    ):
+        train(model, X, epochs=1, batch_size=230, optimizer=lambda p: Broken(p, lr=1e-3))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_data_that_can_be_read_only_once_are_refused() -> None:
+    class Once(IterableDataset):
+        def __init__(self) -> None:
+            self.rows = iter(X)
+
+        def __iter__(self):
+            return self.rows
+
+    with pytest.raises(ValueError, match="no batch in epoch 1: it can be iterated only once"):
+        train(small(), Once(), epochs=3)
+
+
+def test_every_batch_of_a_loader_is_looked_at() -> None:
+    poisoned = torch.cat([X[:200], X[200:] * 0.5])
+    for data in (DataLoader(TensorDataset(poisoned), batch_size=50), Rows(poisoned)):
+        with pytest.raises(ValueError, match=r"data holds .* outside the support"):
+            train(small(), data)
+    with pytest.raises(ValueError, match="data holds 6 NaN"):
+        train(small(), DataLoader(TensorDataset(torch.cat([X, X[:1] * math.nan])), batch_size=50))
+
+
+def test_gradients_are_of_the_loss_per_datum() -> None:
+    """One plain gradient step moves the weights by the gradient of the mean, whatever the batch size."""
+    model = small()
+    twin = copy.deepcopy(model)
+    run = train(model, X, epochs=1, batch_size=230, optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    moved = {k: twin.state_dict()[k] - v for k, v in model.state_dict().items()}
+    # The expected gradient, from many draws; a sum over data would be 230 times larger.
+    (-twin.log_terms(X, num_particles=500).log_weight.mean()).backward()
+    ours = torch.cat([moved[k].flatten() for k, p in twin.named_parameters()])
+    mean = torch.cat([p.grad.flatten() for p in twin.parameters()])
+    assert (ours - mean).norm() < 0.3 * mean.norm()
+    assert run.history["loss"][0] > 0
+
+
+def test_validation_uses_the_final_weight() -> None:
+    """With the weights frozen, validation does not see the warm-up; the training loss does."""
+    frozen = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0), "validation": X, "epochs": 4}
+    model = small()
+    torch.nn.init.constant_(model.posterior.head.bias, 1.5)  # a KL term that cannot be overlooked
+    run = train(model, X, objective=pv.ELBO(beta=pv.linear_warmup(4)), **frozen)
+    assert run.history["val_loss"].nunique() == 1
+    assert run.history["loss"].is_monotonic_increasing
+    assert run.history["val_loss"][0] > run.history["loss"][2]
+
+
+def test_data_are_shuffled_anew_every_epoch() -> None:
+    rows = torch.arange(64).float().reshape(-1, 1).expand(-1, 6)
+    seen = []
+
+    def remember(x):
+        seen.append(x[:, 0].tolist())
+        return x
+
+    train(small(likelihood="gaussian"), rows / 64, batch_transform=remember, batch_size=64, epochs=3)
+    assert all(sorted(order) == (rows[:, 0] / 64).tolist() for order in seen)
+    assert len({tuple(order) for order in seen}) == len(seen)
+
+
+def test_patience_waits_for_the_end_of_a_cyclical_schedule() -> None:
+    frozen = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0), "validation": X, "patience": 2, "epochs": 50}
+    run = train(small(), X, objective=pv.ELBO(beta=pv.cyclical(4, cycles=3)), **frozen)
+    assert len(run.history) == 12 + 2
+
+
+def test_held_out_fractions_are_transformed_once() -> None:
+    run = train(small(), X * 0.8, validation=0.2, batch_transform=torch.bernoulli)
+    assert "val_loss" in run.history
+    with pytest.raises(ValueError, match="batch_transform does not take it"):
+        train(small(), X * 3.0, batch_transform=torch.bernoulli)
+
+
+def test_covariates_in_any_form() -> None:
+    y = torch.randn(230, 2)
+    for covariate in (y.double(), y.numpy(), y.double().numpy(), pd.DataFrame(y.numpy())):
+        train(Conditional(), (X.numpy(), covariate), validation=0.2)
+    with pytest.raises(ValueError, match="covariate 0 of data has 50 rows and x has 230"):
+        train(Conditional(), (X, y[:50]), validation=0.2)
+
+
+def test_a_refused_fit_leaves_buffers_alone() -> None:
+    encoder = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.BatchNorm1d(16))
+    model = small(encoder=encoder)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="outside the support"):
+        train(model, X * 0.5)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    train(model, X, epochs=1)
+    assert encoder[1].num_batches_tracked == 3
+
+
+def test_stray_pyro_params_are_refused() -> None:
+    class Stray(pv.VAE):
+        def model(self, x):
+            pyro.param("bias", torch.zeros(()))
+            super().model(x)
+
+    with pytest.raises(ValueError, match=r"pyro.param\('bias', ...\) inside model or guide would not be trained"):
+        train(Stray((6,), 3, hidden=(16,)), X)
+
+
+@pytest.mark.parametrize("objective", [pv.ELBO(num_particles=3), pv.IWAE(3), pv.ELBO()])
+def test_nested_plates_train(objective) -> None:
+    """Pixels and their channels in plates of their own: the bound is that of the same model written with events."""
+
+    class Plates(pv.VAEModel):
+        def __init__(self, nested: bool) -> None:
+            super().__init__()
+            self.max_plate_nesting = 2 if nested else 1
+            self.nested, self.loc = nested, torch.nn.Parameter(torch.tensor(0.3))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+                if self.nested:
+                    with pyro.plate("pixels", 6):
+                        pyro.sample("x", dist.Normal(z + self.loc, 1.0), obs=x.T)
+                else:
+                    pyro.sample(
+                        "x", dist.Normal((z + self.loc).unsqueeze(-1), 1.0).expand([*z.shape, 6]).to_event(1), obs=x
+                    )
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x.mean(-1), 0.4))
+
+    runs = [train(Plates(nested), X, objective=objective) for nested in (True, False)]
+    assert runs[0].history["loss"].tolist() == pytest.approx(runs[1].history["loss"].tolist(), rel=1e-5)
+    undeclared = Plates(True)
+    undeclared.max_plate_nesting = 1
+    if objective.num_particles > 1:
+        with pytest.raises(ValueError, match="max_plate_nesting"):
+            train(undeclared, X, objective=objective)
 
 
 @pytest.mark.parametrize(
