@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyro
 import torch
+import xarray
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 from pyrovae._checks import as_covariates, as_data, at_least, resolve_device
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
+from pyrovae.evaluation.arviz import container
 from pyrovae.evaluation.chunks import chunk_sizes, default_budget, probe
 from pyrovae.evaluation.stream import WeightStream
 from pyrovae.evaluation.tail import khat_threshold
@@ -79,6 +81,15 @@ class MarginalResult:
         if self.discrete:
             row["bits_per_dim"] = -mean / (self.num_dims * math.log(2.0))
         return pd.Series(row, name=self.model_name)
+
+    def to_arviz(self) -> Any:
+        """The per-datum results as group ``log_marginal`` of ArviZ's container: ``InferenceData`` (ArviZ 0.x) or
+        ``xarray.DataTree`` (1.x), with :meth:`summary` and the data's hash as attributes.
+        """
+        facts = {"data_hash": self.data_hash, "model_name": self.model_name, **self.summary().to_dict()}
+        columns = {name: ("datum", values.to_numpy()) for name, values in self.pointwise.items()}
+        dataset = xarray.Dataset(columns, coords={"datum": np.arange(len(self.pointwise))}, attrs=facts)
+        return container({"log_marginal": dataset})
 
     def bound_table(self) -> pd.DataFrame:
         """L_k for every k, from the same draws: mean over data, ``se_data`` and ``mc_se``."""

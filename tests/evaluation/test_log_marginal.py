@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray
 
 import pyrovae as pv
 from pyrovae.evaluation.chunks import Cost, chunk_sizes, probe
@@ -365,3 +366,13 @@ def test_the_stream_keeps_the_tail_and_nothing_else() -> None:
         return sum(t.numel() for part in parts for t in part.values() if isinstance(t, torch.Tensor))
 
     assert kept(50_000) - kept(500) == 3 * (tail_length(50_000) - tail_length(500))
+
+
+def test_arviz_container_survives_a_file(tmp_path) -> None:
+    result = evaluate(small(), binary(5))
+    container = result.to_arviz()
+    container.to_netcdf(str(tmp_path / "result.nc"))
+    with xarray.open_dataset(tmp_path / "result.nc", group="log_marginal") as read:
+        np.testing.assert_array_equal(read["log_px"], result.pointwise["log_px"])
+        assert read.attrs["data_hash"] == result.data_hash
+        assert read.attrs["log_px"] == pytest.approx(result.summary()["log_px"])
