@@ -81,8 +81,12 @@ class Batches(ABC):
         model.check(x, *first[1:], num_particles=num_particles, name=self.name)
         self.look(model, first)
 
+    def in_first_epoch(self, model: VAEModel, batch: Batch) -> None:
+        """Look at a batch as it passes, since :meth:`check` saw the first alone."""
+        self.look(model, batch)
+
     def look(self, model: VAEModel, batch: Batch) -> None:
-        """Check a batch's values as it passes in the first epoch, where they were not all seen before."""
+        """Raise a ``ValueError`` if a batch holds values that the model does not take."""
         as_data(batch[0], self.name, model.event_shape)
         validation = pyro.distributions.validation_enabled(False)
         with evaluation_mode(model), torch.no_grad(), seeded(0), validation:
@@ -109,10 +113,10 @@ class TensorBatches(Batches):
         super().check(model, num_particles)
         if self.transform is None:
             for rows in torch.arange(len(self._tensors[0])).split(_LOOK):
-                super().look(model, self._on_device(tuple(t[rows.to(t.device)] for t in self._tensors)))
+                self.look(model, self._on_device(tuple(t[rows.to(t.device)] for t in self._tensors)))
 
-    def look(self, model: VAEModel, batch: Batch) -> None:
-        """Nothing is left to check."""
+    def in_first_epoch(self, model: VAEModel, batch: Batch) -> None:
+        """Nothing is left to look at."""
 
 
 class LoaderBatches(Batches):

@@ -140,7 +140,7 @@ class Trainer:
         total, count, step = 0.0, 0, -1
         for step, batch in enumerate(self.train):
             if epoch == 0:
-                self.train.look(self.model, batch)
+                self.train.in_first_epoch(self.model, batch)
             self._anneal(epoch + step / (self.train.num_steps or math.inf))
             generators = get_state()
             self.optimizer.zero_grad(set_to_none=True)

@@ -369,6 +369,8 @@ def test_patience_waits_for_the_end_of_a_cyclical_schedule() -> None:
 def test_held_out_fractions_are_transformed_once() -> None:
     run = train(small(), X * 0.8, validation=0.2, batch_transform=torch.bernoulli)
     assert "val_loss" in run.history
+    with pytest.raises(ValueError, match=r"data holds .* outside the support"):
+        train(small(), X, batch_transform=lambda x: x * 0.5)
     with pytest.raises(ValueError, match="batch_transform does not take it"):
         train(small(), X * 3.0, batch_transform=torch.bernoulli)
 
