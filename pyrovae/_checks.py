@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
 
 
 def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
@@ -113,7 +114,7 @@ def as_covariates(covariates: tuple[Any, ...], n: int | None, like: Tensor) -> t
     """
     out = []
     for i, c in enumerate(covariates):
-        if isinstance(c, (Tensor, np.ndarray, pd.DataFrame, pd.Series)):
+        if isinstance(c, ARRAYS):
             c = as_tensor(c, f"covariate {i}")
             c = c.to(like if c.is_floating_point() else like.device)
             if n is not None and c.dim() and len(c) != n:

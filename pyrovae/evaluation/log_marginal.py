@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrovae._checks import as_covariates, as_data, at_least, resolve_device
+from pyrovae._checks import ARRAYS, as_covariates, as_data, as_tensor, at_least, resolve_device
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
 from pyrovae.evaluation.arviz import container
@@ -152,11 +152,12 @@ def log_marginal(
     home = model.like().device
     target = home if device is None else resolve_device(device)
     x = as_data(x, "x", model.event_shape)
-    covariates = as_covariates(covariates, len(x), model.like().cpu())
+    as_covariates(covariates, len(x), x)  # only to check their lengths
+    covariates = tuple(as_tensor(c, "a covariate") if isinstance(c, ARRAYS) else c for c in covariates)
     budget = default_budget(target) if memory_budget is None else memory_budget
     at_least(1, memory_budget=budget)
 
-    columns: list[dict[str, np.ndarray]] = []
+    columns: dict[str, np.ndarray] = {}
     with _strict(model, home, target), seeded(seed):
         like = model.like()
 
@@ -179,9 +180,12 @@ def log_marginal(
                     n = min(draws, num_samples - done)
                     stream.update(model.log_terms(*data, num_particles=n).log_weight)
                     bar.update(n * len(data[0]))
-                columns.append(_columns(stream, sizes))
+                for name, values in _columns(stream, sizes).items():
+                    # Whole columns from the start: small pieces kept between chunks would fragment the heap.
+                    column = columns.setdefault(name, np.empty(len(x), dtype=values.dtype))
+                    column[start : start + len(values)] = values
     return MarginalResult(
-        pointwise=pd.DataFrame({name: np.concatenate([c[name] for c in columns]) for name in columns[0]}),
+        pointwise=pd.DataFrame(columns),
         num_samples=num_samples,
         bounds=sizes,
         num_dims=x[0].numel(),
@@ -235,7 +239,10 @@ def _combined_se(per_datum: pd.Series) -> float:
 
 
 def _is_discrete(p: Any) -> bool:
-    return bool(getattr(p.support, "is_discrete", False))
+    try:
+        return bool(p.support.is_discrete)
+    except (NotImplementedError, AttributeError):  # a distribution that does not state its support
+        return False
 
 
 def _name(model: VAEModel) -> str:

@@ -121,10 +121,13 @@ class VAEModel(PyroModule):
                     f"model or guide fails on {name} of shape {tuple(x.shape)}: {error} Check the event shape "
                     f"and that every network keeps leading dimensions (..., features)."
                 ) from error
-        stray = self._pyro_context.param_state["params"]
+        own = {id(p) for p in self.parameters()}  # pyro.module(...) registers these, which does no harm
+        store = self._pyro_context.param_state["params"]
+        stray = [n for n, p in store.items() if id(p) not in own]
+        store.clear()
         if stray:
             raise ValueError(
-                f"pyro.param({next(iter(stray))!r}, ...) inside model or guide would not be trained: set "
+                f"pyro.param({stray[0]!r}, ...) inside model or guide would not be trained: set "
                 f"self.NAME = pyro.nn.PyroParam(...) in __init__ instead."
             )
         return terms
@@ -209,14 +212,14 @@ class VAEModel(PyroModule):
         """
         with self._inference(0):
             if isinstance(z, Mapping):
-                named = dict(z)
+                named, real = dict(z), False
                 lead = next(iter(named.values())).shape[:1]
             else:
-                name, event_dim = self._latent_site(*as_covariates(covariates, None, self.like()))
+                name, event_dim, real = self._latent_site(*as_covariates(covariates, None, self.like()))
                 lead = z.shape[: z.dim() - event_dim]
                 named = {name: z.reshape(-1, *z.shape[z.dim() - event_dim :])}
             like = self.like()
-            named = {n: v.to(like if v.is_floating_point() else like.device) for n, v in named.items()}
+            named = {n: v.to(like if v.is_floating_point() or real else like.device) for n, v in named.items()}
             covariates = as_covariates(covariates, lead.numel(), like)
             trace = poutine.trace(poutine.condition(self.model, data=named)).get_trace(
                 self._template(lead.numel()), *covariates
@@ -331,13 +334,13 @@ class VAEModel(PyroModule):
             )
         return self.like().new_zeros(n, *tuple(self.event_shape))
 
-    def _latent_site(self, *covariates: Any) -> tuple[str, int]:
-        """Name of the model's only latent site, and its event dimensions."""
+    def _latent_site(self, *covariates: Any) -> tuple[str, int, bool]:
+        """Name of the model's only latent site, its event dimensions, and whether its values are real."""
         n = next((len(c) for c in covariates if isinstance(c, Tensor) and c.dim()), 1)
         trace = poutine.trace(self.model).get_trace(self._template(n), *covariates)
         match [(n, s) for n, s in sample_sites(trace).items() if not s["is_observed"]]:
             case [(name, site)]:
-                return name, len(site["fn"].event_shape)
+                return name, len(site["fn"].event_shape), site["value"].is_floating_point()
             case several:
                 names = [n for n, _ in several]
                 raise ValueError(f"the model has the latent sites {names}: pass decode() a dict with a value for each.")

@@ -33,13 +33,14 @@ def full_precision() -> Iterator[None]:
     parents = [torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn]
     parts = [getattr(p, name, None) for p in parents for name in ("matmul", "conv", "rnn")]
     backends: list[Any] = [part for part in parts if hasattr(part, "fp32_precision")]
+    reduced = [backend for backend in backends if backend.fp32_precision not in ("none", "ieee")]
     if backends:
-        before = [backend.fp32_precision for backend in backends]
-        _set_precision(backends, ["ieee"] * len(backends))
+        before = [backend.fp32_precision for backend in reduced]
+        _set_precision(reduced, ["ieee"] * len(reduced))
         try:
             yield
         finally:
-            _set_precision(backends, before)
+            _set_precision(reduced, before)
     else:  # torch before 2.9
         matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

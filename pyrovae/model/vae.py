@@ -119,7 +119,8 @@ class VAE(VAEModel):
                 **parts,
                 **{f"{kind}_options": value for kind, value in options.items()},
             }
-            self.config = json.loads(json.dumps(config, default=int))  # as it will come back from a file
+            # As it will come back from a file; numbers of numpy and torch become Python's.
+            self.config = json.loads(json.dumps(config, default=lambda number: number.item()))
 
     def q(self, x: Float[Tensor, "*batch_event"]) -> dist.TorchDistribution:
         """q(z | x): batch ``(...)`` for ``x`` of shape ``(..., *event_shape)``."""

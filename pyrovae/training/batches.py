@@ -19,8 +19,6 @@ from pyrovae.model import VAEModel
 from pyrovae.model.modes import evaluation_mode
 from pyrovae.model.support import check_support
 
-_LOOK = 1000  # data at a time when all values are checked
-
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor], Tensor]
 
@@ -85,6 +83,14 @@ class Batches(ABC):
         """Look at a batch as it passes, since :meth:`check` saw the first alone."""
         self.look(model, batch)
 
+    def refuse_if_exhausted(self, epoch: int, count: int) -> None:
+        """Raise a ``ValueError`` if an epoch brought no data."""
+        if not count:
+            raise ValueError(
+                f"{self.name} gave no batch in epoch {epoch}: it can be iterated only once. Pass a Dataset, a "
+                f"DataLoader of one, or tensors."
+            )
+
     def look(self, model: VAEModel, batch: Batch) -> None:
         """Raise a ``ValueError`` if a batch holds values that the model does not take."""
         as_data(batch[0], self.name, model.event_shape)
@@ -112,11 +118,12 @@ class TensorBatches(Batches):
     def check(self, model: VAEModel, num_particles: int = 1) -> None:
         super().check(model, num_particles)
         if self.transform is None:
-            for rows in torch.arange(len(self._tensors[0])).split(_LOOK):
+            for rows in torch.arange(len(self._tensors[0])).split(self._batch_size):
                 self.look(model, self._on_device(tuple(t[rows.to(t.device)] for t in self._tensors)))
 
     def in_first_epoch(self, model: VAEModel, batch: Batch) -> None:
-        """Nothing is left to look at."""
+        if self.transform is not None:  # otherwise check() has seen everything
+            self.look(model, batch)
 
 
 class LoaderBatches(Batches):
@@ -132,6 +139,8 @@ class LoaderBatches(Batches):
     ) -> None:
         super().__init__(like, transform, name)
         self._loader, self._num_fields = loader, num_fields
+        if isinstance(loader.dataset, IterableDataset) and iter(loader.dataset) is iter(loader.dataset):
+            raise ValueError(f"{name} can be iterated only once: its __iter__ must start anew each time.")
         try:
             self.num_steps = len(loader)
         except TypeError:  # an iterable dataset need not know its length

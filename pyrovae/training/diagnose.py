@@ -8,8 +8,8 @@ from pyrovae.training.batches import Batch
 
 
 def broken_parameters(model: VAEModel) -> list[str]:
-    """Names of the parameters that hold NaN or infinite values."""
-    return [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+    """Names of the trained parameters that hold NaN or infinite values."""
+    return [name for name, p in model.named_parameters() if p.requires_grad and not bool(p.isfinite().all())]
 
 
 @torch.no_grad()

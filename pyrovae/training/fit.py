@@ -91,6 +91,7 @@ def fit(
             data = data.train
         if isinstance(validation, float):
             data, (x, *rest) = split(data, validation)
+            x = x.to(model.to(target).like())
             validation = (batch_transform(x) if batch_transform else x, *rest)
         if patience is not None:
             at_least(1, patience=patience)

@@ -137,7 +137,7 @@ class Trainer:
     def _epoch(self, epoch: int, bar: Any, start: dict[str, Tensor]) -> float:
         """One pass over the training data: the mean loss per datum."""
         self.model.train()
-        total, count, step = 0.0, 0, -1
+        total, count = 0.0, 0
         for step, batch in enumerate(self.train):
             if epoch == 0:
                 self.train.in_first_epoch(self.model, batch)
@@ -152,11 +152,7 @@ class Trainer:
             total, count = total + value, count + len(batch[0])
             bar.set_postfix_str(self._postfix(epoch, total / count), refresh=False)
             bar.update()
-        if step < 0:
-            raise ValueError(
-                f"data gave no batch in epoch {epoch}: it can be iterated only once. Pass a Dataset, a DataLoader or "
-                f"tensors, or set epochs=1."
-            )
+        self.train.refuse_if_exhausted(epoch, count)
         if broken_parameters(self.model):
             self._fail(epoch, step, batch, generators, start, kind="update")
         return total / count
@@ -185,11 +181,14 @@ class Trainer:
         total, count = 0.0, 0
         with evaluation_mode(self.model), torch.no_grad(), seeded(_VALIDATION_SEED):
             for step, batch in enumerate(held_out):
+                if epoch == 0:
+                    held_out.in_first_epoch(self.model, batch)
                 generators = get_state()
                 value = float(self.objective.loss(self.model.model, self.model.guide, *batch))
                 if not math.isfinite(value):
                     self._fail(epoch, step, batch, generators, start, kind="validation loss")
                 total, count = total + value, count + len(batch[0])
+        held_out.refuse_if_exhausted(epoch, count)
         return total / count
 
     def _anneal(self, t: float) -> None:

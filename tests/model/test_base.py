@@ -41,6 +41,7 @@ def test_sample_encode_decode_reconstruct_interpolate(posterior: str) -> None:
 def test_decode_is_the_mean_of_the_likelihood() -> None:
     vae, z = small(), torch.randn(4, 3)
     torch.testing.assert_close(vae.decode(z), vae.p(z).mean)
+    torch.testing.assert_close(vae.decode(torch.tensor([0, 1, 2])), vae.p(torch.tensor([0.0, 1.0, 2.0])).mean)
 
 
 def test_encode_is_the_posterior_mean() -> None:
@@ -154,6 +155,8 @@ def test_saved_precision_tied_weights_and_options(tmp_path) -> None:
     assert twin.config == vae.config
     assert twin.like().dtype == torch.float64
     assert all(torch.equal(v, vae.state_dict()[k]) for k, v in twin.state_dict().items())
+    fixed = pv.VAE((6,), 3, hidden=(16,), likelihood="gaussian", likelihood_options={"scale": np.float32(1.5)})
+    assert pv.load(fixed.save(tmp_path / "c")).likelihood.scale == 1.5
     tied = TwoSites()
     tied.encode_2.bias = tied.middle.bias = torch.nn.Parameter(torch.randn(4))
     tied.middle = torch.nn.Linear(2, 6)

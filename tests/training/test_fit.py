@@ -309,8 +309,9 @@ def test_data_that_can_be_read_only_once_are_refused() -> None:
         def __iter__(self):
             return self.rows
 
-    with pytest.raises(ValueError, match="no batch in epoch 1: it can be iterated only once"):
-        train(small(), Once(), epochs=3)
+    for kwargs in ({"data": Once()}, {"data": X, "validation": Once()}):
+        with pytest.raises(ValueError, match="can be iterated only once"):
+            train(small(), kwargs.pop("data"), **kwargs)
 
 
 def test_every_batch_of_a_loader_is_looked_at() -> None:
@@ -318,6 +319,10 @@ def test_every_batch_of_a_loader_is_looked_at() -> None:
     for data in (DataLoader(TensorDataset(poisoned), batch_size=50), Rows(poisoned)):
         with pytest.raises(ValueError, match=r"data holds .* outside the support"):
             train(small(), data)
+    with pytest.raises(ValueError, match=r"validation holds .* outside the support"):
+        train(small(), X, validation=DataLoader(TensorDataset(poisoned), batch_size=50))
+    with pytest.raises(ValueError, match=r"data holds .* outside the support"):
+        train(small(), poisoned, batch_transform=lambda x: x, batch_size=10)
     with pytest.raises(ValueError, match="data holds 6 NaN"):
         train(small(), DataLoader(TensorDataset(torch.cat([X, X[:1] * math.nan])), batch_size=50))
 
@@ -402,6 +407,25 @@ def test_stray_pyro_params_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"pyro.param\('bias', ...\) inside model or guide would not be trained"):
         train(Stray((6,), 3, hidden=(16,)), X)
+
+
+def test_pyro_module_statements_are_welcome() -> None:
+    class Tutorial(pv.VAE):
+        def model(self, x):
+            pyro.module("decoder", self.decoder)
+            super().model(x)
+
+    model = Tutorial((6,), 3, hidden=(16,))
+    before = copy.deepcopy(model.decoder.state_dict())
+    train(model, X)
+    assert any(not torch.equal(v, before[k]) for k, v in model.decoder.state_dict().items())
+    assert np.isfinite(pv.log_marginal(model, X[:5], num_samples=10, progress=False).pointwise["log_px"]).all()
+
+
+def test_frozen_infinite_parameters_are_not_broken() -> None:
+    model = small()
+    model.mask = torch.nn.Parameter(torch.tensor([0.0, -math.inf]), requires_grad=False)
+    train(model, X)
 
 
 @pytest.mark.parametrize("objective", [pv.ELBO(num_particles=3), pv.IWAE(3), pv.ELBO()])
