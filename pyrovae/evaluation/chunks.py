@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-CPU_BUDGET = 64 * 2**20  # beyond the caches a larger chunk only costs page faults
+BLOCK = {"cpu": 16 * 2**20, "cuda": 2**30}  # bytes worth taking at once: a CPU's caches, enough to fill a GPU
 CUDA_FRACTION = 0.25  # of the free device memory
 
 
@@ -57,7 +57,7 @@ def default_budget(device: torch.device) -> int:
     """Bytes that a chunk may take where the user does not say."""
     if device.type == "cuda":
         return int(CUDA_FRACTION * torch.cuda.mem_get_info(device)[0])
-    return CPU_BUDGET
+    return BLOCK["cpu"]
 
 
 def chunk_sizes(num_data: int, num_samples: int, budget: int, cost: Cost) -> tuple[int, int]:

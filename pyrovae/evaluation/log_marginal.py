@@ -1,30 +1,26 @@
 """Importance-sampled log p(x), with errors and diagnostics for every datum."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import pyro
 import torch
 import xarray
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrovae._checks import ARRAYS, as_covariates, as_data, as_tensor, at_least, resolve_device
-from pyrovae._hash import content_hash
+from pyrovae._checks import at_least
 from pyrovae._random import seeded
 from pyrovae.evaluation.arviz import container
-from pyrovae.evaluation.chunks import chunk_sizes, default_budget, probe
 from pyrovae.evaluation.stream import WeightStream
+from pyrovae.evaluation.strict import as_test_set, strict
 from pyrovae.evaluation.tail import khat_threshold
+from pyrovae.evaluation.weights import LogWeights
 from pyrovae.model import VAEModel
-from pyrovae.model.modes import evaluation_mode, full_precision
-from pyrovae.model.support import check_support
 
 BOUNDS = (1, 10, 100, 1000, 5000)
 
@@ -111,6 +107,7 @@ def log_marginal(
     *covariates: Any,
     num_samples: int = 5000,
     bounds: Sequence[int] = BOUNDS,
+    proposal: Literal["posterior", "prior"] = "posterior",
     seed: int | None = 0,
     device: str | torch.device | None = None,
     memory_budget: int | None = None,
@@ -141,77 +138,38 @@ def log_marginal(
         ValueError: wrong shape, integer, NaN or empty data, values outside the likelihood's support, covariates
             of another length, ``num_samples < 1``, a device that is not there.
     """
-    if not isinstance(model, VAEModel):
-        raise TypeError(
-            f"log_marginal needs a pyrovae.VAEModel, whose model and guide have densities; got {type(model).__name__}."
-        )
     at_least(1, num_samples=num_samples)
     for k in bounds:
         at_least(1, bounds=k)
     sizes = tuple(sorted({k for k in bounds if k < num_samples} | {1, num_samples}))
-    home = model.like().device
-    target = home if device is None else resolve_device(device)
-    x = as_data(x, "x", model.event_shape)
-    as_covariates(covariates, len(x), x)  # only to check their lengths
-    covariates = tuple(as_tensor(c, "a covariate") if isinstance(c, ARRAYS) else c for c in covariates)
-    budget = default_budget(target) if memory_budget is None else memory_budget
-    at_least(1, memory_budget=budget)
+    data = as_test_set("log_marginal", model, x, covariates)
 
     columns: dict[str, np.ndarray] = {}
-    with _strict(model, home, target), seeded(seed):
-        like = model.like()
-
-        def part(rows: slice) -> tuple[Any, ...]:
-            return x[rows].to(like), *as_covariates(tuple(_rows(c, rows) for c in covariates), None, like)
-
-        terms = model.check(*part(slice(2)))
-        cost = probe(lambda n, k: model.log_terms(*part(slice(n)), num_particles=k))
-        look, _ = chunk_sizes(len(x), 1, budget, cost)
-        for start in range(0, len(x), look):
-            check_support(model.log_terms(*part(slice(start, start + look))))
-        batch, draws = chunk_sizes(len(x), num_samples, budget, cost)
+    with strict(model, device) as target, seeded(seed):
+        terms = data.check(model)
+        weights = LogWeights(model, data, num_samples, proposal, memory_budget)
         with tqdm(
-            total=len(x) * num_samples, unit="draw", unit_scale=True, desc="log p(x)", disable=not progress
+            total=len(data) * num_samples, unit="draw", unit_scale=True, desc="log p(x)", disable=not progress
         ) as bar:
-            for start in range(0, len(x), batch):
-                data = part(slice(start, start + batch))
-                stream = WeightStream(len(data[0]), num_samples, sizes, target)
-                for done in range(0, num_samples, draws):
-                    n = min(draws, num_samples - done)
-                    stream.update(model.log_terms(*data, num_particles=n).log_weight)
-                    bar.update(n * len(data[0]))
+            for rows in weights.parts():
+                stream = WeightStream(rows.stop - rows.start, num_samples, sizes, target)
+                for log_weight in weights(rows):
+                    stream.update(log_weight)
+                    bar.update(log_weight.numel())
                 for name, values in _columns(stream, sizes).items():
                     # Whole columns from the start: small pieces kept between chunks would fragment the heap.
-                    column = columns.setdefault(name, np.empty(len(x), dtype=values.dtype))
-                    column[start : start + len(values)] = values
+                    column = columns.setdefault(name, np.empty(len(data), dtype=values.dtype))
+                    column[rows] = values
     return MarginalResult(
         pointwise=pd.DataFrame(columns),
         num_samples=num_samples,
         bounds=sizes,
-        num_dims=x[0].numel(),
+        num_dims=data.x[0].numel(),
         discrete=all(_is_discrete(p) for p in terms.likelihood.values()),
-        data_hash=content_hash(x, *(c for c in covariates if isinstance(c, Tensor))),
+        data_hash=data.hash,
         model_name=_name(model),
         seed=seed,
     )
-
-
-def _rows(covariate: Any, rows: slice) -> Any:
-    return covariate[rows] if isinstance(covariate, Tensor) and covariate.dim() else covariate
-
-
-@contextmanager
-def _strict(model: VAEModel, home: torch.device, target: torch.device) -> Iterator[None]:
-    """Nothing approximate: see :func:`log_marginal`. Everything is put back afterwards."""
-    with ExitStack() as stack:
-        stack.enter_context(evaluation_mode(model))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(target.type, enabled=False))
-        stack.enter_context(pyro.distributions.validation_enabled(False))  # checks would stall the device
-        stack.enter_context(full_precision())
-        stack.callback(model.to, home)
-        model.to(target)
-        yield
 
 
 def _columns(stream: WeightStream, sizes: Sequence[int]) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ import pyro.distributions as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from pyrovae.distributions import IndependentBernoulli
 from pyrovae.likelihoods.base import Likelihood
 
 
@@ -15,4 +16,4 @@ class Bernoulli(Likelihood):
     """
 
     def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:
-        return dist.Bernoulli(logits=params.squeeze(-self.event_dim - 1)).to_event(self.event_dim)
+        return IndependentBernoulli(params.squeeze(-self.event_dim - 1), self.event_dim)

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyrovae._checks import as_covariates, as_data, at_least
 from pyrovae._random import seeded
 from pyrovae.model import files
-from pyrovae.model.log_terms import LogTerms, draw_latents, log_joint, log_terms, sample_sites
+from pyrovae.model.log_terms import LogTerms, draw, log_joint, log_terms, sample_sites
 from pyrovae.model.modes import evaluation_mode, local_parameters
 
 _MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
@@ -88,6 +88,33 @@ class VAEModel(PyroModule):
         with local_parameters():
             return log_joint(self.model, x, *covariates, latents=latents, max_plate_nesting=self.max_plate_nesting)
 
+    def log_posterior(
+        self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
+    ) -> Float[Tensor, "particles batch"]:
+        """log q(z | x) in nats at given ``latents``, each ``(K, B, *event)``.
+
+        Raises:
+            NotImplementedError: a flow that can score its own draws only (``can_score`` is False).
+        """
+        with local_parameters():
+            return log_joint(self.guide, x, *covariates, latents=latents, max_plate_nesting=self.max_plate_nesting)
+
+    def draw_posterior(
+        self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "particles batch"]]:
+        """Draws z ~ q(z | x) by site, ``(K, B, *event)``, and their log q(z | x) in nats. The decoder does not run."""
+        with local_parameters():
+            nesting = self.max_plate_nesting
+            return draw(self.guide, x, *covariates, num_particles=num_particles, max_plate_nesting=nesting)[:2]
+
+    def draw_prior(
+        self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
+        """Draws z ~ p(z) by site, ``(K, B, *event)``, with their log p(z) and the log p(x | z) of the data, in nats."""
+        with local_parameters():
+            nesting = self.max_plate_nesting
+            return draw(self.model, x, *covariates, num_particles=num_particles, max_plate_nesting=nesting)
+
     def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x") -> LogTerms:
         """Run two data with Pyro's and torch's validation on, so that mistakes surface before a long run. Neither
         the model nor the random state changes.
@@ -150,11 +177,34 @@ class VAEModel(PyroModule):
         Raises:
             ValueError: ``n < 1``, or the model does not know its ``event_shape`` yet.
         """
+        return self.simulate(n, *covariates, seed=seed)[0]
+
+    def simulate(
+        self, n: int, *covariates: Any, seed: int | None = None
+    ) -> tuple[Float[Tensor, "n *event"], dict[str, Tensor]]:
+        """Draw ``n`` data with the latents they came from, z ~ p(z), x ~ p(x | z): z is an exact draw from p(z | x).
+
+        Args:
+            n: number of draws.
+            covariates: as in the model, for ``n`` data.
+            seed: seed of the draws.
+
+        Returns:
+            The data, and the latents ``(n, *latent)`` by site.
+
+        Raises:
+            ValueError: ``n < 1``, or the model does not know its ``event_shape`` yet.
+        """
         at_least(1, n=n)
         covariates = as_covariates(covariates, n, self.like())
         with self._inference(seed):
             trace = poutine.trace(poutine.uncondition(self.model)).get_trace(self._template(n), *covariates)
-            return self._data_site(trace)["value"]
+        data = self._data_site(trace)
+        return data["value"], {
+            name: site["value"]
+            for name, site in sample_sites(trace).items()
+            if not (site["is_observed"] or site["infer"].get("was_observed"))
+        }
 
     def sample_latents(self, n: int, *covariates: Any, seed: int | None = None) -> Any:
         """Draw latents from the prior: ``(n, *latent)``, or a dict by site where there are several."""
@@ -346,9 +396,7 @@ class VAEModel(PyroModule):
                 raise ValueError(f"the model has the latent sites {names}: pass decode() a dict with a value for each.")
 
     def _draw(self, x: Tensor, *covariates: Any, num_samples: int) -> dict[str, Tensor]:
-        return draw_latents(
-            self.guide, x, *covariates, num_particles=num_samples, max_plate_nesting=self.max_plate_nesting
-        )
+        return draw(self.guide, x, *covariates, num_particles=num_samples, max_plate_nesting=self.max_plate_nesting)[0]
 
     def _closed_form_mean(self, x: Tensor, *covariates: Any) -> Tensor | None:
         """The mean of a guide's only site, if that is known; means of several sites depend on each other."""

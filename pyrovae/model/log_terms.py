@@ -123,30 +123,49 @@ def log_terms(
     return _split(drawn, scored, num_particles, len(x), max_plate_nesting)
 
 
-def draw_latents(
-    guide: Callable[..., Any],
+def draw(
+    program: Callable[..., Any],
     x: Tensor,
     *covariates: Any,
     num_particles: int = 1,
     max_plate_nesting: int = 1,
-) -> dict[str, Tensor]:
-    """Draws from the guide by latent site, ``(K, B, *event)``; arguments as in :func:`log_terms`."""
-    trace = _trace(guide, x, covariates, num_particles, max_plate_nesting)
-    drawn = {n: s["value"] for n, s in sample_sites(trace).items() if not s["is_observed"]}
-    return {n: z.unsqueeze(0) for n, z in drawn.items()} if num_particles == 1 else drawn
+) -> tuple[dict[str, Tensor], Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
+    """Run a guide, or a model as the proposal it is: what it draws and how it scores that.
+
+    Args:
+        program: ``guide(x, *covariates)`` or ``model(x, *covariates)``.
+        x: data ``(B, *event_shape)``.
+        covariates: passed on unchanged.
+        num_particles: K.
+        max_plate_nesting: as in :func:`log_terms`.
+
+    Returns:
+        The draws by latent site, ``(K, B, *event)``; the sum of their log-densities; and that of the observed sites.
+    """
+    trace = _trace(program, x, covariates, num_particles, max_plate_nesting)
+    latents: dict[str, Tensor] = {}
+    hidden, observed = x.new_zeros(num_particles, len(x)), x.new_zeros(num_particles, len(x))
+    for name, site in sample_sites(trace).items():
+        log_prob = _log_prob(name, site, num_particles, len(x), max_plate_nesting)
+        if site["is_observed"]:
+            observed = observed + log_prob
+        else:
+            hidden = hidden + log_prob
+            latents[name] = site["value"].unsqueeze(0) if num_particles == 1 else site["value"]
+    return latents, hidden, observed
 
 
 def log_joint(
-    model: Callable[..., Any],
+    program: Callable[..., Any],
     x: Tensor,
     *covariates: Any,
     latents: Mapping[str, Tensor],
     max_plate_nesting: int = 1,
 ) -> Float[Tensor, "particles batch"]:
-    """log p(x, z) at given latents ``(K, B, *event)``, in nats.
+    """log p(x, z) of a model, or log q(z | x) of a guide, at given latents ``(K, B, *event)``, in nats.
 
     Args:
-        model: ``model(x, *covariates)``.
+        program: ``model(x, *covariates)`` or ``guide(x, *covariates)``.
         x: data ``(B, *event_shape)``.
         covariates: passed on unchanged.
         latents: a value for every latent site; with ``max_plate_nesting`` above 1, shaped as the guide
@@ -157,7 +176,7 @@ def log_joint(
         ValueError: a latent site without a value.
     """
     k = next(iter(latents.values())).shape[0]
-    conditioned = poutine.condition(model, data=dict(latents))
+    conditioned = poutine.condition(program, data=dict(latents))
     with pyro.plate(_PARTICLES, k, dim=-max_plate_nesting - 1):
         trace = poutine.trace(conditioned).get_trace(x, *covariates)
     total: Any = 0.0

@@ -1,6 +1,5 @@
 """What log_marginal returns, refuses and leaves alone."""
 
-import importlib
 import math
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import torch
 import xarray
 
 import pyrovae as pv
+from pyrovae.evaluation import weights
 from pyrovae.evaluation.chunks import Cost, chunk_sizes, probe
 from pyrovae.evaluation.stream import WeightStream
 from pyrovae.evaluation.tail import tail_length
@@ -58,8 +58,7 @@ def test_stream_equals_one_big_run(make, monkeypatch) -> None:
         update(self, log_weight)
 
     monkeypatch.setattr(WeightStream, "update", spy)
-    module = importlib.import_module("pyrovae.evaluation.log_marginal")  # the attribute is the function
-    monkeypatch.setattr(module, "chunk_sizes", lambda *args: (2, 270))
+    monkeypatch.setattr(weights, "chunk_sizes", lambda *args: (2, 270))
     result = evaluate(model, x, num_samples=1000)
     assert [len(c) for c in chunks.values()] == [4, 4, 4]
     w = torch.cat([torch.cat(c) for c in chunks.values()], 1)
@@ -131,12 +130,11 @@ def test_zero_weights_do_not_depend_on_the_chunks(monkeypatch) -> None:
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
 
-    module = importlib.import_module("pyrovae.evaluation.log_marginal")
     x = torch.tensor([[0.0], [0.5]])
     inside = torch.special.ndtr(1.0 - x[:, 0]) - torch.special.ndtr(-1.0 - x[:, 0])
     exact = inside.log() - math.log(2.0)  # of U(-1, 1) blurred by N(0, 1)
     for chunks in ((2, 1000), (1, 3)):
-        monkeypatch.setattr(module, "chunk_sizes", lambda *args, chunks=chunks: chunks)
+        monkeypatch.setattr(weights, "chunk_sizes", lambda *args, chunks=chunks: chunks)
         p = evaluate(Uniform(1.0), x, num_samples=1000).pointwise
         assert (p["elbo"] == -math.inf).all()
         assert (abs(p["log_px"] - exact.numpy()) < 4.5 * p["mc_se"]).all()

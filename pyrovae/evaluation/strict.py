@@ -1,0 +1,103 @@
+"""What every estimator starts from: checked data, and a model under which nothing is approximate."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyrovae._checks import ARRAYS, as_covariates, as_data, as_tensor, resolve_device
+from pyrovae._hash import content_hash
+from pyrovae.model import LogTerms, VAEModel
+from pyrovae.model.modes import evaluation_mode, full_precision
+from pyrovae.model.support import check_support
+
+_LOOK = 2**14  # numbers of x that the support check takes at once
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Data to evaluate on, checked: ``x`` of shape ``(N, *event_shape)``, and the covariates that go with it."""
+
+    __test__ = False  # no test class, whatever pytest thinks of its name
+
+    x: Float[Tensor, "data *event"]
+    covariates: tuple[Any, ...]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @cached_property
+    def hash(self) -> str:
+        """Content hash of the data, tensor covariates included."""
+        return content_hash(self.x, *(c for c in self.covariates if isinstance(c, Tensor)))
+
+    def part(self, rows: slice, like: Tensor) -> tuple[Any, ...]:
+        """``(x, *covariates)`` of some rows, on the model's device and in its precision."""
+        covariates = tuple(c[rows] if isinstance(c, Tensor) and c.dim() else c for c in self.covariates)
+        # A copy, because how memory is laid out decides how sums are rounded.
+        x = self.x[rows].to(like, copy=True, memory_format=torch.contiguous_format)
+        return x, *as_covariates(covariates, None, like)
+
+    def check(self, model: VAEModel) -> LogTerms:
+        """Run the model on two data with validation on, and compare all data with the likelihood's support.
+
+        Returns:
+            The terms of those two data.
+
+        Raises:
+            ValueError: see :meth:`VAEModel.check`; values outside the support.
+        """
+        like = model.like()
+        terms = model.check(*self.part(slice(2), like))
+        step = max(1, _LOOK // max(self.x[0].numel(), 1))
+        for start in range(0, len(self), step):
+            check_support(model.log_terms(*self.part(slice(start, start + step), like)))
+        return terms
+
+
+def as_test_set(function: str, model: Any, x: Any, covariates: tuple[Any, ...]) -> TestSet:
+    """Check what a user passed to ``function``.
+
+    Raises:
+        TypeError: ``model`` is not a :class:`~pyrovae.VAEModel`.
+        ValueError: wrong shape, integer, NaN or empty data, covariates of another length.
+    """
+    if not isinstance(model, VAEModel):
+        raise TypeError(
+            f"{function} needs a pyrovae.VAEModel, whose model and guide have densities; got {type(model).__name__}."
+        )
+    x = as_data(x, "x", model.event_shape)
+    as_covariates(covariates, len(x), x)  # only to check their lengths
+    return TestSet(x, tuple(as_tensor(c, "a covariate") if isinstance(c, ARRAYS) else c for c in covariates))
+
+
+@contextmanager
+def strict(model: VAEModel, device: str | torch.device | None = None) -> Iterator[torch.device]:
+    """Evaluation mode, no gradients, no autocast, no TF32, no validation in the loop; the model on ``device``.
+
+    Everything is put back afterwards.
+
+    Args:
+        model: the model.
+        device: where to compute; by default where the model is.
+
+    Raises:
+        ValueError: a device that is not there.
+    """
+    home = model.like().device
+    target = home if device is None else resolve_device(device)
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(target.type, enabled=False))
+        stack.enter_context(pyro.distributions.validation_enabled(False))  # checks would stall the device
+        stack.enter_context(full_precision())
+        stack.callback(model.to, home)
+        model.to(target)
+        yield target

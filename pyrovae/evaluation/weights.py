@@ -1,0 +1,101 @@
+"""Importance weights, block by block: what is drawn depends on the seed alone, what is scored at once on memory."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyrovae._checks import at_least
+from pyrovae._graph import Graph
+from pyrovae.evaluation.chunks import BLOCK, chunk_sizes, default_budget, probe
+from pyrovae.evaluation.strict import TestSet
+from pyrovae.model import VAEModel
+
+PROPOSALS = ("posterior", "prior")
+
+
+class LogWeights:
+    """log p(x, z) - log q(z | x) for K draws of every datum, under :func:`~pyrovae.evaluation.strict.strict`.
+
+    Draws come in blocks whose sizes and seeds follow from the model, the data and K alone. Each block is scored in
+    slices that fit the memory budget, so that the budget changes rounding at most.
+
+    Args:
+        model: the model, on its device.
+        data: the data.
+        num_samples: K.
+        proposal: ``"posterior"`` draws from the guide, ``"prior"`` from the model, with log p(x | z) as weight.
+        memory_budget: bytes that one slice may take.
+
+    Raises:
+        ValueError: an unknown proposal, a budget that is not positive.
+    """
+
+    def __init__(
+        self,
+        model: VAEModel,
+        data: TestSet,
+        num_samples: int,
+        proposal: Literal["posterior", "prior"] = "posterior",
+        memory_budget: int | None = None,
+    ) -> None:
+        if proposal not in PROPOSALS:
+            raise ValueError(f"proposal must be 'posterior' or 'prior'; got {proposal!r}.")
+        self._model, self._data, self._k = model, data, num_samples
+        self._like = like = model.like()
+        self._seed = int(torch.randint(2**62, ()))
+        budget = default_budget(like.device) if memory_budget is None else memory_budget
+        at_least(1, memory_budget=budget)
+        block = BLOCK[like.device.type]
+
+        def draw(k: int, *part: Any) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+            if proposal == "prior":  # one run of the model draws and scores
+                return model.draw_prior(*part, num_particles=k)
+            return *model.draw_posterior(*part, num_particles=k), None
+
+        def score(latents: dict[str, Tensor], *part: Any) -> Tensor:
+            return model.log_joint(*part, latents=latents)
+
+        self._draw, self._score = Graph(draw), Graph(score)
+        cost = probe(lambda n, k: draw(k, *data.part(slice(n), like)))
+        self._block = chunk_sizes(len(data), num_samples, block, cost)
+        if proposal == "posterior":
+            few = draw(10, *data.part(slice(2), like))[0]
+            cost = probe(lambda n, k: score(self._cut(few, slice(k), slice(n)), *data.part(slice(n), like)))
+        self._slice = chunk_sizes(*self._block, min(block, budget), cost)
+
+    def parts(self) -> Iterator[slice]:
+        """The rows to take together, in order."""
+        for start in range(0, len(self._data), self._block[0]):
+            yield slice(start, min(start + self._block[0], len(self._data)))
+
+    def __call__(self, rows: slice) -> Iterator[Float[Tensor, "draws rows"]]:
+        """The K log-weights of each of the rows, in blocks of draws."""
+        part = self._data.part(rows, self._like)
+        for start in range(0, self._k, self._block[1]):
+            _seed(self._seed, rows.start, start)
+            k = min(self._block[1], self._k - start)
+            latents, log_q, log_likelihood = self._draw(k, *part)
+            yield self._log_joint(latents, k, rows) - log_q if log_likelihood is None else log_likelihood
+
+    def _log_joint(self, latents: dict[str, Tensor], k: int, rows: slice) -> Tensor:
+        """log p(x, z), slice by slice."""
+        n, out = rows.stop - rows.start, []
+        for i in range(0, n, self._slice[0]):
+            some = slice(i, min(i + self._slice[0], n))
+            part = self._data.part(slice(rows.start + some.start, rows.start + some.stop), self._like)
+            draws = [slice(j, j + self._slice[1]) for j in range(0, k, self._slice[1])]
+            out.append(torch.cat([self._score(self._cut(latents, d, some), *part) for d in draws]))
+        return torch.cat(out, dim=1)
+
+    def _cut(self, latents: dict[str, Tensor], draws: slice, rows: slice) -> dict[str, Tensor]:
+        """Some draws of some rows: draws are dimension 0, data the one after the model's other plates."""
+        plates = (slice(None),) * (self._model.max_plate_nesting - 1)
+        return {site: z[(draws, *plates, rows)] for site, z in latents.items()}
+
+
+def _seed(*numbers: int) -> None:
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
