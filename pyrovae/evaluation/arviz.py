@@ -13,3 +13,15 @@ def container(groups: Mapping[str, xarray.Dataset]) -> Any:
     if int(arviz.__version__.split(".")[0]) < 1:
         return arviz.InferenceData(**groups)
     return xarray.DataTree.from_dict(dict(groups))
+
+
+def group(data: Any, name: str) -> xarray.Dataset:
+    """The data set that :func:`container` put under ``name``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = getattr(data, name, None) if not isinstance(data, xarray.DataTree) else data.children.get(name)
+    if found is None:
+        raise ValueError(f"there is no group {name!r}; was this written by to_arviz()?")
+    return found.to_dataset() if isinstance(found, xarray.DataTree) else found

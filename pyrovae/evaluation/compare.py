@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from pyrovae.evaluation.log_marginal import MarginalResult
+from pyrovae.evaluation.result import MarginalResult
 
 
 def compare(results: Mapping[str, MarginalResult], *, reference: str | None = None) -> pd.DataFrame:

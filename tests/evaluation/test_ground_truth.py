@@ -83,7 +83,7 @@ def test_bounds_rise_with_k_and_bias_is_half_the_variance() -> None:
     x = model.sample(N, seed=1)
     result = pv.log_marginal(model, x, num_samples=5000, bounds=(1, 10, 100, 1000), progress=False)
     table = result.bound_table()
-    assert list(table.index) == [1, 10, 100, 1000, 5000]
+    assert list(table.index) == [1, 10, 100, 500, 1000, 5000]
     steps = table["log_px"].diff().dropna()
     assert (steps.iloc[:2] > 0).all()
     bias = table["log_px"] - model.exact_log_px(x).mean().item()

@@ -1,0 +1,205 @@
+"""What an estimate of log p(x) returns: one row per datum, errors, and a verdict on whether to believe it."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import xarray
+
+from pyrovae.evaluation.arviz import container, group
+from pyrovae.evaluation.tail import khat_threshold, tail_length
+
+_GROUP = "log_marginal"
+_MIN_ESS = 100.0  # below, the error of the error is a tenth of it or more
+_MAX_HALVES = 4.0  # standard errors by which the two halves of the draws may differ
+_ROUNDING = 1e-6  # squared coefficient of variation of weights that are equal
+TOLERATED = 0.05  # fraction of unreliable data up to which a mean is called reliable
+
+
+@dataclass(frozen=True)
+class MarginalResult:
+    """Estimates of log p(x), in nats.
+
+    Attributes:
+        pointwise: one row per datum: ``log_px`` (= L_K), ``mc_se`` (its Monte Carlo standard error), ``ess``
+            (effective sample size of the K weights), ``khat`` (their Pareto shape), ``elbo`` (= L_1),
+            ``non_finite`` (weights that were NaN or +inf), ``jackknife`` (L_K without its bias of order 1/K),
+            ``halves`` (L_K/2 of the first half of the draws minus that of the second), ``reliable`` and ``reason`` (see
+            :func:`judge`), and ``L_k``, ``L_k_se`` for every k in ``bounds``.
+        num_samples: K.
+        bounds: the sizes k at which L_k was computed.
+        num_dims: dimensions of one datum.
+        discrete: whether the likelihood is a probability mass function.
+        data_hash: content hash of the data evaluated, tensor covariates included.
+        model_name: class of the model, with its posterior where it has one.
+        seed: seed of the draws.
+        proposal: what the draws came from, ``"posterior"`` or ``"prior"``.
+        fingerprint: log p(x, z) at a few fixed points, by which two results of one generative model are known.
+    """
+
+    pointwise: pd.DataFrame
+    num_samples: int
+    bounds: tuple[int, ...]
+    num_dims: int
+    discrete: bool
+    data_hash: str
+    model_name: str
+    seed: int | None
+    proposal: str = "posterior"
+    fingerprint: tuple[float, ...] = ()
+
+    @property
+    def khat_threshold(self) -> float:
+        """k̂ above which K draws do not suffice."""
+        return khat_threshold(self.num_samples)
+
+    @property
+    def reliable(self) -> bool:
+        """Whether at most 5 % of the data are unreliable, and none is non-finite."""
+        p = self.pointwise
+        return bool((~p["reliable"]).mean() <= TOLERATED and self.summary()["non_finite"] == 0)
+
+    @property
+    def verdict(self) -> str:
+        """One line: whether the mean can be believed, and what speaks against it."""
+        bad = self.pointwise.loc[~self.pointwise["reliable"], "reason"]
+        share = f"{len(bad)} of {len(self.pointwise)} data are unreliable"
+        reasons = bad.str.split(", ").explode().value_counts()
+        why = f" ({', '.join(f'{reason}: {count}' for reason, count in reasons.items())})" if len(bad) else ""
+        if self.reliable:
+            return f"Reliable: {share}{why}."
+        return (
+            f"Unreliable: {share}{why}. L_{self.num_samples} is a lower bound whose distance from log p(x) and whose "
+            f"mc_se cannot be relied on: use more draws, a richer posterior, or ais."
+        )
+
+    def summary(self) -> pd.Series:
+        """Means over data: ``se_data`` is their standard error from having N data, ``mc_se`` from having K draws."""
+        p = self.pointwise
+        mean = p["log_px"].mean(skipna=False)
+        row: dict[str, Any] = {
+            "N": len(p),
+            "K": self.num_samples,
+            "log_px": mean,
+            "se_data": se_over_data(p["log_px"]),
+            "mc_se": combined_se(p["mc_se"]),
+            "median": p["log_px"].median(skipna=False),
+            "worst": p["log_px"].min(skipna=False),
+            "elbo": p["elbo"].mean(skipna=False),
+            "jackknife": p["jackknife"].mean(skipna=False),
+            "median_ess": p["ess"].median(),
+            "median_khat": p["khat"].median(),
+            "khat_high": float((~(p["khat"] <= self.khat_threshold)).mean()),
+            "unreliable": float((~p["reliable"]).mean()),
+            "non_finite": int(((p["non_finite"] > 0) | ~np.isfinite(p["log_px"])).sum()),
+        }
+        if self.discrete:
+            row["bits_per_dim"] = -mean / (self.num_dims * math.log(2.0))
+        return pd.Series(row, name=self.model_name)
+
+    def bound_table(self) -> pd.DataFrame:
+        """L_k for every k, from the same draws: mean over data, ``se_data`` and ``mc_se``."""
+        p = self.pointwise
+        rows = {
+            k: {
+                "log_px": p[f"L_{k}"].mean(skipna=False),
+                "se_data": se_over_data(p[f"L_{k}"]),
+                "mc_se": combined_se(p[f"L_{k}_se"]),
+            }
+            for k in self.bounds
+        }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("k")
+
+    def worst(self, n: int = 10, by: str = "khat") -> pd.DataFrame:
+        """The n data that look worst: with the highest ``khat``, ``mc_se``, ``halves``, or the lowest anything else.
+
+        Undefined values come first.
+        """
+        if by not in self.pointwise:
+            raise ValueError(
+                f"by must be a column of pointwise; got {by!r}. It has {', '.join(map(str, self.pointwise))}."
+            )
+        values = self.pointwise[by].abs() if by == "halves" else self.pointwise[by]
+        order = values.sort_values(ascending=by not in ("khat", "mc_se", "halves", "non_finite"), na_position="first")
+        return self.pointwise.loc[order.index[:n]]
+
+    def to_arviz(self) -> Any:
+        """The per-datum results as group ``log_marginal`` of ArviZ's container: ``InferenceData`` (ArviZ 0.x) or
+        ``xarray.DataTree`` (1.x), with :meth:`summary` as attributes. :meth:`from_arviz` reads it back.
+        """
+        p = self.pointwise
+        columns = {
+            name: ("datum", values.to_numpy(dtype=str if name == "reason" else None)) for name, values in p.items()
+        }
+        facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pointwise"}
+        attrs = {"data_hash": self.data_hash, "model_name": self.model_name, **self.summary().to_dict()}
+        attrs["result"] = json.dumps(facts)
+        return container({_GROUP: xarray.Dataset(columns, coords={"datum": np.arange(len(p))}, attrs=attrs)})
+
+    @classmethod
+    def from_arviz(cls, data: Any) -> Self:
+        """What :meth:`to_arviz` stored, also after a round trip through a netCDF file.
+
+        Args:
+            data: an ``InferenceData`` or ``DataTree`` with the group ``log_marginal``.
+
+        Raises:
+            ValueError: there is no such group.
+        """
+        dataset = group(data, _GROUP)
+        facts = json.loads(dataset.attrs["result"])
+        facts |= {name: tuple(facts[name]) for name in ("bounds", "fingerprint")}
+        columns = {str(name): values.to_numpy() for name, values in dataset.data_vars.items()}
+        pointwise = pd.DataFrame(columns).astype({"reliable": bool, "reason": str})
+        return cls(pointwise=pointwise, **facts)
+
+
+def judge(pointwise: pd.DataFrame, num_samples: int) -> pd.DataFrame:
+    """Whether each datum's ``log_px`` and ``mc_se`` can be believed, and if not why.
+
+    The reasons are: ``non-finite`` (a weight was NaN or infinite, or all were zero), ``khat`` (over the threshold of
+    :func:`khat_threshold`, or undefined), ``variance`` (k̂ is over ½ by more than its own standard error (1 + k̂)/√M of a
+    tail of M weights, so that the weights' variance, and with it ``mc_se``, is probably infinite), ``ess`` (fewer
+    than 100 effective draws, and than half of them), ``halves`` (the two halves of the draws disagree by more than
+    four standard errors). Weights that are all equal, but for rounding, have no tail to judge.
+
+    Args:
+        pointwise: with the columns ``log_px``, ``mc_se``, ``ess``, ``khat``, ``non_finite`` and ``halves``.
+        num_samples: K.
+
+    Returns:
+        The columns ``reliable`` and ``reason``.
+    """
+    p = pointwise
+    khat_error = (1.0 + p["khat"]) / math.sqrt(max(tail_length(num_samples), 1))
+    found = {
+        "non-finite": (p["non_finite"] > 0) | ~np.isfinite(p["log_px"]),
+        "khat": ~(p["khat"] <= khat_threshold(num_samples)),
+        "variance": p["khat"] - khat_error > 0.5,
+        "ess": p["ess"] < min(_MIN_ESS, num_samples / 2),
+        "halves": p["halves"].abs() > _MAX_HALVES * 2.0 * p["mc_se"],  # sd of the difference: 2 CV/√K
+    }
+    found["variance"] &= ~found["khat"]  # it says less
+    equal = p["ess"] > (1.0 - _ROUNDING) * num_samples
+    for name in ("khat", "variance", "halves"):
+        found[name] &= ~equal
+    reason = pd.Series("", index=p.index)
+    for name, flagged in found.items():
+        reason = reason.mask(flagged, reason + ", " + name)
+    reason = reason.str.removeprefix(", ")
+    return pd.DataFrame({"reliable": reason == "", "reason": reason})
+
+
+def se_over_data(values: pd.Series) -> float:
+    """Standard error of the mean from having so many data."""
+    with np.errstate(invalid="ignore"):  # of infinite values it is NaN
+        return float(values.std(ddof=1, skipna=False) / math.sqrt(len(values)))
+
+
+def combined_se(per_datum: pd.Series) -> float:
+    """Standard error of a mean of independent estimates."""
+    return float(np.sqrt(np.square(per_datum.to_numpy()).sum()) / len(per_datum))
