@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 from pyrovae import datasets, distributions, evaluation, likelihoods, networks, plots, posteriors, priors
-from pyrovae.evaluation import MarginalResult, compare, log_marginal
+from pyrovae.evaluation import AISResult, BDMCResult, MarginalResult, ais, bdmc, compare, log_marginal
 from pyrovae.model import VAE, LogTerms, VAEModel, load
 from pyrovae.objectives import ELBO, IWAE, cosine_warmup, cyclical, linear_warmup
 from pyrovae.training import NonFiniteLoss, Run, fit
@@ -12,11 +12,15 @@ __all__ = [
     "ELBO",
     "IWAE",
     "VAE",
+    "AISResult",
+    "BDMCResult",
     "LogTerms",
     "MarginalResult",
     "NonFiniteLoss",
     "Run",
     "VAEModel",
+    "ais",
+    "bdmc",
     "compare",
     "cosine_warmup",
     "cyclical",

@@ -163,6 +163,60 @@ class DiscreteMixture(VAEModel):
         return (log_likelihood + self.log_weights.double().log_softmax(0)).logsumexp(1)
 
 
+class LinearMixture(VAEModel):
+    """z ~ Σ_k π_k N(μ_k, τ² I), x ~ N(W z + b, σ² I): a posterior with as many modes, known exactly.
+
+    The guide is one normal: the exact posterior of the first component alone, its scales multiplied by ``stretch``.
+
+    Args:
+        weights: π, ``(K,)``.
+        means: μ, ``(K, Z)``.
+        spread: τ.
+        w: ``(D, Z)``.
+        b: ``(D,)``.
+        noise: σ.
+        stretch: see above.
+    """
+
+    def __init__(
+        self,
+        weights: Float[Tensor, "k"],
+        means: Float[Tensor, "k z"],
+        spread: float,
+        w: Float[Tensor, "d z"],
+        b: Float[Tensor, "d"],
+        noise: float,
+        stretch: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.event_shape = (len(w),)
+        self.weights, self.means, self.spread = nn.Parameter(weights), nn.Parameter(means), spread
+        self.w, self.b, self.noise, self.stretch = nn.Parameter(w), nn.Parameter(b), noise, stretch
+
+    def model(self, x: Tensor) -> None:
+        component = dist.Normal(self.means, self.spread).to_event(1)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(self.weights), component))
+            pyro.sample("x", dist.Normal(z @ self.w.T + self.b, self.noise).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        identity = torch.eye(self.w.shape[1], dtype=self.w.dtype, device=self.w.device)
+        precision = identity / self.spread**2 + self.w.T @ self.w / self.noise**2
+        pull = (x - self.b) @ self.w / self.noise**2 + self.means[0] / self.spread**2
+        mean = torch.linalg.solve(precision, pull.T).T
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(mean, precision_matrix=precision / self.stretch**2))
+
+    @torch.no_grad()
+    def exact_log_px(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch"]:
+        """log Σ_k π_k N(x; W μ_k + b, τ² WWᵀ + σ² I), in float64."""
+        w = self.w.double()
+        covariance = self.spread**2 * w @ w.T + self.noise**2 * torch.eye(len(w), dtype=w.dtype, device=w.device)
+        centres = self.means.double() @ w.T + self.b.double()
+        terms = torch.distributions.MultivariateNormal(centres, covariance).log_prob(x.double().unsqueeze(1))
+        return (terms + self.weights.double().log() - self.weights.double().sum().log()).logsumexp(1)
+
+
 @torch.no_grad()
 def grid_log_px(
     model: VAEModel, x: Float[Tensor, "batch *event"], *, site: str = "z", half_width: float = 6.0, points: int = 301

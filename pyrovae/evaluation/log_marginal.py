@@ -14,11 +14,10 @@ from pyrovae._checks import at_least
 from pyrovae._random import seeded
 from pyrovae.evaluation.result import MarginalResult, judge
 from pyrovae.evaluation.stream import WeightStream
-from pyrovae.evaluation.strict import as_test_set, strict
+from pyrovae.evaluation.strict import as_test_set, fingerprint, model_name, strict
 from pyrovae.evaluation.weights import LogWeights
 from pyrovae.model import VAEModel
 
-_FINGERPRINT_SEED = 0
 BOUNDS = (1, 10, 100, 500, 1000, 5000)
 
 
@@ -86,8 +85,7 @@ def log_marginal(
                     # Whole columns from the start: small pieces kept between chunks would fragment the heap.
                     column = columns.setdefault(name, np.empty(len(data), dtype=values.dtype))
                     column[rows] = values
-        with seeded(_FINGERPRINT_SEED):
-            _, *log_densities = model.draw_prior(*data.part(slice(2), model.like()), num_particles=2)
+        marks = fingerprint(model, data)
     pointwise = pd.DataFrame(columns)
     verdicts = judge(pointwise, num_samples)
     first = [name for name in columns if not name.startswith("L_")]
@@ -99,10 +97,10 @@ def log_marginal(
         num_dims=data.x[0].numel(),
         discrete=all(_is_discrete(p) for p in terms.likelihood.values()),
         data_hash=data.hash,
-        model_name=_name(model),
+        model_name=model_name(model),
         seed=seed,
         proposal=proposal,
-        fingerprint=tuple((log_densities[0] + log_densities[1]).double().flatten().tolist()),
+        fingerprint=marks,
     )
 
 
@@ -127,9 +125,3 @@ def _is_discrete(p: Any) -> bool:
         return bool(p.support.is_discrete)
     except (NotImplementedError, AttributeError):  # a distribution that does not state its support
         return False
-
-
-def _name(model: VAEModel) -> str:
-    posterior = getattr(model, "posterior", None)
-    name = type(model).__name__
-    return f"{name}({type(posterior).__name__})" if isinstance(posterior, torch.nn.Module) else name

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -187,11 +188,14 @@ def judge(pointwise: pd.DataFrame, num_samples: int) -> pd.DataFrame:
     equal = p["ess"] > (1.0 - _ROUNDING) * num_samples
     for name in ("khat", "variance", "halves"):
         found[name] &= ~equal
-    reason = pd.Series("", index=p.index)
-    for name, flagged in found.items():
-        reason = reason.mask(flagged, reason + ", " + name)
-    reason = reason.str.removeprefix(", ")
-    return pd.DataFrame({"reliable": reason == "", "reason": reason})
+    return describe(found)
+
+
+def describe(found: Mapping[str, pd.Series]) -> pd.DataFrame:
+    """The columns ``reliable`` and ``reason`` (names joined by commas) from what was found against each datum."""
+    table = pd.DataFrame(found)
+    reason = table.apply(lambda row: ", ".join(row.index[row]), axis=1)
+    return pd.DataFrame({"reliable": ~table.any(axis=1), "reason": reason})
 
 
 def se_over_data(values: pd.Series) -> float:

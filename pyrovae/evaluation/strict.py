@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyrovae._checks import ARRAYS, as_covariates, as_data, as_tensor, resolve_device
 from pyrovae._hash import content_hash
+from pyrovae._random import seeded
 from pyrovae.model import LogTerms, VAEModel
 from pyrovae.model.modes import evaluation_mode, full_precision
 from pyrovae.model.support import check_support
@@ -75,6 +76,20 @@ def as_test_set(function: str, model: Any, x: Any, covariates: tuple[Any, ...]) 
     x = as_data(x, "x", model.event_shape)
     as_covariates(covariates, len(x), x)  # only to check their lengths
     return TestSet(x, tuple(as_tensor(c, "a covariate") if isinstance(c, ARRAYS) else c for c in covariates))
+
+
+def model_name(model: VAEModel) -> str:
+    """The class of a model, with that of its posterior where it has one."""
+    posterior = getattr(model, "posterior", None)
+    name = type(model).__name__
+    return f"{name}({type(posterior).__name__})" if isinstance(posterior, torch.nn.Module) else name
+
+
+def fingerprint(model: VAEModel, data: TestSet) -> tuple[float, ...]:
+    """log p(x, z) of two data at two fixed draws from the prior: equal for equal generative models only."""
+    with seeded(0):
+        _, log_prior, log_likelihood = model.draw_prior(*data.part(slice(2), model.like()), num_particles=2)
+    return tuple((log_prior + log_likelihood).double().flatten().tolist())
 
 
 @contextmanager

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import at_least
 from pyrovae._graph import Graph
+from pyrovae._random import reseed
 from pyrovae.evaluation.chunks import BLOCK, chunk_sizes, default_budget, probe
 from pyrovae.evaluation.strict import TestSet
 from pyrovae.model import VAEModel
@@ -76,7 +76,7 @@ class LogWeights:
         """The K log-weights of each of the rows, in blocks of draws."""
         part = self._data.part(rows, self._like)
         for start in range(0, self._k, self._block[1]):
-            _seed(self._seed, rows.start, start)
+            reseed(self._seed, rows.start, start)
             k = min(self._block[1], self._k - start)
             latents, log_q, log_likelihood = self._draw(k, *part)
             yield self._log_joint(latents, k, rows) - log_q if log_likelihood is None else log_likelihood
@@ -95,7 +95,3 @@ class LogWeights:
         """Some draws of some rows: draws are dimension 0, data the one after the model's other plates."""
         plates = (slice(None),) * (self._model.max_plate_nesting - 1)
         return {site: z[(draws, *plates, rows)] for site, z in latents.items()}
-
-
-def _seed(*numbers: int) -> None:
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))

@@ -19,7 +19,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
-_PARTICLES = "_particles"
+PARTICLES = "_particles"
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def log_joint(
     """
     k = next(iter(latents.values())).shape[0]
     conditioned = poutine.condition(program, data=dict(latents))
-    with pyro.plate(_PARTICLES, k, dim=-max_plate_nesting - 1):
+    with pyro.plate(PARTICLES, k, dim=-max_plate_nesting - 1):
         trace = poutine.trace(conditioned).get_trace(x, *covariates)
     total: Any = 0.0
     for name, site in sample_sites(trace).items():
@@ -200,7 +200,7 @@ def _particle_plate(k: int, max_plate_nesting: int) -> Iterator[None]:
     if k == 1:
         yield
     else:
-        with pyro.plate(_PARTICLES, k, dim=-max_plate_nesting - 1):
+        with pyro.plate(PARTICLES, k, dim=-max_plate_nesting - 1):
             yield
 
 
