@@ -76,10 +76,10 @@ class BaseSpace:
         if self._static is not None:
             name, chart = self._static
             z, log_det = chart(placed[name])
-            latents, log_start, log_dets = {name: z}, self._sum(chart.log_base(placed[name])), self._sum(log_det)
+            latents, log_start, log_dets = {name: z}, _over_plates(chart.log_base(placed[name])), _over_plates(log_det)
         else:
             run = self._run(lambda name, chart: placed[name])
-            latents, log_start, log_dets = run.latents, self._sum(run.log_base), self._sum(run.log_det)
+            latents, log_start, log_dets = run.latents, run.log_base, run.log_det
         return log_start, self._model.log_joint(*self._part, latents=latents) + log_dets
 
     def with_gradients(self, u: Float[Tensor, "chains batch dim"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -100,10 +100,6 @@ class BaseSpace:
         ):
             self._program(*self._part)
         return handler
-
-    def _sum(self, term: Tensor) -> Tensor:
-        """Over the plates between chains and data."""
-        return term.flatten(1, -2).sum(1) if term.dim() > 2 else term
 
     def _flat(self, sites: Mapping[str, Tensor]) -> Tensor:
         nesting = self._model.max_plate_nesting
@@ -153,8 +149,8 @@ class _Placed(Messenger):
         z, log_det = chart(u)
         self.latents[name] = message["value"] = z
         message["done"] = True
-        self.log_base = self.log_base + chart.log_base(u)
-        self.log_det = self.log_det + log_det
+        self.log_base = self.log_base + _over_plates(chart.log_base(u))
+        self.log_det = self.log_det + _over_plates(log_det)
 
 
 class Chart(ABC):
@@ -273,6 +269,11 @@ def as_chart(fn: Distribution) -> Chart:
     if isinstance(fn, TransformedDistribution):
         return _Transformed(as_chart(fn.base_dist), _zuko.transforms.ComposedTransform(*fn.transforms), True)
     return _Unconstrained(fn)
+
+
+def _over_plates(term: Tensor) -> Tensor:
+    """Summed over the plates between chains and data."""
+    return term.flatten(1, -2).sum(1) if term.dim() > 2 else term
 
 
 def _sum_last(value: Tensor, dims: int) -> Tensor:
