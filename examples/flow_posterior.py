@@ -150,12 +150,12 @@ def pictures(
 
 def report(table: pd.DataFrame, results: dict[str, pv.MarginalResult], args: argparse.Namespace) -> None:
     first = next(iter(results.values()))
-    shown = ["log_px", "se_data", "diff", "diff_se", "mc_se", "elbo", "median_ess", "median_khat", "khat_high"]
+    shown = ["log_px", "se_data", "diff", "diff_se", "mc_se", "neg_elbo", "median_ess", "median_khat", "khat_high"]
     shown += ["bits_per_dim"] * first.discrete + ["train_seconds", "eval_seconds"]
     print(
         f"\n{args.data}, {len(first.pointwise)} test data ({first.data_hash}), L_{first.num_samples}, nats per datum:"
     )
-    formats = {"log_px": "{:.3f}", "elbo": "{:.3f}", "median_ess": "{:.0f}", "khat_high": "{:.1%}"}
+    formats = {"log_px": "{:.3f}", "neg_elbo": "{:.3f}", "median_ess": "{:.0f}", "khat_high": "{:.1%}"}
     formats |= {"median_khat": "{:.2f}", "train_seconds": "{:.1f}", "eval_seconds": "{:.1f}"}
     print(table[shown].apply(lambda c: c.map(formats.get(str(c.name), "{:.4f}").format)).to_string())
     if len(args.seeds) > 1:
