@@ -3,7 +3,16 @@
 __version__ = "0.1.0"
 
 from pyrovae import datasets, distributions, evaluation, likelihoods, networks, plots, posteriors, priors
-from pyrovae.evaluation import MarginalResult, compare, log_marginal
+from pyrovae.evaluation import (
+    CollapseMonitor,
+    CollapseReport,
+    ElboTerms,
+    MarginalResult,
+    collapse,
+    compare,
+    elbo_terms,
+    log_marginal,
+)
 from pyrovae.model import VAE, LogTerms, VAEModel, load
 from pyrovae.objectives import ELBO, IWAE, cosine_warmup, cyclical, linear_warmup
 from pyrovae.training import NonFiniteLoss, Run, fit
@@ -12,16 +21,21 @@ __all__ = [
     "ELBO",
     "IWAE",
     "VAE",
+    "CollapseMonitor",
+    "CollapseReport",
+    "ElboTerms",
     "LogTerms",
     "MarginalResult",
     "NonFiniteLoss",
     "Run",
     "VAEModel",
+    "collapse",
     "compare",
     "cosine_warmup",
     "cyclical",
     "datasets",
     "distributions",
+    "elbo_terms",
     "evaluation",
     "fit",
     "likelihoods",
