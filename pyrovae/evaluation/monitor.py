@@ -12,16 +12,17 @@ from pyrovae.evaluation.latents import measure
 from pyrovae.evaluation.strict import as_test_set, strict
 from pyrovae.training import Run
 
-_PATIENCE = 3  # looks in a row: one bad epoch is no trend
+_PATIENCE, _START = 5, 10  # looks in a row, because latents also die and wake; the latter before any has been active
 
 
 class CollapseMonitor:
     """A callback for :func:`~pyrovae.fit` that watches the latents and warns once when they die.
 
     At every look the epoch's record, and so ``run.history``, gets ``rate`` (E KL(q(z | x) ‖ p(z)), in nats) and
-    ``active_units`` (Burda et al. 2016; see :func:`~pyrovae.collapse`). The warning comes when for three looks in a
+    ``active_units`` (Burda et al. 2016; see :func:`~pyrovae.collapse`). The warning comes when for five looks in a
     row no dimension is active, or fewer than half of the most seen at this KL weight or a higher one (so that a
-    warm-up may prune dimensions). Looks at weight zero do not count.
+    warm-up may prune dimensions); after ten where none has been active yet, because many models start with all
+    latents silent. Looks at weight zero do not count.
 
     Training goes on as it would without: modes, gradients and random state are left alone.
 
@@ -79,7 +80,7 @@ class CollapseMonitor:
         self._seen.append((weight, active))
         most = max(a for w, a in self._seen if w >= weight)
         self._low = self._low + 1 if active == 0 or 2 * active < most else 0
-        if self._low < _PATIENCE or self._warned:
+        if self._low < (_PATIENCE if any(a for _, a in self._seen) else _START) or self._warned:
             return
         self._warned = True
         warnings.warn(
