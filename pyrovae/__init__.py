@@ -3,7 +3,20 @@
 __version__ = "0.1.0"
 
 from pyrovae import datasets, distributions, evaluation, likelihoods, networks, plots, posteriors, priors
-from pyrovae.evaluation import AISResult, BDMCResult, MarginalResult, ais, bdmc, compare, log_marginal
+from pyrovae.evaluation import (
+    AISResult,
+    BDMCResult,
+    CollapseMonitor,
+    CollapseReport,
+    ElboTerms,
+    MarginalResult,
+    ais,
+    bdmc,
+    collapse,
+    compare,
+    elbo_terms,
+    log_marginal,
+)
 from pyrovae.model import VAE, LogTerms, VAEModel, load
 from pyrovae.objectives import ELBO, IWAE, cosine_warmup, cyclical, linear_warmup
 from pyrovae.training import NonFiniteLoss, Run, fit
@@ -14,6 +27,9 @@ __all__ = [
     "VAE",
     "AISResult",
     "BDMCResult",
+    "CollapseMonitor",
+    "CollapseReport",
+    "ElboTerms",
     "LogTerms",
     "MarginalResult",
     "NonFiniteLoss",
@@ -21,11 +37,13 @@ __all__ = [
     "VAEModel",
     "ais",
     "bdmc",
+    "collapse",
     "compare",
     "cosine_warmup",
     "cyclical",
     "datasets",
     "distributions",
+    "elbo_terms",
     "evaluation",
     "fit",
     "likelihoods",

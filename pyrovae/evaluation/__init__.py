@@ -1,19 +1,27 @@
-"""Evaluation: estimates of log p(x) with their errors, and comparisons of models by them."""
+"""Evaluation: estimates of log p(x) with their errors, comparisons of models by them, and what the latents carry."""
 
 from pyrovae.evaluation.ais import AISResult, BDMCResult, ais, bdmc
+from pyrovae.evaluation.collapse import CollapseReport, collapse
 from pyrovae.evaluation.compare import arviz_comparison, compare
 from pyrovae.evaluation.log_marginal import log_marginal
+from pyrovae.evaluation.monitor import CollapseMonitor
 from pyrovae.evaluation.result import MarginalResult
 from pyrovae.evaluation.tail import khat_threshold, pareto_khat
+from pyrovae.evaluation.terms import ElboTerms, elbo_terms
 
 __all__ = [
     "AISResult",
     "BDMCResult",
+    "CollapseMonitor",
+    "CollapseReport",
+    "ElboTerms",
     "MarginalResult",
     "ais",
     "arviz_comparison",
     "bdmc",
+    "collapse",
     "compare",
+    "elbo_terms",
     "khat_threshold",
     "log_marginal",
     "pareto_khat",

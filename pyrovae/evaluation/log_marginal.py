@@ -17,6 +17,7 @@ from pyrovae.evaluation.stream import WeightStream
 from pyrovae.evaluation.strict import as_test_set, fingerprint, model_name, strict
 from pyrovae.evaluation.weights import LogWeights
 from pyrovae.model import VAEModel
+from pyrovae.model.support import is_discrete
 
 BOUNDS = (1, 10, 100, 500, 1000, 5000)
 
@@ -95,7 +96,7 @@ def log_marginal(
         num_samples=num_samples,
         bounds=sizes,
         num_dims=data.x[0].numel(),
-        discrete=all(_is_discrete(p) for p in terms.likelihood.values()),
+        discrete=all(is_discrete(p) for p in terms.likelihood.values()),
         data_hash=data.hash,
         model_name=model_name(model),
         seed=seed,
@@ -118,10 +119,3 @@ def _columns(stream: WeightStream, sizes: Sequence[int], half: int) -> dict[str,
     for k in sizes:
         columns[f"L_{k}"], columns[f"L_{k}_se"] = stream.bound(k)
     return {name: value.cpu().numpy() for name, value in columns.items()}
-
-
-def _is_discrete(p: Any) -> bool:
-    try:
-        return bool(p.support.is_discrete)
-    except (NotImplementedError, AttributeError):  # a distribution that does not state its support
-        return False

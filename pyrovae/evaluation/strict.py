@@ -38,6 +38,11 @@ class TestSet:
         """Content hash of the data, tensor covariates included."""
         return content_hash(self.x, *(c for c in self.covariates if isinstance(c, Tensor)))
 
+    def rows(self, index: Tensor) -> "TestSet":
+        """The data with these indices."""
+        rows = (c[index.to(c.device)] if isinstance(c, Tensor) and c.dim() else c for c in self.covariates)
+        return TestSet(self.x[index.to(self.x.device)], tuple(rows))
+
     def part(self, rows: slice, like: Tensor) -> tuple[Any, ...]:
         """``(x, *covariates)`` of some rows, on the model's device and in its precision."""
         covariates = tuple(c[rows] if isinstance(c, Tensor) and c.dim() else c for c in self.covariates)

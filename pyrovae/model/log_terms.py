@@ -84,6 +84,17 @@ class LogTerms:
         # Plates nested between the particles and the data are summed, as in the log-densities.
         return _to_particles_and_batch(kl, shape[0] if kl.dim() > 1 else 1, shape[1]).expand(shape)
 
+    def closed_form_kl_by_dimension(self, site: str) -> Tensor | None:
+        """The terms of :meth:`closed_form_kl`, shaped like the site's latents, where posterior and prior both factorise
+        over the dimensions; else ``None``.
+        """
+        if self.closed_form_kl(site) is None:
+            return None
+        q, p = self.posterior[site], self.prior[site]
+        if isinstance(q, Independent) and isinstance(p, Independent) and q.event_shape == p.event_shape:
+            q, p = q.base_dist, p.base_dist
+        return None if q.event_shape or p.event_shape else kl_divergence(q, p)
+
     def kl(self, site: str, *, closed_form: bool = True) -> Float[Tensor, "particles batch"]:
         """KL at ``site``: in closed form where known and wanted, else log q(z | x) - log p(z) at the draws."""
         exact = self.closed_form_kl(site) if closed_form else None

@@ -28,3 +28,11 @@ def check_support(terms: LogTerms, name: str = "x") -> None:
                 f"{name} holds {int((~inside).sum())} value(s) outside the support of the likelihood at site "
                 f"{site!r} ({type(element).__name__}: {support}), e.g. {bad.flatten()[0].item():.6g}.{fix}"
             )
+
+
+def is_discrete(p: Any) -> bool:
+    """Whether a distribution is a probability mass function, as far as it states its support."""
+    try:
+        return bool(p.support.is_discrete)
+    except (NotImplementedError, AttributeError):
+        return False
