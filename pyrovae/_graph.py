@@ -47,7 +47,10 @@ class Graph:
 
             try:
                 with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # tracing runs the function
-                    self._graphs[key] = make_fx(flat)(*tensors)
+                    graph = make_fx(flat)(*tensors)
+                graph.graph.eliminate_dead_code()  # random operations stay, used or not
+                graph.recompile()
+                self._graphs[key] = graph
             except Exception:
                 self._graphs[key] = flat
         return self._graphs[key](*tensors)
