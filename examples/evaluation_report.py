@@ -1,6 +1,6 @@
 """Can these numbers be published? Everything the library knows about a trained model's log p(x), in one report.
 
-For every model: -ELBO, L_K with its verdict, the jackknife; annealed importance sampling (AIS) and the approximation and
+For every model: -ELBO, L_K with its verdict, the jackknife; annealed importance sampling (AIS) and approximation and
 amortisation gaps on some of the data; and how many latents are in use. Prints the tables, writes them (CSV), and saves
 the pictures (PNG). Models are files that examples/flow_posterior.py saved; without any, two small ones are trained.
 

@@ -12,7 +12,8 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 def shrunk(code: str) -> str:
     code = re.sub(r"epochs=\d+", "epochs=2", code)
-    return re.sub(r"num_samples=\d[\d_]*", "num_samples=50", code)
+    code = re.sub(r"num_samples=\d[\d_]*", "num_samples=50", code)
+    return re.sub(r"\b(num_temperatures|steps)=\d+", r"\1=5", code)
 
 
 def test_some_pages_have_code() -> None:
