@@ -121,6 +121,15 @@ def test_log_weights_counts_fit_and_verdict(shape: float, color: str) -> None:
     assert (np.abs(counts - expected)[many] < 4 * np.sqrt(expected[many])).all()
 
 
+def test_log_weights_loses_no_draw_to_rounding() -> None:
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        w = torch.randn(100, generator=generator, dtype=torch.float64).clamp(max=0.3 * (seed % 3))  # ties at the top
+        ax = pv.plots.log_weights(w)
+        assert sum(bar.get_height() for bar in ax.patches if isinstance(bar, Rectangle)) == 100
+        plt.close(ax.figure)
+
+
 def test_log_weights_that_are_zero_equal_or_few() -> None:
     w = torch.randn(1000)
     w[:10] = -math.inf

@@ -53,7 +53,8 @@ def log_weights(log_weight: Float[Tensor, "draws"] | Any, *, ax: Axes | None = N
     # The threshold is an edge, so that bars and fit are counts of the same bins.
     start = threshold if math.isfinite(threshold) else float(finite.min())
     width = (top - float(finite.min())) / _BINS or 1.0
-    below, above = math.ceil((start - finite.min()) / width), math.floor((top - start) / width) + 1
+    # One bin more on either side, lest rounding lose the extremes.
+    below, above = math.ceil((start - finite.min()) / width) + 1, math.ceil((top - start) / width) + 1
     ax.hist(finite, (start + width * np.arange(-below, above + 1)).tolist(), color=BLUE, alpha=0.55, label=label)
     if math.isfinite(sigma):
         fitted = genpareto(khat, scale=sigma)  # of excess weights, in units of the largest one
