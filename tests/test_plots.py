@@ -1,18 +1,57 @@
-import doctest
+"""What is drawn are the tables' numbers, and what cannot be relied on is marked."""
 
+import dataclasses
+import doctest
+import importlib
+import math
+import pkgutil
+from collections.abc import Iterator
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle, StepPatch
 
 import pyrovae as pv
-import pyrovae.plots
+from pyrovae.evaluation.tail import pareto_tail, tail_length
+from pyrovae.plots._axes import BLUE, FLAGGED, GREY, ORANGE, PALETTE
+from tests.models import Conditional, TwoSites, binary
+
+FILES = [m.name for m in pkgutil.iter_modules(pv.plots.__path__, "pyrovae.plots.") if "._" not in m.name]
 
 
-@pytest.mark.filterwarnings("ignore:More than 20 figures")
-def test_docstring_examples() -> None:
-    outcome = doctest.testmod(pyrovae.plots)
-    assert outcome.attempted >= 8
+@pytest.fixture(autouse=True)
+def _close() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_docstring_examples(name: str) -> None:
+    module = importlib.import_module(name)
+    public = [f for f in pv.plots.__all__ if hasattr(module, f)]
+    outcome = doctest.testmod(module)
+    assert outcome.attempted >= 2 * len(public) > 0
     assert outcome.failed == 0
+
+
+def legend(ax: Axes) -> list[str]:
+    return [t.get_text() for t in ax.get_legend().get_texts()]
+
+
+def steps(ax: Axes) -> StepPatch:
+    return next(of for of in ax.patches if isinstance(of, StepPatch))
+
+
+def line(ax: Axes, label: str):
+    return next(of for of in ax.get_lines() if str(of.get_label()).startswith(label))
 
 
 def test_curves_show_bounds_from_the_first_epoch() -> None:
@@ -21,6 +60,12 @@ def test_curves_show_bounds_from_the_first_epoch() -> None:
     line = pv.plots.curves(runs).get_lines()[0]
     assert line.get_xdata().tolist() == [1, 2, 3]
     assert line.get_ydata().tolist() == pytest.approx((-runs["a"].history["val_loss"]).tolist())
+
+
+def test_more_curves_than_colours_differ_in_their_dashes() -> None:
+    history = pd.DataFrame({"val_loss": [2.0, 1.0]})
+    lines = pv.plots.curves({str(i): history for i in range(10)}).get_lines()
+    assert len({(of.get_color(), of.get_linestyle()) for of in lines}) == 10
 
 
 def test_forest_intervals_are_the_tables() -> None:
@@ -37,3 +82,335 @@ def test_images_are_placed_row_by_row() -> None:
     grid = pv.plots.images(x, (2, 2), columns=2).get_images()[0].get_array()
     assert grid.shape == (7, 7)
     assert grid[5, 2] == 1.0
+
+
+# -- log_weights -------------------------------------------------------------------------------------------
+
+
+def pareto_weights(shape: float, k: int = 5000) -> torch.Tensor:
+    u = torch.rand(k, dtype=torch.float64)
+    return -shape * u.log() - 20.0
+
+
+@pytest.mark.parametrize(("shape", "color"), [(0.2, "#009E73"), (1.5, FLAGGED)])
+def test_log_weights_counts_fit_and_verdict(shape: float, color: str) -> None:
+    w = pareto_weights(shape)
+    ax = pv.plots.log_weights(w.unsqueeze(1))
+    m = tail_length(5000)
+    threshold = w.sort(descending=True).values[m].item()
+    bars = [bar for bar in ax.patches if isinstance(bar, Rectangle)]
+    edges = [bar.get_x() for bar in bars] + [bars[-1].get_x() + bars[-1].get_width()]
+    assert sum(bar.get_height() for bar in bars) == 5000
+    assert [bar.get_height() for bar in bars] == pytest.approx(np.histogram(w, edges)[0], abs=1)  # rounded edges
+    assert line(ax, f"threshold of the {m} largest").get_xdata()[0] == threshold
+    assert line(ax, "log p̂(x)").get_xdata()[0] == pytest.approx(w.logsumexp(0).item() - math.log(5000))
+    khat = pareto_tail(w.topk(m + 1).values.unsqueeze(0))[0].item()
+    assert ax.get_title().startswith(f"k̂ = {khat:.2f} ")
+    assert ("do not suffice" in ax.get_title()) == (shape > 1)
+    fit = steps(ax)
+    assert to_hex(fit.get_edgecolor()) == color.lower()
+    assert to_hex(ax.title.get_color()) == (color.lower() if shape > 1 else "#000000")
+    # Of the m weights above the threshold, the fit expects all but half of one up to where it ends.
+    expected, at, _ = fit.get_data()
+    assert at[0] == pytest.approx(threshold)
+    assert m - 0.5 <= expected.sum() <= m
+    # Bin by bin it agrees with the bars within their Poisson noise.
+    counts = np.histogram(w, at)[0]
+    many = expected >= 10
+    assert many.sum() >= 3
+    assert (np.abs(counts - expected)[many] < 4 * np.sqrt(expected[many])).all()
+
+
+def test_log_weights_loses_no_draw_to_rounding() -> None:
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        w = torch.randn(100, generator=generator, dtype=torch.float64).clamp(max=0.3 * (seed % 3))  # ties at the top
+        ax = pv.plots.log_weights(w)
+        assert sum(bar.get_height() for bar in ax.patches if isinstance(bar, Rectangle)) == 100
+        plt.close(ax.figure)
+
+
+def test_log_weights_that_are_zero_equal_or_few() -> None:
+    w = torch.randn(1000)
+    w[:10] = -math.inf
+    ax = pv.plots.log_weights(w)
+    assert sum(bar.get_height() for bar in ax.patches if isinstance(bar, Rectangle)) == 990
+    assert "1000 draws, 10 of weight 0 not shown" in legend(ax)
+    ax = pv.plots.log_weights(np.zeros(1000))
+    assert ax.get_title() == "k̂ = −∞ ≤ 0.67"
+    assert not any("Pareto" in text for text in legend(ax))
+    assert pv.plots.log_weights(torch.randn(10)).get_title() == "k̂ undefined: 10 draws are too few for a fit"
+    rare = torch.full((1000,), -math.inf)
+    rare[:90] = torch.randn(90)  # the threshold itself is a weight of 0
+    expected, edges, _ = steps(pv.plots.log_weights(rare)).get_data()
+    assert np.isfinite(edges).all()
+    assert np.isfinite(expected).all()
+
+
+@pytest.mark.parametrize(
+    ("w", "message"),
+    [
+        (torch.zeros(50, 3), r"log_weight has shape \(50, 3\).*Pass log_weight\[:, i\]"),
+        (torch.zeros(1), "has 1 draw"),
+        (torch.tensor([0.0, math.nan, math.inf]), r"holds 2 value\(s\) that are NaN or \+inf"),
+        (torch.full((30,), -math.inf), "no draw has a weight above 0"),
+    ],
+)
+def test_log_weights_refuses(w: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pv.plots.log_weights(w)
+
+
+# -- khats, bounds -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def marginal() -> tuple[pv.VAE, torch.Tensor, pv.MarginalResult]:
+    torch.manual_seed(0)
+    vae, x = pv.VAE((6,), 2, hidden=(8,)), binary(12)
+    return vae, x, pv.log_marginal(vae, x, num_samples=1000, progress=False)
+
+
+def test_khats_are_marked_clipped_and_counted(marginal) -> None:
+    result = marginal[2]
+    p = result.pointwise.copy()
+    p["khat"] = [0.1, 0.3, 0.9, 0.2, math.inf, math.inf, -math.inf, math.nan, 0.4, 0.5, 0.6, 1.2]
+    p["reliable"] = [True, True, False, False, False, False, True, False, True, True, True, False]
+    ax = pv.plots.khats(dataclasses.replace(result, pointwise=p))
+    drawn = {str(c.get_label()): (to_hex(c.get_facecolor()[0]), c.get_offsets()) for c in ax.collections}
+    color, points = drawn["reliable (5)"]
+    assert color == BLUE.lower()
+    assert points.tolist() == [[0, 0.1], [1, 0.3], [8, 0.4], [9, 0.5], [10, 0.6]]
+    color, points = drawn["unreliable (3)"]
+    assert color == FLAGGED.lower()
+    assert points.tolist() == [[2, 0.9], [3, 0.2], [11, 1.2]]
+    low, high = ax.get_ylim()
+    assert drawn["unreliable, k̂ = +∞ (2)"][1][:, 0].tolist() == [4, 5]
+    assert (drawn["unreliable, k̂ = +∞ (2)"][1][:, 1] > 1.2).all()
+    assert drawn["unreliable, k̂ undefined (1)"][1][:, 0].tolist() == [7]
+    assert low < drawn["reliable, k̂ = −∞ (1)"][1][0, 1] < 0.1
+    assert drawn["unreliable, k̂ = +∞ (2)"][1][0, 1] < high
+    assert line(ax, "threshold 0.67").get_ydata()[0] == pytest.approx(2 / 3)
+    assert set(drawn) <= set(legend(ax))
+
+
+def test_khats_all_undefined_and_without_a_threshold(marginal) -> None:
+    vae, x, _ = marginal
+    ax = pv.plots.khats(pv.log_marginal(vae, x, num_samples=10, progress=False))
+    assert legend(ax)[0] == "unreliable, k̂ undefined (12)"
+    assert not any("threshold" in text for text in legend(ax))
+
+
+def test_bounds_are_the_tables(marginal) -> None:
+    vae, x, result = marginal
+    other = pv.log_marginal(vae, x, num_samples=200, seed=1, progress=False)
+    annealed = pv.ais(vae, x, num_temperatures=5, num_chains=4, num_leapfrog=2, progress=False)
+    ax = pv.plots.bounds({"a": result, "b": other}, ais={"b": annealed})
+    for name, r, color in (("a", result, PALETTE[0]), ("b", other, PALETTE[1])):
+        table, drawn = r.bound_table(), line(ax, name)
+        assert drawn.get_color() == color
+        assert drawn.get_xdata().tolist() == list(r.bounds)
+        np.testing.assert_array_equal(drawn.get_ydata(), table["log_px"])
+        band = next(c for c in ax.collections if to_hex(c.get_facecolor()[0]) == color.lower())
+        for k in r.bounds:
+            half = 2 * table.loc[k, "mc_se"]
+            heights = [y for x, y in band.get_paths()[0].vertices if x == k]
+            assert (min(heights), max(heights)) == pytest.approx((table["log_px"][k] - half, table["log_px"][k] + half))
+    diamonds = [of for of in ax.get_lines() if of.get_marker() == "D"]
+    assert [(d.get_xdata()[0], d.get_ydata()[0]) for d in diamonds] == [
+        (1000, result.summary()["jackknife"]),
+        (200, other.summary()["jackknife"]),
+    ]
+    row = annealed.summary()
+    assert line(ax, "b, AIS").get_ydata() == [row["log_px"]] * 2
+    assert (ax.patches[0].get_y(), ax.patches[0].get_height()) == pytest.approx(
+        (row["log_px"] - 2 * row["mc_se"], 4 * row["mc_se"])
+    )
+    assert legend(ax) == ["a", "b", "b, AIS", "jackknife at K"]
+    assert legend(pv.plots.bounds(result, ais=annealed))[1] == "VAE(MeanFieldNormal), AIS"
+
+
+def test_bounds_that_are_not_finite_are_named(marginal) -> None:
+    result = marginal[2]
+    p = result.pointwise.copy()
+    p.loc[0, "L_1"] = -math.inf
+    ax = pv.plots.bounds({"a": dataclasses.replace(result, pointwise=p)})
+    assert legend(ax)[0] == "a (not finite at k = 1)"
+    assert np.isfinite(ax.get_ylim()).all()
+
+
+def test_bounds_refuses(marginal) -> None:
+    vae, x, result = marginal
+    other = pv.log_marginal(vae, x[:5], num_samples=50, progress=False)
+    annealed = pv.ais(vae, x[:5], num_temperatures=2, num_chains=2, num_leapfrog=1, progress=False)
+    with pytest.raises(ValueError, match="results is empty"):
+        pv.plots.bounds({})
+    with pytest.raises(ValueError, match="'b' evaluated on other data"):
+        pv.plots.bounds({"a": result, "b": other})
+    with pytest.raises(ValueError, match=r"ais: 'VAE.*' evaluated on other data"):
+        pv.plots.bounds(result, ais=annealed)
+    with pytest.raises(ValueError, match="ais has 'c', which is not among the results: a"):
+        pv.plots.bounds({"a": result}, ais={"c": annealed})
+    with pytest.raises(ValueError, match="ais must be a mapping"):
+        pv.plots.bounds({"a": result, "b": result}, ais=annealed)
+
+
+# -- gaps --------------------------------------------------------------------------------------------------
+
+
+class Gaps:
+    def __init__(self, *values: float) -> None:
+        self._values = values
+
+    def summary(self) -> pd.Series:
+        names = ["approximation", "approximation_se", "amortization", "amortization_se"]
+        return pd.Series([*self._values, "posterior"], index=[*names, "start"])
+
+
+@pytest.mark.parametrize("form", ["objects", "summaries", "table"])
+def test_gaps_are_the_summaries(form: str) -> None:
+    tables = {"MF": Gaps(0.8, 0.1, 1.5, 0.2), "IAF": Gaps(0.1, 0.05, -0.02, 0.3)}
+    summaries = {name: of.summary() for name, of in tables.items()}
+    given = {"objects": tables, "summaries": summaries, "table": pd.DataFrame(summaries).T}[form]
+    ax = pv.plots.gaps(given)
+    assert [bar.get_width() for bar in ax.patches] == [0.8, 0.1, 1.5, -0.02]
+    segments = np.concatenate([np.array(c.get_segments())[:, :, 0] for c in ax.collections])
+    np.testing.assert_allclose(segments, [[0.6, 1.0], [0.0, 0.2], [1.1, 1.9], [-0.62, 0.58]])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["MF", "IAF"]
+    assert legend(ax) == ["approximation gap", "amortisation gap"]
+    with pytest.raises(ValueError, match="tables is empty"):
+        pv.plots.gaps({})
+    with pytest.raises(ValueError, match="summary of 'a' lacks approximation_se, amortization_se; it has"):
+        pv.plots.gaps({"a": {"approximation": 1.0, "amortization": 2.0}})
+
+
+# -- latents -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def report() -> pv.CollapseReport:
+    report = pv.collapse(pv.VAE((6,), 4, hidden=(8,)), binary(20), progress=False)
+    columns = {"kl": [0.1, 2.0, 0.5, 1.0], "activity": [0.001, 1.0, math.nan, 0.5], "kl_se": 0.05}
+    return dataclasses.replace(
+        report, dimensions=report.dimensions.assign(**columns, active=[False, True, False, True])
+    )
+
+
+def test_kl_is_sorted_and_colours_tell_active_dimensions(report) -> None:
+    ax = pv.plots.kl_per_dimension(report)
+    bars = sorted(ax.patches, key=lambda bar: bar.get_x())
+    assert [bar.get_height() for bar in bars] == [2.0, 1.0, 0.5, 0.1]
+    colors = [to_hex(bar.get_facecolor()) for bar in bars]
+    assert colors == [BLUE.lower(), BLUE.lower(), GREY.lower(), ORANGE.lower()]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "3", "2", "0"]
+    assert legend(ax) == ["active (activity > 0.01): 2", "inactive: 1", "discrete: 1"]
+    assert ax.get_title() == report.verdict
+    segments = ax.collections[0].get_segments()
+    assert segments[0][:, 1].tolist() == pytest.approx([1.9, 2.1])
+
+
+def test_kl_of_several_reports_and_of_many_dimensions(report) -> None:
+    ax = pv.plots.kl_per_dimension({"a": report, "b": report})
+    assert len(ax.patches) == 8
+    assert {to_hex(bar.get_facecolor()) for bar in ax.patches} == {PALETTE[0].lower(), PALETTE[1].lower()}
+    lefts = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches)
+    assert all(a[1] <= b[0] + 1e-9 for a, b in pairwise(lefts))  # side by side
+    assert "b, active (activity > 0.01): 2" in legend(ax)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "2", "3", "4"]
+    wide = dataclasses.replace(report, dimensions=pd.concat([report.dimensions] * 20, ignore_index=True))
+    for given in (wide, {"a": wide}):
+        ax = pv.plots.kl_per_dimension(given)
+        assert len(ax.get_xticks()) < 15
+        assert ax.get_xlabel() == "latent dimension by rank"
+    with pytest.raises(ValueError, match="report is empty"):
+        pv.plots.kl_per_dimension({})
+
+
+def test_kl_names_dimensions_by_site_where_there_are_several() -> None:
+    ax = pv.plots.kl_per_dimension(pv.collapse(TwoSites(), binary(20), progress=False))
+    assert {t.get_text() for t in ax.get_xticklabels()} == {"z1[0]", "z1[1]", "z1[2]", "z2[0]", "z2[1]"}
+
+
+class Known(pv.VAEModel):
+    """z ~ N(1, 2²), q(z | x) = N(x, 0.001²)."""
+
+    event_shape = (3,)
+
+    def model(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_ones(3), 2.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 0.001).to_event(1))
+
+
+def test_aggregate_posterior_draws_both() -> None:
+    x = torch.randn(1500, 3) * 3  # more than one block
+    ax = pv.plots.aggregate_posterior(Known(), x, dims=(2, 0), num_samples=2)
+    p, q = (c.get_offsets() for c in ax.collections)
+    assert legend(ax) == ["p(z)", "q(z), 1500 data"]
+    assert q.shape == p.shape == (3000, 2)
+    found = np.sort(q[:, 0])[::2]
+    assert np.abs(found - np.sort(x[:, 2].numpy())).max() < 0.01
+    assert abs(p.mean() - 1.0) < 4 * 2 / math.sqrt(6000)
+    assert abs(p.std() - 2.0) < 4 * 2 / math.sqrt(12000)
+    assert len(np.unique(p[:, 0])) == 3000  # blocks do not repeat each other's draws
+    again = pv.plots.aggregate_posterior(Known(), x, dims=(2, 0), num_samples=2).collections[1].get_offsets()
+    np.testing.assert_array_equal(again, q)
+    state = torch.get_rng_state()
+    pv.plots.aggregate_posterior(Known(), x[:5])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_aggregate_posterior_of_one_dimension_is_a_histogram() -> None:
+    x = torch.randn(500, 3)
+    for ax in (
+        pv.plots.aggregate_posterior(Known(), x, dims=(1,)),
+        pv.plots.aggregate_posterior(pv.VAE((6,), 1, hidden=(8,)), binary(500)),
+    ):
+        prior = [bar for bar in ax.patches if isinstance(bar, Rectangle)]
+        assert sum(bar.get_height() * bar.get_width() for bar in prior) == pytest.approx(1.0)
+        assert set(legend(ax)) == {"p(z)", "q(z), 500 data"}
+        assert ax.get_ylabel() == "density of the draws"
+
+
+def test_aggregate_posterior_with_covariates_and_refusals() -> None:
+    ax = pv.plots.aggregate_posterior(Conditional(), binary(10), torch.randn(10, 2))
+    assert len(ax.collections[1].get_offsets()) == 10
+    with pytest.raises(ValueError, match="latent sites z2, z1; aggregate_posterior shows a single one"):
+        pv.plots.aggregate_posterior(TwoSites(), binary(10))
+    for dims in ((0, 3), (0, 0), (0, 1, 2), (-1, 0), ()):
+        with pytest.raises(ValueError, match="different latent dimensions from 0 to 2; got"):
+            pv.plots.aggregate_posterior(Known(), torch.randn(5, 3), dims=dims)
+    with pytest.raises(TypeError, match=r"aggregate_posterior needs a pyrovae\.VAEModel"):
+        pv.plots.aggregate_posterior(torch.nn.Linear(2, 2), binary(5))
+    with pytest.raises(ValueError, match="num_samples must be at least 1"):
+        pv.plots.aggregate_posterior(Known(), torch.randn(5, 3), num_samples=0)
+
+
+def test_everything_draws_where_it_is_told(marginal, report) -> None:
+    vae, x, result = marginal
+    history = pd.DataFrame({"val_loss": [2.0, 1.0]})
+    calls = {
+        "aggregate_posterior": lambda ax: pv.plots.aggregate_posterior(vae, x, ax=ax),
+        "bounds": lambda ax: pv.plots.bounds(result, ax=ax),
+        "curves": lambda ax: pv.plots.curves({"a": history}, ax=ax),
+        "forest": lambda ax: pv.plots.forest(pv.compare({"a": result, "b": result}), reference="a", ax=ax),
+        "gaps": lambda ax: pv.plots.gaps({"a": Gaps(1, 1, 1, 1)}, ax=ax),
+        "images": lambda ax: pv.plots.images(x, (2, 3), ax=ax),
+        "khats": lambda ax: pv.plots.khats(result, ax=ax),
+        "kl_per_dimension": lambda ax: pv.plots.kl_per_dimension(report, ax=ax),
+        "log_weights": lambda ax: pv.plots.log_weights(torch.randn(100), ax=ax),
+        "reconstructions": lambda ax: pv.plots.reconstructions(vae, x, (2, 3), ax=ax),
+        "samples": lambda ax: pv.plots.samples(vae, (2, 3), ax=ax),
+    }
+    assert list(calls) == sorted(pv.plots.__all__)
+    for call in calls.values():
+        ax = plt.subplots()[1]
+        before = plt.get_fignums()
+        assert call(ax) is ax
+        assert plt.get_fignums() == before
+        assert ax.has_data() or ax.get_images()
+        plt.close(ax.figure)

@@ -8,6 +8,7 @@ from pyrovae.evaluation.monitor import CollapseMonitor
 from pyrovae.evaluation.result import MarginalResult
 from pyrovae.evaluation.tail import khat_threshold, pareto_khat
 from pyrovae.evaluation.terms import ElboTerms, elbo_terms
+from pyrovae.evaluation.weights import log_weights
 
 __all__ = [
     "AISResult",
@@ -24,5 +25,6 @@ __all__ = [
     "elbo_terms",
     "khat_threshold",
     "log_marginal",
+    "log_weights",
     "pareto_khat",
 ]

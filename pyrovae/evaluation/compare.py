@@ -73,7 +73,7 @@ def compare(
         ("ais", {"log_px": "ais", "mc_se": "ais_se"}, ais),
         ("gaps", {"approximation": "approximation", "amortization": "amortization"}, gaps),
     ):
-        _same_data({name: result.data_hash for name, result in (extra or {}).items()}, kind)
+        same_data({name: result.data_hash for name, result in (extra or {}).items()}, kind)
         for name, result in (extra or {}).items():
             if name not in rows:
                 raise ValueError(f"{kind} has {name!r}, which is not among the results: {', '.join(rows)}.")
@@ -114,7 +114,7 @@ def _check(runs: Mapping[str, Sequence[MarginalResult]], reference: str) -> None
     everything = {
         f"{name}[{i}]" if len(seeds) > 1 else name: r for name, seeds in runs.items() for i, r in enumerate(seeds)
     }
-    _same_data({name: r.data_hash for name, r in everything.items()}, "results", runs[reference][0].data_hash)
+    same_data({name: r.data_hash for name, r in everything.items()}, "results", runs[reference][0].data_hash)
     if len({r.discrete for r in everything.values()}) > 1:
         kinds = {name: "mass function" if r.discrete else "density" for name, r in everything.items()}
         raise ValueError(
@@ -127,7 +127,8 @@ def _check(runs: Mapping[str, Sequence[MarginalResult]], reference: str) -> None
         )
 
 
-def _same_data(hashes: Mapping[str, str], what: str, expected: str | None = None) -> None:
+def same_data(hashes: Mapping[str, str], what: str, expected: str | None = None) -> None:
+    """Raise a ``ValueError`` unless these content hashes, by name, are all equal, and equal to ``expected``."""
     expected = next(iter(hashes.values()), None) if expected is None else expected
     other = {name: h for name, h in hashes.items() if h != expected}
     if other:

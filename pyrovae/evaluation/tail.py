@@ -32,10 +32,26 @@ def pareto_khat(largest: Float[Tensor, "batch tail_and_threshold"]) -> Float[Ten
         k̂ for every row. It is NaN with fewer than five tail weights, any NaN weight or none above 0, -inf where the
         whole tail is equal (weights bounded by the threshold), +inf where ties in the tail rule a fit out.
     """
+    return pareto_tail(largest)[0]
+
+
+def pareto_tail(
+    largest: Float[Tensor, "batch tail_and_threshold"],
+) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
+    """The whole fit of :func:`pareto_khat`.
+
+    Args:
+        largest: as in :func:`pareto_khat`.
+
+    Returns:
+        k̂, and the scale σ of the weights' excess over the threshold, both divided by the largest weight. σ goes with
+        the shape before the prior drew on it, as in ArviZ, and is NaN where k̂ is not finite.
+    """
     w = largest.to(torch.float64)
     n = w.shape[1] - 1
     if n < 5:
-        return torch.full_like(w[:, 0], math.nan)
+        nothing = torch.full_like(w[:, 0], math.nan)
+        return nothing, nothing
     # Weights relative to the largest, so that nothing overflows; a threshold that underflows is 0.
     excess = (w[:, :-1] - w[:, :1]).exp() - (w[:, -1:] - w[:, :1]).exp()
     excess = excess.flip(1)  # ascending
@@ -50,8 +66,10 @@ def pareto_khat(largest: Float[Tensor, "batch tail_and_threshold"]) -> Float[Ten
     profile = n * (torch.log(-b / shape) - shape - 1.0)
     mean_b = (profile.softmax(1) * b).sum(1)
     khat = torch.log1p(-mean_b.unsqueeze(1) * excess).mean(1)
+    sigma = -khat / mean_b
     khat = (n * khat + 5.0) / (n + 10.0)
 
     khat = torch.where(quartile > 0, khat, torch.inf)
     khat = torch.where(largest_excess == 0, -torch.inf, khat)
-    return torch.where(w.isnan().any(1) | (w[:, 0] == -math.inf), torch.nan, khat)
+    khat = torch.where(w.isnan().any(1) | (w[:, 0] == -math.inf), torch.nan, khat)
+    return khat, torch.where(khat.isfinite(), sigma, torch.nan)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pyrovae._checks import at_least
 from pyrovae._graph import Graph
-from pyrovae._random import reseed
+from pyrovae._random import reseed, seeded
 from pyrovae.evaluation.chunks import BLOCK, chunk_sizes, default_budget, probe
-from pyrovae.evaluation.strict import TestSet
+from pyrovae.evaluation.strict import TestSet, as_test_set, strict
 from pyrovae.model import VAEModel
 
 PROPOSALS = ("posterior", "prior")
@@ -95,3 +95,42 @@ class LogWeights:
         """Some draws of some rows: draws are dimension 0, data the one after the model's other plates."""
         plates = (slice(None),) * (self._model.max_plate_nesting - 1)
         return {site: z[(draws, *plates, rows)] for site, z in latents.items()}
+
+
+def log_weights(
+    model: VAEModel,
+    x: Float[Tensor, "data *event"] | Any,
+    *covariates: Any,
+    num_samples: int = 5000,
+    proposal: Literal["posterior", "prior"] = "posterior",
+    seed: int | None = 0,
+    device: str | torch.device | None = None,
+) -> Float[Tensor, "draws data"]:
+    """All K log-weights log p(x, z) - log q(z | x) of a few data, in nats: those that :func:`~pyrovae.log_marginal`
+    reduces, given the same arguments.
+
+    All of them are kept, 8 K N bytes.
+
+    Args:
+        model: a :class:`~pyrovae.VAEModel`.
+        x: data ``(N, *event_shape)``: tensor, array or DataFrame.
+        covariates: passed to model and guide; tensors with N rows are split along with ``x``.
+        num_samples: K, draws per datum.
+        proposal: as in :func:`~pyrovae.log_marginal`; for ``"prior"`` the weight is log p(x | z).
+        seed: seed of the draws. It fixes them for these data together: a datum on its own has other draws.
+        device: where to compute; by default where the model is. The model is put back.
+
+    Returns:
+        ``(K, N)`` in float64, on the CPU.
+
+    Raises:
+        TypeError: ``model`` is not a :class:`~pyrovae.VAEModel`.
+        ValueError: as :func:`~pyrovae.log_marginal`.
+    """
+    at_least(1, num_samples=num_samples)
+    data = as_test_set("log_weights", model, x, covariates)
+    with strict(model, device), seeded(seed):
+        data.check(model)
+        weights = LogWeights(model, data, num_samples, proposal)
+        parts = [torch.cat([block.double().cpu() for block in weights(rows)]) for rows in weights.parts()]
+    return torch.cat(parts, dim=1)

@@ -5,9 +5,10 @@ import arviz as az
 import numpy as np
 import pytest
 import torch
+from scipy.stats import genpareto
 
 from pyrovae.evaluation import khat_threshold, pareto_khat
-from pyrovae.evaluation.tail import tail_length
+from pyrovae.evaluation.tail import pareto_tail, tail_length
 
 
 def arviz_khat(log_weights: np.ndarray) -> np.ndarray:
@@ -35,6 +36,17 @@ def test_recovers_the_shape_of_a_pareto_tail(shape: float) -> None:
     assert (khat.mean() - shape - pull).abs() < 4 * khat.std() / math.sqrt(200) + 0.01
 
 
+@pytest.mark.parametrize("shape", [-0.5, 0.4, 0.8])
+def test_the_fitted_scale_is_that_of_the_excess(shape: float) -> None:
+    """Weights with an exact generalised Pareto tail: σ of the excess over u is σ₀ + k (u - u₀)."""
+    w = torch.as_tensor(1.0 + genpareto(shape, scale=2.0).rvs((400, 5000), random_state=np.random.default_rng(0)))
+    largest = w.log().topk(tail_length(5000) + 1).values
+    khat, sigma = pareto_tail(largest)
+    ratio = sigma * largest[:, 0].exp() / (2.0 + shape * (largest[:, -1].exp() - 1.0))
+    assert (ratio.mean() - 1.0).abs() < 4 * ratio.std() / 20 + 0.01
+    torch.testing.assert_close(khat, pareto_khat(largest))
+
+
 def test_edge_cases() -> None:
     assert pareto_khat(torch.zeros(1, 40)).item() == -math.inf
     assert math.isnan(pareto_khat(torch.randn(1, 5)).item())
@@ -46,6 +58,8 @@ def test_edge_cases() -> None:
     assert math.isnan(pareto_khat(poisoned).item())
     far = torch.tensor([[1000.0, *range(0, -39, -1)]])
     assert pareto_khat(far).item() > 0.7 or pareto_khat(far).item() == math.inf
+    for no_fit in (torch.zeros(1, 40), torch.randn(1, 5), tied, poisoned):
+        assert math.isnan(pareto_tail(no_fit)[1].item())
 
 
 def test_threshold() -> None:

@@ -1,0 +1,24 @@
+"""What the pictures share: new axes, and colours told apart by colour-blind readers too."""
+
+from collections.abc import Iterator
+from itertools import cycle, product
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+# Okabe & Ito (2008), without the yellow, which white paper swallows.
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PALETTE = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#000000")
+GREY = "#999999"
+FLAGGED = VERMILION  # what should not be relied on
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """Axes of a new figure whose labels all fit, in inches."""
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def styles() -> Iterator[dict[str, Any]]:
+    """Colours without end; after the last, the same with other dashes."""
+    return cycle({"color": color, "linestyle": dashes} for dashes, color in product(("-", "--", ":", "-."), PALETTE))

@@ -1,0 +1,98 @@
+"""Images: data, reconstructions, samples."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from pyrovae.plots._axes import new_axes
+
+
+def images(
+    x: Tensor,
+    image_shape: Sequence[int],
+    *,
+    columns: int = 10,
+    row_labels: Sequence[str] = (),
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """A grid of grey images.
+
+    Args:
+        x: ``(N, *event_shape)`` with values in [0, 1], row by row.
+        image_shape: ``(1, H, W)`` or ``(H, W)``.
+        columns: images per row.
+        row_labels: a label for each row.
+        title: above the grid.
+        ax: where to draw.
+
+    Example:
+        >>> import torch
+        >>> images(torch.rand(20, 64), (1, 8, 8)).get_images()[0].get_array().shape
+        (19, 91)
+    """
+    height, width = tuple(image_shape)[-2:]
+    pictures = x.detach().cpu().float().reshape(-1, height, width).clamp(0, 1)
+    rows = math.ceil(len(pictures) / columns)
+    canvas = torch.ones(rows * (height + 1) + 1, columns * (width + 1) + 1)
+    canvas[:] = 0.5
+    for i, picture in enumerate(pictures):
+        r, c = divmod(i, columns)
+        top, left = r * (height + 1) + 1, c * (width + 1) + 1
+        canvas[top : top + height, left : left + width] = picture
+    ax = ax or new_axes(0.7 * columns + 1.2, 0.75 * rows * height / width + 0.6)
+    ax.imshow(canvas.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([(r + 0.5) * (height + 1) for r in range(len(row_labels))], list(row_labels))
+    ax.tick_params(length=0)
+    ax.set_title(title)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    return ax
+
+
+def reconstructions(
+    model: Any, x: Tensor, image_shape: Sequence[int], *, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Data above their reconstructions: the mean of p(x | z) at one draw z ~ q(z | x).
+
+    Args:
+        model: a :class:`~pyrovae.VAEModel`.
+        x: data ``(N, *event_shape)``; one column each.
+        image_shape: ``(1, H, W)`` or ``(H, W)``.
+        title: above the grid.
+        ax: where to draw.
+
+    Example:
+        >>> import pyrovae, torch
+        >>> vae = pyrovae.VAE((64,), 2, hidden=(8,))
+        >>> reconstructions(vae, torch.zeros(5, 64), (8, 8), title="untrained").get_title()
+        'untrained'
+    """
+    pair = torch.cat([x.cpu(), model.reconstruct(x).cpu()])
+    return images(pair, image_shape, columns=len(x), row_labels=("data", "decoded"), title=title, ax=ax)
+
+
+def samples(
+    model: Any, image_shape: Sequence[int], *, n: int = 20, seed: int = 0, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Means of p(x | z) at draws z ~ p(z), from a model with a single latent site.
+
+    Args:
+        model: a :class:`~pyrovae.VAE`.
+        image_shape: ``(1, H, W)`` or ``(H, W)``.
+        n: how many.
+        seed: seed of the draws.
+        title: above the grid.
+        ax: where to draw.
+
+    Example:
+        >>> import pyrovae
+        >>> samples(pyrovae.VAE((64,), 2, hidden=(8,)), (8, 8), title="untrained").get_title()
+        'untrained'
+    """
+    return images(model.decode(model.sample_latents(n, seed=seed)), image_shape, title=title, ax=ax)
