@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 _WARM_UP = 30  # calls of one shape before tracing pays
@@ -14,9 +16,9 @@ _WARM_UP = 30  # calls of one shape before tracing pays
 class Graph:
     """``function``, traced to its ATen graph once it has been called often with arguments of the same shapes.
 
-    The graph computes the same operations in the same order, random ones and ``autograd.grad`` included. Tensors that
-    are not arguments (parameters) are read when the graph runs. A function that cannot be traced, because its control
-    flow depends on values, keeps being called as it is.
+    The graph computes the same operations in the same order, random ones and ``autograd.grad`` included; what depends
+    on no argument is computed once, so parameters must not change between calls. A function that cannot be traced,
+    because its control flow depends on values, keeps being called as it is.
 
     Args:
         function: takes and returns tensors, or nests of them; what else it takes must not change what it does to
@@ -45,12 +47,33 @@ class Graph:
                 whole = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
                 return self._function(*tree_unflatten(whole, spec))
 
-            try:
-                with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # tracing runs the function
-                    graph = make_fx(flat)(*tensors)
-                graph.graph.eliminate_dead_code()  # random operations stay, used or not
-                graph.recompile()
-                self._graphs[key] = graph
-            except Exception:
-                self._graphs[key] = flat
+            self._graphs[key] = flat
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # tracing runs the function
+                try:
+                    traced = make_fx(flat)(*tensors)
+                except Exception:  # whatever a user's code does that cannot be traced
+                    traced = None
+            if traced is not None:
+                self._graphs[key] = _folded(traced)
         return self._graphs[key](*tensors)
+
+
+def _folded(module: GraphModule) -> GraphModule:
+    """Without what nobody uses, random operations excepted, and with what depends on no input computed in advance."""
+    module.graph.eliminate_dead_code()
+    calls = [node for node in module.graph.nodes if node.op == "call_function"]
+    if not any(node.is_impure() for node in calls):  # nothing is changed in place, so results can be shared
+        known = {node: getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"}
+        for node in calls:
+            if all(used in known for used in node.all_input_nodes):
+                args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
+                known[node] = node.target(*args, **kwargs)
+        for i, node in enumerate(n for n in calls if isinstance(known.get(n), Tensor)):
+            if all(user in known for user in node.users):
+                continue  # only the last of a chain is read
+            setattr(module, f"_folded_{i}", known[node])
+            with module.graph.inserting_before(node):
+                node.replace_all_uses_with(module.graph.create_node("get_attr", f"_folded_{i}"))
+        module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
