@@ -9,13 +9,16 @@ from pyrovae.evaluation import (
     CollapseMonitor,
     CollapseReport,
     ElboTerms,
+    GapsResult,
     MarginalResult,
     ais,
     bdmc,
     collapse,
     compare,
     elbo_terms,
+    inference_gaps,
     log_marginal,
+    refit_posterior,
 )
 from pyrovae.model import VAE, LogTerms, VAEModel, load
 from pyrovae.objectives import ELBO, IWAE, cosine_warmup, cyclical, linear_warmup
@@ -30,6 +33,7 @@ __all__ = [
     "CollapseMonitor",
     "CollapseReport",
     "ElboTerms",
+    "GapsResult",
     "LogTerms",
     "MarginalResult",
     "NonFiniteLoss",
@@ -46,6 +50,7 @@ __all__ = [
     "elbo_terms",
     "evaluation",
     "fit",
+    "inference_gaps",
     "likelihoods",
     "linear_warmup",
     "load",
@@ -54,4 +59,5 @@ __all__ = [
     "plots",
     "posteriors",
     "priors",
+    "refit_posterior",
 ]

@@ -61,13 +61,17 @@ class Graph:
 def _folded(module: GraphModule) -> GraphModule:
     """Without what nobody uses, random operations excepted, and with what depends on no input computed in advance."""
     module.graph.eliminate_dead_code()
+    known = {node: getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"}
     calls = [node for node in module.graph.nodes if node.op == "call_function"]
-    if not any(node.is_impure() for node in calls):  # nothing is changed in place, so results can be shared
-        known = {node: getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"}
-        for node in calls:
-            if all(used in known for used in node.all_input_nodes):
-                args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
-                known[node] = node.target(*args, **kwargs)
+    shared = True
+    for node in calls:
+        constant = [used in known for used in node.all_input_nodes]
+        if node.is_impure():  # random, or it changes its input, which then must be made anew every time
+            shared = shared and not any(constant)
+        elif all(constant):
+            args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = node.target(*args, **kwargs)
+    if shared:
         for i, node in enumerate(n for n in calls if isinstance(known.get(n), Tensor)):
             if all(user in known for user in node.users):
                 continue  # only the last of a chain is read

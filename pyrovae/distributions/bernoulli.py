@@ -1,4 +1,4 @@
-"""A vector or image of independent Bernoullis, scored in two passes over the logits."""
+"""A vector or image of independent Bernoullis, scored with little memory traffic."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from torch import Tensor
 class IndependentBernoulli(dist.Independent):
     """``dist.Bernoulli(logits=logits).to_event(event_dim)`` for data in {0, 1}, with a faster ``log_prob``.
 
-    log p(x) = -Σ softplus(-sᵢ lᵢ) with s = 2x - 1: no cancellation for logits of any size, and less memory traffic than
-    the cross-entropy, which also takes x between 0 and 1.
+    With t = (1 - 2x) l, log p(x) = -Σ max(tᵢ, 0) + log(1 + exp(-|tᵢ|)): no cancellation for logits of any size. The
+    error per dimension is that of rounding 1 + exp(-|t|), 6e-8 in float32, so the sum is as good as torch's.
 
     Args:
         logits: ``(..., *event)``.
@@ -31,5 +31,26 @@ class IndependentBernoulli(dist.Independent):
     def log_prob(self, value: Tensor) -> Tensor:
         if self.base_dist._validate_args:
             self.base_dist._validate_sample(value)
-        terms = torch.nn.functional.softplus((1.0 - 2.0 * value) * self.base_dist.logits)
-        return -terms.flatten(-self.reinterpreted_batch_ndims).sum(-1) if self.reinterpreted_batch_ndims else -terms
+        terms = _Surprise.apply(self.base_dist.logits, value)
+        return -(terms.flatten(-self.reinterpreted_batch_ndims).sum(-1) if self.reinterpreted_batch_ndims else terms)
+
+
+class _Surprise(torch.autograd.Function):
+    """-log p(x) of every dimension. Its derivative σ(l) - x takes one pass, and is right at l = 0 too."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, x: Tensor) -> Tensor:
+        t = (1.0 - 2.0 * x) * logits
+        positive = t.relu()
+        return t.abs_().neg_().exp_().add_(1.0).log_().add_(positive)  # in place: the time goes into memory traffic
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        logits, x = ctx.saved_tensors
+        return (logits.sigmoid() - x) * grad, None

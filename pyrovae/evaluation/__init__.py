@@ -3,8 +3,10 @@
 from pyrovae.evaluation.ais import AISResult, BDMCResult, ais, bdmc
 from pyrovae.evaluation.collapse import CollapseReport, collapse
 from pyrovae.evaluation.compare import arviz_comparison, compare
+from pyrovae.evaluation.gaps import GapsResult, inference_gaps
 from pyrovae.evaluation.log_marginal import log_marginal
 from pyrovae.evaluation.monitor import CollapseMonitor
+from pyrovae.evaluation.refit import refit_posterior
 from pyrovae.evaluation.result import MarginalResult
 from pyrovae.evaluation.tail import khat_threshold, pareto_khat
 from pyrovae.evaluation.terms import ElboTerms, elbo_terms
@@ -16,6 +18,7 @@ __all__ = [
     "CollapseMonitor",
     "CollapseReport",
     "ElboTerms",
+    "GapsResult",
     "MarginalResult",
     "ais",
     "arviz_comparison",
@@ -23,8 +26,10 @@ __all__ = [
     "collapse",
     "compare",
     "elbo_terms",
+    "inference_gaps",
     "khat_threshold",
     "log_marginal",
     "log_weights",
     "pareto_khat",
+    "refit_posterior",
 ]

@@ -8,7 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-BLOCK = {"cpu": 16 * 2**20, "cuda": 2**30}  # bytes worth taking at once: a CPU's caches, enough to fill a GPU
+BLOCK = {"cpu": 64 * 2**20, "cuda": 2**30}  # bytes of a block of draws: enough that Python does not count
+SLICE = {"cpu": 10 * 2**20, "cuda": 2**30}  # bytes to score at once: what stays in a CPU's caches, what fills a GPU
 CUDA_FRACTION = 0.25  # of the free device memory
 
 
@@ -57,7 +58,7 @@ def default_budget(device: torch.device) -> int:
     """Bytes that a chunk may take where the user does not say."""
     if device.type == "cuda":
         return int(CUDA_FRACTION * torch.cuda.mem_get_info(device)[0])
-    return BLOCK["cpu"]
+    return SLICE["cpu"]
 
 
 def chunk_sizes(num_data: int, num_samples: int, budget: int, cost: Cost) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyrovae._checks import at_least
 from pyrovae._graph import Graph
 from pyrovae._random import reseed, seeded
-from pyrovae.evaluation.chunks import BLOCK, chunk_sizes, default_budget, probe
+from pyrovae.evaluation.chunks import BLOCK, SLICE, chunk_sizes, default_budget, probe
 from pyrovae.evaluation.strict import TestSet, as_test_set, strict
 from pyrovae.model import VAEModel
 
@@ -65,7 +65,7 @@ class LogWeights:
         if proposal == "posterior":
             few = draw(10, *data.part(slice(2), like))[0]
             cost = probe(lambda n, k: score(self._cut(few, slice(k), slice(n)), *data.part(slice(n), like)))
-        self._slice = chunk_sizes(*self._block, min(block, budget), cost)
+        self._slice = chunk_sizes(*self._block, min(SLICE[like.device.type], budget), cost)
 
     def parts(self) -> Iterator[slice]:
         """The rows to take together, in order."""

@@ -1,0 +1,239 @@
+"""Approximate posteriors fitted to every datum by itself, a batch of data at once."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution, Normal, biject_to
+from torch.func import functional_call, vmap
+from torch.overrides import TorchFunctionMode
+
+from pyrovae.model import VAEModel
+from pyrovae.posteriors import Posterior
+
+_INITIAL_DRAWS = 100
+_FAN_IN = 8  # inputs of a layer above which its weights take smaller steps
+
+Draws = tuple[dict[str, Tensor], Float[Tensor, "particles batch"]]
+
+
+class PerDatum(ABC):
+    """One q(z) for each of B data, with parameters ``(B, ...)`` of its own.
+
+    Attributes:
+        parameters: what to fit, each with a factor for the learning rate.
+    """
+
+    parameters: list[tuple[Tensor, float]]
+
+    @abstractmethod
+    def draw(self, num_particles: int) -> Draws:
+        """Draws by site, ``(K, B, *event)``, and log q of them in nats."""
+
+
+class MeanField(PerDatum):
+    """Independent normals in unconstrained space at every latent site, started at moments of the guide's draws.
+
+    Locations and scales are in units of the first scales, so that one learning rate suits every latent.
+
+    Args:
+        model: the model.
+        part: ``(x, *covariates)`` of B data.
+
+    Raises:
+        ValueError: a discrete latent site.
+    """
+
+    def __init__(self, model: VAEModel, part: tuple[Any, ...]) -> None:
+        self._lead = model.max_plate_nesting + 1  # particles, plates and data
+        draws, _ = model.draw_posterior(*part, num_particles=_INITIAL_DRAWS)
+        self._sites = {}
+        for site, prior in model.log_terms(*part).prior.items():
+            bijection = biject_to(_continuous(site, prior))
+            u = bijection.inv(draws[site])
+            loc, scale = u.mean(0), u.std(0).clamp(min=1e-4)
+            shift, log_stretch = torch.zeros_like(loc), torch.zeros_like(loc)
+            self._sites[site] = bijection, loc, scale, shift.requires_grad_(), log_stretch.requires_grad_()
+        self.parameters = [(p, 1.0) for *_, shift, log_stretch in self._sites.values() for p in (shift, log_stretch)]
+
+    def draw(self, num_particles: int) -> Draws:
+        latents: dict[str, Tensor] = {}
+        log_q: Any = 0.0
+        for site, (bijection, origin, unit, shift, log_stretch) in self._sites.items():
+            loc, scale = origin + unit * shift, unit * log_stretch.exp()
+            u = loc + scale * torch.randn(num_particles, *loc.shape, dtype=loc.dtype, device=loc.device)
+            z = latents[site] = bijection(u)
+            # The gradient passes through the draws alone: less noise near the optimum (Roeder et al. 2017).
+            log_density = Normal(loc.detach(), scale.detach()).log_prob(u)
+            log_q = log_q + self._per_datum(log_density) - self._per_datum(bijection.log_abs_det_jacobian(u, z))
+        return latents, log_q
+
+    def _per_datum(self, term: Tensor) -> Float[Tensor, "particles batch"]:
+        """``(K, *plates, B, *event)``, summed over plates and event."""
+        term = term.flatten(self._lead).sum(-1) if term.dim() > self._lead else term
+        return term.flatten(1, -2).sum(1) if term.dim() > 2 else term
+
+
+class OwnFamily(PerDatum):
+    """The guide with a copy of its parameters for every datum, started where the guide is.
+
+    Copied are the parameters of ``model.posterior`` where that is a :class:`~pyrovae.posteriors.Posterior`, and
+    otherwise all that the guide uses. An affine layer that sees the same input at every draw is fitted through its
+    bias: for one datum its weight can do nothing that the bias cannot.
+
+    Args:
+        model: the model.
+        part: ``(x, *covariates)`` of B data.
+
+    Raises:
+        ValueError: a guide without parameters, or with a site through whose draws no gradient passes.
+    """
+
+    def __init__(self, model: VAEModel, part: tuple[Any, ...]) -> None:
+        if stuck := model.log_terms(*part).not_reparameterized:
+            raise ValueError(
+                f"guide site {stuck[0]!r} is not reparameterised, and the own family is fitted by gradients through "
+                f"the draws. Ask for families=('mean_field',), or use a distribution with rsample."
+            )
+        self._guide, self._part, self._nesting = _Guide(model), part, model.max_plate_nesting
+        self._fixed = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+        self._stacked = {
+            name: torch.stack([self._fixed[name]] * len(part[0])).requires_grad_() for name in self._to_fit(model)
+        }
+        # Adam moves a sum over n inputs n times as far as one of its weights.
+        self.parameters = [
+            (p, min(1.0, _FAN_IN / p[0, 0].numel()) if p.dim() > 2 else 1.0) for p in self._stacked.values()
+        ]
+
+    def draw(self, num_particles: int) -> Draws:
+        split = [0 if isinstance(c, Tensor) and c.dim() else None for c in self._part]
+
+        def one(parameters: dict[str, Tensor], *datum: Any) -> Draws:
+            datum = tuple(c if d is None else c.unsqueeze(0) for c, d in zip(datum, split, strict=True))
+            latents, log_q = self._run(parameters, datum, num_particles)
+            return {site: z.squeeze(self._nesting) for site, z in latents.items()}, log_q.squeeze(1)
+
+        return vmap(one, (0, *split), (self._nesting, 1), randomness="different")(self._stacked, *self._part)
+
+    def _run(self, parameters: dict[str, Tensor], part: tuple[Any, ...], num_particles: int) -> Draws:
+        return functional_call(self._guide, {**self._fixed, **parameters}, (num_particles, *part))
+
+    def _to_fit(self, model: VAEModel) -> list[str]:
+        """Names of the parameters to copy, found by a run of the guide on one datum."""
+        prefix = "model.posterior." if isinstance(getattr(model, "posterior", None), Posterior) else "model."
+        candidates = {n: p.clone().requires_grad_() for n, p in self._fixed.items() if n.startswith(prefix)}
+        datum = tuple(c[:1] if isinstance(c, Tensor) and c.dim() else c for c in self._part)
+        with torch.enable_grad(), _same_at_every_draw(self._guide) as redundant:
+            latents, log_q = self._run(candidates, datum, 2)
+            total = log_q.sum() + sum(z.sum() for z in latents.values())
+            used: Any = []
+            if total.requires_grad:
+                used = torch.autograd.grad(total, list(candidates.values()), allow_unused=True)
+        names = [
+            n for n, gradient in zip(candidates, used, strict=bool(used)) if gradient is not None and n not in redundant
+        ]
+        if not names:
+            raise ValueError("the guide has no parameters to fit: ask for families=('mean_field',).")
+        return names
+
+
+def fit(
+    q: PerDatum, model: VAEModel, part: tuple[Any, ...], *, steps: int, learning_rate: float, num_particles: int
+) -> Iterator[None]:
+    """Maximise every datum's ELBO over its own parameters, by Adam with a learning rate that falls to zero (cosine).
+
+    A gradient that is not finite counts as zero, so that one bad draw does not end a datum's fit.
+
+    Args:
+        q: the posteriors; changed in place.
+        model: the model, which stays as it is.
+        part: ``(x, *covariates)``.
+        steps: number of steps; the iterator yields after each.
+        learning_rate: the first step's.
+        num_particles: draws per datum and step.
+    """
+    parameters = [p for p, _ in q.parameters]
+    groups = [{"params": [p], "lr": learning_rate * factor} for p, factor in q.parameters]
+    optimizer = torch.optim.Adam(groups, fused=parameters[0].device.type in ("cpu", "cuda"))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        for p, gradient in zip(parameters, gradients(q, model, part, num_particles), strict=True):
+            p.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
+        optimizer.step()
+        schedule.step()
+        yield
+
+
+def gradients(q: PerDatum, model: VAEModel, part: tuple[Any, ...], num_particles: int) -> tuple[Tensor, ...]:
+    """Of every datum's negative ELBO with respect to its own parameters."""
+    with torch.enable_grad():
+        loss = -log_weight(q, model, part, num_particles).mean(0).sum()
+        return torch.autograd.grad(loss, [p for p, _ in q.parameters])
+
+
+def log_weight(
+    q: PerDatum, model: VAEModel, part: tuple[Any, ...], num_particles: int
+) -> Float[Tensor, "particles batch"]:
+    """log p(x, z) - log q(z) at draws from ``q``, in nats."""
+    latents, log_q = q.draw(num_particles)
+    return model.log_joint(*part, latents=latents) - log_q
+
+
+def _continuous(site: str, prior: Distribution) -> Any:
+    """The support of a latent site."""
+    support: Any = prior.support
+    if support.is_discrete:
+        raise ValueError(
+            f"latent site {site!r} is discrete ({type(prior).__name__}), and the mean-field normal needs continuous "
+            f"latents: sum over it exactly, or relax it (e.g. RelaxedOneHotCategorical)."
+        )
+    return support
+
+
+class _Guide(nn.Module):
+    """The guide as a module, which ``functional_call`` wants."""
+
+    def __init__(self, model: VAEModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, num_particles: int, *part: Any) -> Draws:
+        with _FreshNoise():
+            return self.model.draw_posterior(*part, num_particles=num_particles)
+
+
+class _FreshNoise(TorchFunctionMode):
+    """Lets noise be drawn in place under ``vmap``, a set for every datum: only a tensor that is random already can
+    take it there.
+    """
+
+    IN_PLACE = (Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.cauchy_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.IN_PLACE:
+            args = (torch.rand_like(args[0]), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _same_at_every_draw(module: nn.Module) -> Iterator[set[str]]:
+    """Weights, by name, of the affine layers with a bias that see one row in all while the block runs."""
+    redundant: set[str] = set()
+    rows: Counter[int] = Counter()
+    names = {id(p): name for name, p in module.named_parameters()}
+
+    def count(key: int, layer: nn.Linear, inputs: tuple[Tensor]) -> None:
+        rows[key] += inputs[0].numel() // layer.in_features
+
+    with ExitStack() as stack:
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear) and layer.bias is not None:
+                stack.callback(layer.register_forward_pre_hook(partial(count, id(layer.weight))).remove)
+        yield redundant
+    redundant.update(names[key] for key, n in rows.items() if n == 1)

@@ -1,0 +1,289 @@
+"""Approximation and amortisation gaps against closed forms, and posteriors refitted to a frozen model."""
+
+import math
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch import nn
+
+import pyrovae as pv
+from pyrovae.testing import BetaBernoulli, DiscreteMixture, LinearGaussian
+from tests.cases import POSTERIORS
+from tests.models import Conditional, TwoSites, binary
+
+D, Z = 32, 16
+
+
+def weights() -> torch.Tensor:
+    return 0.3 * torch.randn(D, Z, generator=torch.Generator().manual_seed(3))
+
+
+class Amortised(LinearGaussian):
+    """The linear-Gaussian model, frozen, with a linear encoder and a posterior of any family."""
+
+    def __init__(self, posterior: nn.Module, w: torch.Tensor | None = None) -> None:
+        w = weights() if w is None else w
+        super().__init__(w, torch.zeros(len(w)), 0.8)
+        self.requires_grad_(False)
+        self.encoder, self.posterior = nn.Linear(len(w), posterior.context_dim), posterior
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(self.encoder(x)))
+
+
+def gaps(model: pv.VAEModel, x: torch.Tensor, *covariates, **options) -> pv.GapsResult:
+    quick = {"steps": 5, "num_samples": 20, "progress": False}
+    return pv.inference_gaps(model, x, *covariates, **{**quick, **options})
+
+
+def train(model: pv.VAEModel, epochs: int) -> None:
+    pv.fit(
+        model,
+        model.sample(5000, seed=0),
+        epochs=epochs,
+        learning_rate=1e-2,
+        lr_schedule=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs),
+        seed=0,
+        device="cpu",
+        progress=False,
+    )
+
+
+def test_mean_field_gap_is_the_closed_form_for_every_datum() -> None:
+    model = LinearGaussian(weights(), torch.zeros(D), 0.8, guide="mean_field")
+    x = model.sample(20, seed=1)
+    result = gaps(model, x, log_px=model.exact_log_px(x), families=("mean_field",), steps=1000, num_samples=10_000)
+    p, s = result.pointwise, result.summary()
+    truth = model.approximation_gap()
+    gap = p["mean_field_approximation"]
+    print(
+        f"gap {gap.mean():.4f}±{s['mean_field_approximation_mc_se']:.4f}, closed form {truth:.4f}, sd {gap.std():.4f}"
+    )
+    assert abs(gap.mean() - truth) < 0.02
+    # The same for every x: what scatter there is comes from the draws.
+    assert gap.std() < 1.5 * p["mean_field_approximation_se"].mean()
+    assert (abs(gap - truth) < 4.5 * p["mean_field_approximation_se"] + 0.01).all()
+
+
+def test_a_linear_encoder_at_its_optimum_has_no_amortisation_gap() -> None:
+    """The best mean-field posterior's mean is linear in x, and its scales are constant."""
+    model = LinearGaussian(weights(), torch.zeros(D), 0.8, guide="mean_field")
+    x = model.sample(20, seed=1)
+    p = gaps(model, x, families=("mean_field",), steps=1000, num_samples=10_000, log_px=model.exact_log_px(x)).pointwise
+    amortization = p["mean_field"] - p["elbo"]
+    print(f"amortisation gap at the optimum: {amortization.mean():.4f}")
+    assert abs(amortization.mean()) < 0.02
+
+
+@pytest.mark.slow
+def test_a_trained_linear_encoder_comes_near_it() -> None:
+    model = Amortised(pv.posteriors.MeanFieldNormal(Z, 2 * Z))
+    train(model, 60)
+    x = model.sample(50, seed=1)
+    s = gaps(model, x, log_px=model.exact_log_px(x), steps=1000, num_samples=5000).summary()
+    print(f"trained: amortisation {s['amortization']:.4f}±{s['amortization_mc_se']:.4f}, {s['approximation']:.4f}")
+    assert abs(s["approximation"] - model.approximation_gap()) < 0.02
+    assert abs(s["amortization"]) < 0.02
+
+
+def test_a_detuned_guide_has_the_closed_form_amortisation_gap() -> None:
+    """KL from the optimum: a shift d and a stretch s of normals with precisions Λᵢᵢ, under the true posterior's Λ."""
+    model = LinearGaussian(weights(), torch.zeros(D), 0.8, guide="detuned", shift=0.1, stretch=1.2)
+    x = model.sample(20, seed=1)
+    p = gaps(model, x, families=("mean_field",), steps=1000, num_samples=10_000, log_px=model.exact_log_px(x)).pointwise
+    precision = model.precision().double()
+    shift = 0.1 * torch.ones(Z, dtype=torch.float64)
+    truth = (0.5 * shift @ precision @ shift + Z * (0.5 * (1.2**2 - 1.0) - math.log(1.2))).item()
+    amortization = p["mean_field"] - p["elbo"]
+    se = np.sqrt((p["mean_field_se"] ** 2 + p["elbo_se"] ** 2).sum()) / len(p)
+    print(f"amortisation gap {amortization.mean():.4f}±{se:.4f}, closed form {truth:.4f}")
+    assert abs(amortization.mean() - truth) < 4 * se
+
+
+@pytest.mark.slow
+def test_one_autoregressive_step_closes_the_gap() -> None:
+    model = Amortised(pv.posteriors.IAF(Z, 2 * Z, num_flows=1, hidden=()))
+    train(model, 60)
+    x = model.sample(50, seed=1)
+    s = gaps(model, x, log_px=model.exact_log_px(x), families=("own",), steps=1000, num_samples=5000).summary()
+    print(f"one IAF step: approximation gap {s['approximation']:.4f}±{s['approximation_mc_se']:.4f}")
+    assert model.approximation_gap() > 1
+    assert abs(s["approximation"]) < 0.02
+    assert s["amortization"] > -4 * s["amortization_mc_se"]
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_every_family_improves_on_a_guide_that_is_off(name: str) -> None:
+    """From an untrained guide: q* is better, and no better than log p(x)."""
+    torch.manual_seed(0)
+    model = Amortised(POSTERIORS[name](), 0.5 * torch.randn(8, 3))
+    x = model.sample(6, seed=1)
+    before = [p.clone() for p in model.parameters()]
+    p = gaps(
+        model, x, log_px=model.exact_log_px(x), families=("own",), steps=150, num_samples=500, learning_rate=0.05
+    ).pointwise
+    assert (p["amortization"] > 0).all()
+    assert (p["approximation"] > -4.5 * p["approximation_se"] - 1e-3).all()
+    assert p["approximation"].mean() < 0.3 * (p["approximation"] + p["amortization"]).mean()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_own_family_of_a_mean_field_guide_is_the_mean_field_family() -> None:
+    vae = pv.VAE((6,), 3, hidden=(16,))
+    p = gaps(vae, binary(4)).pointwise
+    assert (p["own"] == p["mean_field"]).all()
+    assert (p["approximation"] == p["mean_field_approximation"]).all()
+    np.testing.assert_allclose(p["approximation"] + p["amortization"], p["log_px"] - p["elbo"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("posterior", ["mean_field", "iaf"])
+def test_digits(posterior: str) -> None:
+    data = pv.datasets.load("digits", binarize="static")
+    torch.manual_seed(0)
+    vae = pv.VAE(data.event_shape, 2, posterior=posterior, hidden=(64,))
+    pv.fit(vae, data, epochs=40, progress=False, seed=0, device="cpu")
+    result = gaps(vae, data.test[:30], steps=400, num_samples=1000)
+    p, s = result.pointwise, result.summary()
+    print(f"{posterior}: {s[['approximation', 'amortization', 'mean_field_approximation']].round(4).to_dict()}")
+    for name in ("approximation", "mean_field_approximation"):
+        assert (p[name] > -4.5 * p[f"{name}_se"]).all()
+    assert s["amortization"] > -4 * s["amortization_mc_se"]
+    assert s["approximation"] <= s["mean_field_approximation"] + 4 * s["approximation_mc_se"]
+
+
+@pytest.mark.parametrize("bottom_up", [False, True])
+def test_several_sites_and_intervals(bottom_up: bool) -> None:
+    model, x = TwoSites(bottom_up=bottom_up), binary(5)
+    p = gaps(model, x, steps=100, num_samples=300).pointwise
+    assert (p["own"] > p["elbo"] - 4.5 * p["amortization_se"]).all()
+    model, x = BetaBernoulli(10, detune=3.0), binary(5, 10)
+    p = gaps(model, x, families=("mean_field",), steps=300, num_samples=1000, log_px=model.exact_log_px(x)).pointwise
+    assert (p["mean_field"] > p["elbo"]).all()
+    assert p["mean_field_approximation"].between(-0.01, 0.05).all()
+
+
+def test_seed_batches_and_covariates(monkeypatch) -> None:
+    model, x, y = Conditional(), binary(6), torch.randn(6, 2)
+    state = torch.get_rng_state()
+    a, b = gaps(model, x, y), gaps(model, x, y)
+    assert a.pointwise.equals(b.pointwise)
+    assert torch.equal(state, torch.get_rng_state())
+    log_px = pv.log_marginal(model, x, y, num_samples=50, progress=False)
+    c = gaps(model, x, y, log_px=log_px)
+    assert (c.pointwise["log_px"] == log_px.pointwise["log_px"]).all()
+    assert c.data_hash == log_px.data_hash
+
+
+def test_bad_arguments_are_named() -> None:
+    vae, x = pv.VAE((6,), 3, hidden=(16,)), binary(4)
+    for options, message in (
+        ({"families": ("own", "flow")}, "families must be some of own, mean_field"),
+        ({"families": ()}, "families must be some of"),
+        ({"steps": 0}, "steps"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"log_px": torch.zeros(3)}, r"log_px has shape \(3,\); one number for each of 4"),
+        ({"log_px": pv.log_marginal(vae, binary(4), num_samples=9, progress=False)}, "evaluated on other data than x"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gaps(vae, x, **options)
+    with pytest.raises(TypeError, match="log_px must be a result of"):
+        gaps(vae, x, log_px="high")
+    discrete = DiscreteMixture(torch.zeros(3), torch.randn(3, 6))
+    with pytest.raises(ValueError, match="latent site 'k' is discrete"):
+        gaps(discrete, x, families=("mean_field",))
+    with pytest.raises(ValueError, match="guide site 'k' is not reparameterised"):
+        gaps(discrete, x, families=("own",))
+
+
+def test_refitting_leaves_the_model_and_finds_its_better_posterior() -> None:
+    model = Amortised(pv.posteriors.MeanFieldNormal(4, 8), 0.5 * torch.randn(12, 4))
+    x, test = model.sample(1000, seed=0), model.sample(40, seed=1)
+    other = Amortised(pv.posteriors.FullRankNormal(4, 8), model.w.detach().clone())
+    weights_before = {k: v.clone() for k, v in model.state_dict().items()}
+    refitted, run = pv.refit_posterior(model, x, other, epochs=40, learning_rate=1e-2, seed=0, progress=False)
+    assert len(run.history) == 40
+    for module in (model, refitted.generative):
+        assert all(torch.equal(v, weights_before[k]) for k, v in module.state_dict().items())
+    z = {"z": torch.randn(3, 40, 4)}
+    assert torch.equal(model.log_joint(test, latents=z), refitted.log_joint(test, latents=z))
+    result = pv.log_marginal(refitted, test, num_samples=500, progress=False)
+    gap = model.exact_log_px(test).numpy() - result.pointwise["elbo"]
+    assert gap.mean() < 0.1 < 0.5 * model.approximation_gap()
+    table = pv.compare({"old": pv.log_marginal(model, test, num_samples=500, progress=False), "new": result})
+    assert table["same_model"].all()
+
+
+def test_refitting_a_vae_by_name() -> None:
+    data = pv.datasets.load("digits", binarize="static")
+    torch.manual_seed(0)
+    vae = pv.VAE(data.event_shape, 4, hidden=(32,), prior="vamp")
+    pv.fit(vae, data, epochs=10, seed=0, progress=False, device="cpu")
+    x = data.test[:100]
+    refitted, _ = pv.refit_posterior(vae, data, "iaf", epochs=10, seed=0, progress=False, device="cpu")
+    assert isinstance(refitted.posterior, pv.posteriors.IAF)
+    assert not any(p.requires_grad for p in refitted.generative.parameters())
+    assert all(p.requires_grad for p in refitted.inference.parameters())
+    assert all(p.requires_grad for p in vae.parameters())
+    results = {n: pv.log_marginal(m, x, num_samples=100, progress=False) for n, m in (("vae", vae), ("iaf", refitted))}
+    assert pv.compare(results)["same_model"].all()  # the VampPrior too, though it uses the encoder
+    assert results["iaf"].model_name == "Refitted(IAF)"
+    assert results["iaf"].summary()["elbo"] > results["vae"].summary()["elbo"] - 0.5
+
+
+def test_a_frozen_decoder_stays_in_evaluation_mode() -> None:
+    decoder = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 6))
+
+    class Leading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = decoder
+
+        def forward(self, z):
+            return self.layers(z.flatten(0, -2)).reshape(*z.shape[:-1], 6)
+
+    vae = pv.VAE((6,), 3, hidden=(16,), decoder=Leading())
+    buffers = {k: v.clone() for k, v in vae.named_buffers()}
+    refitted, _ = pv.refit_posterior(vae, binary(50), "full_rank", epochs=3, progress=False, device="cpu")
+    assert all(torch.equal(v, buffers[k]) for k, v in refitted.generative.named_buffers())
+    refitted.train()
+    assert refitted.training
+    assert refitted.inference.training
+    assert not any(m.training for m in refitted.generative.modules())
+
+
+def test_what_cannot_be_refitted_says_so() -> None:
+    vae, x = pv.VAE((6,), 3, hidden=(16,)), binary(10)
+    with pytest.raises(ValueError, match=r"unknown posterior 'iafs'\. Did you mean 'iaf'"):
+        pv.refit_posterior(vae, x, "iafs")
+    with pytest.raises(ValueError, match="latent_dim=2, context_dim=16; the model needs latent_dim=3"):
+        pv.refit_posterior(vae, x, pv.posteriors.IAF(2, 16))
+    with pytest.raises(ValueError, match="posterior_options are for a posterior given by name"):
+        pv.refit_posterior(vae, x, pv.posteriors.IAF(3, 16), posterior_options={"num_flows": 2})
+    with pytest.raises(TypeError, match="needs a pyrovae"):
+        pv.refit_posterior(nn.Linear(2, 2), x, "iaf")
+    with pytest.raises(TypeError, match="for TwoSites pass a VAEModel"):
+        pv.refit_posterior(TwoSites(), x, "iaf")
+    with pytest.raises(TypeError, match="must be a name, a Posterior or a VAEModel; got float"):
+        pv.refit_posterior(vae, x, 1.0)
+    with pytest.raises(ValueError, match="missing from the"):
+        pv.refit_posterior(vae, x, TwoSites(), epochs=1, progress=False)
+
+
+def test_poisoned_data_are_not_dropped() -> None:
+    vae = pv.VAE((6,), 3, hidden=(16,))
+    x = binary(5)
+
+    class Poisoned(nn.Module):
+        def forward(self, z):
+            logits = z[..., :1].expand(*z.shape[:-1], 6)
+            return torch.where(logits > 2.0, torch.nan, logits)
+
+    vae.decoder = Poisoned()
+    result = gaps(vae, x, num_samples=1000)
+    assert result.pointwise["elbo"].isna().any()
+    assert math.isnan(result.summary()["elbo"])
