@@ -21,7 +21,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import pyrovae as pv
 from benchmarks._timing import interleave, ratio, write
 
-CHUNKS = (500, 1000, 2500, 5000)
+CHUNKS = (500, 1000, 5000)
 
 
 @torch.no_grad()

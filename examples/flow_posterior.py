@@ -159,19 +159,19 @@ def report(table: pd.DataFrame, results: dict[str, pv.MarginalResult], args: arg
     formats |= {"median_khat": "{:.2f}", "train_seconds": "{:.1f}", "eval_seconds": "{:.1f}"}
     print(table[shown].apply(lambda c: c.map(formats.get(str(c.name), "{:.4f}").format)).to_string())
     if len(args.seeds) > 1:
-        runs = table["log_px"].groupby(table.index.str.split(" #").str[0], sort=False)
-        print("\nlog p(x) over training seeds:")
-        print(pd.DataFrame({"mean": runs.mean(), "sd": runs.std(), "seeds": runs.size()}).round(4).to_string())
+        by_posterior = {
+            posterior: [results[f"{posterior} #{seed}"] for seed in args.seeds] for posterior in args.posteriors
+        }
+        print(f"\nOver {len(args.seeds)} training seeds, which the intervals take into account:")
+        columns = ["log_px", "seed_sd", "diff", "diff_se", "diff_low", "diff_high", "neg_elbo"]
+        print(pv.compare(by_posterior)[columns].round(4).to_string())
     else:
         print(
             "\nOne training seed: diff_se covers the choice of test data, not how training came out. Try --seeds 0 1 2."
         )
-    high = table.index[table["khat_high"] > 0.05]
-    if len(high):
-        print(
-            f"\nk̂ is over {first.khat_threshold:.2f} for more than 5 % of the data under {', '.join(high)}: "
-            f"there L_{first.num_samples} may still lie well below log p(x)."
-        )
+    for name, result in results.items():
+        if not result.reliable:
+            print(f"\n{name}: {result.verdict}")
     print(f"\ndiff ± diff_se: against {next(iter(results))}, datum by datum. Tables, pictures and models: {args.out}")
 
 
