@@ -18,7 +18,7 @@ class Graph:
 
     The graph computes the same operations in the same order, random ones and ``autograd.grad`` included; what depends
     on no argument is computed once, so parameters must not change between calls. A function that cannot be traced,
-    because its control flow depends on values, keeps being called as it is.
+    because it reads values (control flow, NumPy), keeps being called as it is. Random numbers must be torch's.
 
     Args:
         function: takes and returns tensors, or nests of them; what else it takes must not change what it does to
@@ -50,7 +50,8 @@ class Graph:
             self._graphs[key] = flat
             with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # tracing runs the function
                 try:
-                    traced = make_fx(flat)(*tensors)
+                    # Fake tensors have no values: a function that reads any is refused, not frozen as it went once.
+                    traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
                 except Exception:  # whatever a user's code does that cannot be traced
                     traced = None
             if traced is not None:
@@ -66,7 +67,9 @@ def _folded(module: GraphModule) -> GraphModule:
     shared = True
     for node in calls:
         constant = [used in known for used in node.all_input_nodes]
-        if node.is_impure():  # random, or it changes its input, which then must be made anew every time
+        if node.is_impure() or torch.Tag.nondeterministic_seeded in getattr(
+            node.target, "tags", ()
+        ):  # random, or it changes its input, which then must be made anew every time
             shared = shared and not any(constant)
         elif all(constant):
             args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)

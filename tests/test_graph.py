@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -87,6 +88,52 @@ def test_control_flow_on_values_stays_python() -> None:
     for value in (1.0, -1.0, 2.0, -2.0, 3.0, -3.0):
         x = torch.full((2,), value)
         assert torch.equal(graph(x), twofold(x))
+
+
+READERS = {
+    "tolist": lambda x: x * sum(x.tolist()),
+    "numpy": lambda x: x * float(x.numpy().max()),
+    "number of ones": lambda x: x * len(x.nonzero()),
+    "boolean index": lambda x: x * x[x > 0].shape[0],
+    "unique": lambda x: x * sum(1 + 0 * x.sum() for _ in x.unique()),
+    "item": lambda x: x * x.sum().item(),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_whatever_reads_values_is_not_frozen(name: str) -> None:
+    graph = Graph(READERS[name])
+    for n in (0, 1, 2, 3, 4, 2, 1):
+        x = torch.tensor([1.0] * n + [0.0] * (4 - n)) * torch.arange(1, 5)
+        assert torch.equal(graph(x), READERS[name](x))
+
+
+def test_a_decoder_that_loops_over_classes_is_evaluated_right() -> None:
+    class ByClass(pv.VAEModel):
+        event_shape = (6,)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoders = nn.ModuleList(nn.Linear(2, 6) for _ in range(3))
+
+        def model(self, x, y):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                logits = z.new_zeros(*z.shape[:-1], 6)
+                for c in y.unique().tolist():
+                    logits = torch.where((y == c).unsqueeze(-1), 5 * self.decoders[int(c)](z), logits)
+                pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+        def guide(self, x, y):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x[:, :2], 1.0).to_event(1))
+
+    model, x, y = ByClass(), binary(60), torch.arange(60) % 3
+    together = pv.log_marginal(model, x, y, num_samples=300, memory_budget=1000, progress=False).pointwise["log_px"]
+    for c in range(3):
+        rows = y == c
+        alone = pv.log_marginal(model, x[rows], y[rows], num_samples=300, progress=False).pointwise
+        assert (abs(together[rows.numpy()].to_numpy() - alone["log_px"]) < 6 * alone["mc_se"] + 0.01).all()
 
 
 def test_constants_are_computed_once() -> None:

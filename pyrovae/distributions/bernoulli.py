@@ -51,6 +51,6 @@ class _Surprise(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         logits, x = ctx.saved_tensors
-        return (logits.sigmoid() - x) * grad, None
+        return (logits.sigmoid() - x) * grad, -logits * grad if ctx.needs_input_grad[1] else None

@@ -237,7 +237,7 @@ def bdmc(
 
     Raises:
         TypeError: as in :func:`ais`.
-        ValueError: as in :func:`ais`.
+        ValueError: as in :func:`ais`; a model with several observed sites.
         NotImplementedError: ``start="posterior"`` and a flow without an inverse (``can_score`` is False).
     """
     at_least(2, num_chains=num_chains)
@@ -249,7 +249,12 @@ def bdmc(
         covariates = as_covariates(covariates, num_data, model.like())
         x, latents = model.simulate(num_data, *covariates)
         data = as_test_set("bdmc", model, x, covariates)
-        data.check(model)
+        observed = list(data.check(model).observed)
+        if len(observed) > 1:
+            raise ValueError(
+                f"bdmc needs a model that observes its data alone; this one observes {', '.join(observed)}. The others "
+                f"would be simulated too, and given as covariates they are not what the latents were drawn with."
+            )
         few = slice(2)
         if start == "auto":
             start = "posterior"

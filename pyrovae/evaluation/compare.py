@@ -20,6 +20,9 @@ class _OnData(Protocol):
     @property
     def data_hash(self) -> str: ...
 
+    @property
+    def fingerprint(self) -> tuple[float, ...]: ...
+
     def summary(self) -> pd.Series: ...
 
 
@@ -44,8 +47,10 @@ def compare(
             several seeds.
         reference: the name differences are taken to; by default the first.
         confidence: of the interval ``diff_low`` to ``diff_high``: Student's t, degrees of freedom by Satterthwaite.
-        ais: results of :func:`ais` by the same names, for columns ``ais`` and ``ais_se`` (Monte Carlo).
-        gaps: results of :func:`inference_gaps` by the same names, for columns ``approximation`` and ``amortization``.
+        ais: results of :func:`ais` by the same names, for columns ``ais``, ``ais_se`` (Monte Carlo) and ``ais_N``, on
+            the same data or the first of them.
+        gaps: results of :func:`inference_gaps` by the same names, for columns ``approximation``, ``amortization`` and
+            ``gaps_N``, likewise.
 
     Returns:
         A table with one row per model and the columns ``K``, ``seeds``, ``log_px``, ``se_data``, ``mc_se``, ``seed_sd``
@@ -70,13 +75,17 @@ def compare(
     base = runs[reference]
     rows = {name: _row(seeds) | _difference(seeds, base, name == reference, confidence) for name, seeds in runs.items()}
     for kind, wanted, extra in (
-        ("ais", {"log_px": "ais", "mc_se": "ais_se"}, ais),
-        ("gaps", {"approximation": "approximation", "amortization": "amortization"}, gaps),
+        ("ais", {"log_px": "ais", "mc_se": "ais_se", "N": "ais_N"}, ais),
+        ("gaps", {"approximation": "approximation", "amortization": "amortization", "N": "gaps_N"}, gaps),
     ):
         same_data({name: result.data_hash for name, result in (extra or {}).items()}, kind)
         for name, result in (extra or {}).items():
             if name not in rows:
                 raise ValueError(f"{kind} has {name!r}, which is not among the results: {', '.join(rows)}.")
+            if not any(_same_marks([result.fingerprint, r.fingerprint]) for r in runs[name]):
+                raise ValueError(
+                    f"{kind} of {name!r} is of another model than its result, or not on the first of the same data."
+                )
             rows[name] |= {column: result.summary()[key] for key, column in wanted.items()}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
     return table.sort_values("log_px", ascending=False)
@@ -188,8 +197,13 @@ def _difference(
         "diff_low": diff - half,
         "diff_high": diff + half,
         "diff_mc_se": combined_se(pd.Series(np.hypot(ours["mc_se"], theirs["mc_se"]))),
-        "same_model": bool(marks[0]) and all(len(m) == len(marks[0]) and np.allclose(m, marks[0]) for m in marks),
+        "same_model": _same_marks(marks),
     }
+
+
+def _same_marks(marks: Sequence[tuple[float, ...]]) -> bool:
+    """Whether all are log p(x, z) of one generative model."""
+    return bool(marks[0]) and all(len(m) == len(marks[0]) and np.allclose(m, marks[0]) for m in marks)
 
 
 def _mean_over_seeds(seeds: Sequence[MarginalResult]) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """What the approximate posterior loses, and why: the approximation gap and the amortisation gap."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from pyrovae.evaluation.log_marginal import log_marginal
 from pyrovae.evaluation.optimal import Draws, MeanField, OwnFamily, PerDatum, fit, gradients, log_weight
 from pyrovae.evaluation.result import combined_se, se_over_data
 from pyrovae.evaluation.stream import WeightStream
-from pyrovae.evaluation.strict import TestSet, as_test_set, model_name, strict
+from pyrovae.evaluation.strict import TestSet, as_test_set, fingerprint, model_name, strict
 from pyrovae.model import VAEModel
 from pyrovae.posteriors import MeanFieldNormal
 
@@ -42,6 +43,7 @@ class GapsResult:
         data_hash: content hash of the data.
         model_name: class of the model, with its posterior where it has one.
         seed: seed of the draws.
+        fingerprint: as in :class:`~pyrovae.MarginalResult`.
     """
 
     pointwise: pd.DataFrame
@@ -50,6 +52,7 @@ class GapsResult:
     data_hash: str
     model_name: str
     seed: int | None
+    fingerprint: tuple[float, ...] = ()
 
     def summary(self) -> pd.Series:
         """Means over data; ``_se`` is the standard error over data, which contains what Monte Carlo noise alone makes,
@@ -141,13 +144,16 @@ def inference_gaps(
                             bar.update(rows.stop - rows.start)
                     for column, values in zip((name, f"{name}_se"), _bound(q, model, part, num_samples), strict=True):
                         columns.setdefault(column, np.empty(len(data)))[rows] = values
+        marks = fingerprint(model, data)
     if given is None:
         result = log_marginal(model, x, *covariates, seed=seed, device=device, progress=progress)
         given = result.pointwise["log_px"].to_numpy(), result.pointwise["mc_se"].to_numpy()
     columns["log_px"], columns["log_px_se"] = given
     if "own" in families and "mean_field" in families and "mean_field" not in columns:
         columns["mean_field"], columns["mean_field_se"] = columns["own"], columns["own_se"]
-    return GapsResult(_gaps(columns), steps, num_samples, data.hash, model_name(model), seed)
+    table = _gaps(columns)
+    _warn_if_short(table)
+    return GapsResult(table, steps, num_samples, data.hash, model_name(model), seed, marks)
 
 
 class _Amortised(PerDatum):
@@ -200,6 +206,19 @@ def _gaps(columns: dict[str, np.ndarray]) -> pd.DataFrame:
             table[name] = columns[upper] - columns[lower]
             table[f"{name}_se"] = np.hypot(columns[f"{upper}_se"], columns[f"{lower}_se"])
     return table
+
+
+def _warn_if_short(table: pd.DataFrame) -> None:
+    """An optimum that the guide itself, or a simpler family, surpasses was not found."""
+    for other in ("elbo", "mean_field"):
+        if "own" in table and other in table:
+            short = table[other].mean() - table["own"].mean()
+            if short > 4.0 * combined_se(pd.Series(np.hypot(table["own_se"], table[f"{other}_se"]))) + 0.01:
+                warnings.warn(
+                    f"L[q*] of the own family ends {short:.3g} nats below {other}: its optimum was not found. Take "
+                    f"more steps or another learning_rate; the approximation gap is overstated by at least that.",
+                    stacklevel=3,
+                )
 
 
 def _given(log_px: Any, data: TestSet) -> tuple[np.ndarray, np.ndarray]:

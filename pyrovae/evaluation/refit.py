@@ -7,6 +7,7 @@ import pyro
 from torch import Tensor, nn
 
 from pyrovae._checks import lookup
+from pyrovae._random import seeded
 from pyrovae.model import VAE, VAEModel
 from pyrovae.model.modes import local_parameters
 from pyrovae.posteriors import POSTERIORS, Posterior
@@ -76,7 +77,7 @@ def refit_posterior(
         data: as in :func:`~pyrovae.fit`.
         posterior: for a :class:`~pyrovae.VAE` a name in ``posteriors.POSTERIORS`` or a
             :class:`~pyrovae.posteriors.Posterior`: it is trained with a copy of the model's encoder. For any model
-            another one, whose guide is trained; it must draw the same sites.
+            another one, whose guide is trained in place; it must draw the same sites.
         posterior_options: options of a posterior given by name.
         fit_options: of :func:`~pyrovae.fit`: ``epochs``, ``seed``, ``objective``, ``validation``, ...
 
@@ -89,13 +90,16 @@ def refit_posterior(
     """
     if not isinstance(model, VAEModel):
         raise TypeError(f"refit_posterior needs a pyrovae.VAEModel; got {type(model).__name__}.")
+    if posterior is model:
+        raise ValueError("posterior is the model itself, which must not change: pass another one, or a copy.")
     if isinstance(posterior, VAEModel):
         inference = posterior
     elif isinstance(model, VAE):
         old = model.posterior
         if isinstance(posterior, str):
             family = lookup(POSTERIORS, posterior, "posterior")
-            posterior = family(old.latent_dim, old.context_dim, **(posterior_options or {}))
+            with seeded(fit_options.get("seed")):  # its weights too
+                posterior = family(old.latent_dim, old.context_dim, **(posterior_options or {}))
         elif posterior_options:
             raise ValueError("posterior_options are for a posterior given by name; this one is already built.")
         if not isinstance(posterior, Posterior):

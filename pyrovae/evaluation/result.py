@@ -185,7 +185,7 @@ def judge(pointwise: pd.DataFrame, num_samples: int) -> pd.DataFrame:
         "halves": p["halves"].abs() > _MAX_HALVES * 2.0 * p["mc_se"],  # sd of the difference: 2 CV/√K
     }
     found["variance"] &= ~found["khat"]  # it says less
-    equal = p["ess"] > (1.0 - _ROUNDING) * num_samples
+    equal = (p["ess"] > (1.0 - _ROUNDING) * num_samples) & (num_samples > 1)
     for name in ("khat", "variance", "halves"):
         found[name] &= ~equal
     return describe(found)

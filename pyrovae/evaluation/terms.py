@@ -83,8 +83,8 @@ def elbo_terms(
         x: data ``(N, *event_shape)``: tensor, array or DataFrame.
         covariates: passed to model and guide; tensors with N rows are split along with ``x``.
         num_samples: K, draws per datum.
-        log_px: log p(x), in nats: a result of :func:`~pyrovae.log_marginal` on the same data, or one number per datum;
-            by default L_K of the same draws.
+        log_px: log p(x), in nats: a result of :func:`~pyrovae.log_marginal` or :func:`~pyrovae.ais` on the same data,
+            or one number per datum; by default L_K of the same draws.
         seed: seed of the draws.
         device: where to compute; by default where the model is. The model is put back.
         progress: show a progress bar.
@@ -157,7 +157,7 @@ def _sum(terms: Mapping[str, Tensor]) -> Tensor:
 
 def _given(log_px: Any, data: TestSet) -> np.ndarray:
     """log p(x) as the user passed it, one number per datum."""
-    if isinstance(log_px, MarginalResult):
+    if hasattr(log_px, "pointwise"):
         if log_px.data_hash != data.hash:
             raise ValueError(
                 f"log_px was evaluated on other data than x (content {log_px.data_hash}, {data.hash}): pass "

@@ -94,7 +94,7 @@ class LogWeights:
     def _cut(self, latents: dict[str, Tensor], draws: slice, rows: slice) -> dict[str, Tensor]:
         """Some draws of some rows: draws are dimension 0, data the one after the model's other plates."""
         plates = (slice(None),) * (self._model.max_plate_nesting - 1)
-        return {site: z[(draws, *plates, rows)] for site, z in latents.items()}
+        return {site: z[(draws, *plates, rows)].contiguous() for site, z in latents.items()}
 
 
 def log_weights(

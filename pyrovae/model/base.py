@@ -18,7 +18,7 @@ from torch import Tensor
 from pyrovae._checks import as_covariates, as_data, at_least
 from pyrovae._random import seeded
 from pyrovae.model import files
-from pyrovae.model.log_terms import LogTerms, draw, log_joint, log_terms, sample_sites
+from pyrovae.model.log_terms import LogTerms, draw, log_joint, log_terms, padded, sample_sites
 from pyrovae.model.modes import evaluation_mode, local_parameters
 
 _MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
@@ -182,7 +182,9 @@ class VAEModel(PyroModule):
     def simulate(
         self, n: int, *covariates: Any, seed: int | None = None
     ) -> tuple[Float[Tensor, "n *event"], dict[str, Tensor]]:
-        """Draw ``n`` data with the latents they came from, z ~ p(z), x ~ p(x | z): z is an exact draw from p(z | x).
+        """Draw ``n`` data with the latents they came from, z ~ p(z), x ~ p(x | z).
+
+        z is then an exact draw from p(z | x), provided that x is all that the model observes.
 
         Args:
             n: number of draws.
@@ -190,7 +192,7 @@ class VAEModel(PyroModule):
             seed: seed of the draws.
 
         Returns:
-            The data, and the latents ``(n, *latent)`` by site.
+            The data, and by site the latents ``(n, *latent)``, with the model's other plates before n.
 
         Raises:
             ValueError: ``n < 1``, or the model does not know its ``event_shape`` yet.
@@ -201,7 +203,7 @@ class VAEModel(PyroModule):
             trace = poutine.trace(poutine.uncondition(self.model)).get_trace(self._template(n), *covariates)
         data = self._data_site(trace)
         return data["value"], {
-            name: site["value"]
+            name: padded(site, self.max_plate_nesting)
             for name, site in sample_sites(trace).items()
             if not (site["is_observed"] or site["infer"].get("was_observed"))
         }
@@ -359,7 +361,7 @@ class VAEModel(PyroModule):
             raise ValueError(
                 f"{path} does not store how its {cls.__qualname__} was built: pass {', '.join(required)} to load()."
             )
-        model = cls(**arguments).to(getattr(torch, header["dtype"]))
+        model = cls(**arguments).to(getattr(torch, header.get("dtype", "float32")))
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:

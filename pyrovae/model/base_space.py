@@ -266,7 +266,7 @@ def as_chart(fn: Distribution) -> Chart:
         return _Triangular(fn.loc, fn.scale_tril)
     if isinstance(fn, Flow):
         return _Transformed(as_chart(fn.base), fn.transform, fn.can_score)
-    if isinstance(fn, TransformedDistribution):
+    if isinstance(fn, TransformedDistribution) and all(t.bijective for t in fn.transforms):
         return _Transformed(as_chart(fn.base_dist), _zuko.transforms.ComposedTransform(*fn.transforms), True)
     return _Unconstrained(fn)
 

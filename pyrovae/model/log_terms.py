@@ -162,8 +162,15 @@ def draw(
             observed = observed + log_prob
         else:
             hidden = hidden + log_prob
-            latents[name] = site["value"].unsqueeze(0) if num_particles == 1 else site["value"]
+            latents[name] = padded(site, max_plate_nesting + 1)
     return latents, hidden, observed
+
+
+def padded(site: dict[str, Any], batch_dims: int) -> Tensor:
+    """A site's value with at least so many dimensions before those of its event."""
+    value = site["value"]
+    missing = batch_dims + len(site["fn"].event_shape) - value.dim()
+    return value.reshape((1,) * missing + value.shape) if missing > 0 else value
 
 
 def log_joint(
@@ -225,7 +232,8 @@ def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
 
 
 def _split(drawn: Trace, scored: Trace, k: int, b: int, nesting: int) -> LogTerms:
-    guide_sites, model_sites = sample_sites(drawn), sample_sites(scored)
+    model_sites = sample_sites(scored)
+    guide_sites = {n: s for n, s in sample_sites(drawn).items() if not s["is_observed"]}
     observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
     hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
     if not observed:
@@ -234,7 +242,7 @@ def _split(drawn: Trace, scored: Trace, k: int, b: int, nesting: int) -> LogTerm
         if name not in guide_sites:
             raise ValueError(f"site {name!r} of the model is missing from the guide: sample it there too.")
     for name, site in guide_sites.items():
-        if name not in hidden and not site["infer"].get("is_auxiliary") and not site["is_observed"]:
+        if name not in hidden and not site["infer"].get("is_auxiliary"):
             raise ValueError(
                 f"site {name!r} of the guide is missing from the model: sample it there too, or mark it "
                 f"infer={{'is_auxiliary': True}}."
@@ -244,7 +252,7 @@ def _split(drawn: Trace, scored: Trace, k: int, b: int, nesting: int) -> LogTerm
         log_likelihood={n: _log_prob(n, s, k, b, nesting) for n, s in observed.items()},
         log_prior={n: _log_prob(n, s, k, b, nesting) for n, s in hidden.items()},
         log_posterior={n: _log_prob(n, s, k, b, nesting) for n, s in guide_sites.items()},
-        latents={n: s["value"] for n, s in guide_sites.items() if not s["is_observed"]},
+        latents={n: s["value"] for n, s in guide_sites.items()},
         observed={n: s["value"] for n, s in observed.items()},
         likelihood={n: s["fn"] for n, s in observed.items()},
         prior={n: s["fn"] for n, s in hidden.items()},

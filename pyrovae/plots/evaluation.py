@@ -16,7 +16,7 @@ _GAPS = ("approximation", "approximation_se", "amortization", "amortization_se")
 
 
 def forest(
-    comparison: pd.DataFrame, *, reference: str | None = None, interval: float = 1.96, ax: Axes | None = None
+    comparison: pd.DataFrame, *, reference: str | None = None, interval: float | None = None, ax: Axes | None = None
 ) -> Axes:
     """Paired differences of mean log p(x) to the reference, with confidence intervals.
 
@@ -25,7 +25,8 @@ def forest(
     Args:
         comparison: table of :func:`~pyrovae.compare`.
         reference: the model differences were taken to; by default the row whose ``diff_se`` is 0.
-        interval: half-width in standard errors; 1.96 for 95 %.
+        interval: half-width in standard errors; by default the table's own ``diff_low`` to
+            ``diff_high`` where it has them, else 1.96.
         ax: where to draw.
 
     Example:
@@ -41,8 +42,14 @@ def forest(
         reference = str(comparison.index[comparison["diff_se"] == 0][0])
     y = np.arange(len(comparison))
     ax.axvline(0.0, color="0.5", linewidth=1)
-    ax.errorbar(comparison["diff"], y, xerr=interval * comparison["diff_se"], fmt="none", ecolor=BLUE, elinewidth=1.5)
-    ax.errorbar(comparison["diff"], y, xerr=interval * comparison["diff_mc_se"], fmt="none", ecolor=BLUE, elinewidth=4)
+    if interval is None and "diff_high" in comparison:
+        half = comparison["diff_high"] - comparison["diff"]
+        noise = half * (comparison["diff_mc_se"] / comparison["diff_se"]).fillna(0.0)
+    else:
+        width = 1.96 if interval is None else interval
+        half, noise = width * comparison["diff_se"], width * comparison["diff_mc_se"]
+    ax.errorbar(comparison["diff"], y, xerr=half, fmt="none", ecolor=BLUE, elinewidth=1.5)
+    ax.errorbar(comparison["diff"], y, xerr=noise, fmt="none", ecolor=BLUE, elinewidth=4)
     at_reference = np.asarray(comparison.index == reference)
     ax.plot(comparison["diff"][~at_reference], y[~at_reference], "o", color=BLUE)
     ax.plot(comparison["diff"][at_reference], y[at_reference], "o", color="0.5", fillstyle="none")

@@ -40,6 +40,14 @@ def standardized(p, exact) -> float:
     return float(error.sum() / np.sqrt((p["mc_se"] ** 2).sum()))
 
 
+def rising(result: pv.MarginalResult) -> None:
+    """L_K rises with K within its error."""
+    table = result.bound_table()
+    rise = table["log_px"].diff().dropna() + 4 * np.hypot(table["mc_se"], table["mc_se"].shift()).dropna()
+    assert len(rise) >= 5
+    assert (rise > 0).all(), table
+
+
 @pytest.mark.slow
 def test_sixteen_latents_every_estimator_within_four_standard_errors(device: torch.device) -> None:
     model = linear("mean_field").to(device)
@@ -58,9 +66,7 @@ def test_sixteen_latents_every_estimator_within_four_standard_errors(device: tor
     }
     print(f"errors in standard errors: {figures}; se IS {s['mc_se']:.5f}, AIS {annealed.summary()['mc_se']:.5f}")
     assert max(abs(z) for z in figures.values()) < 4
-    table = sampled.bound_table()
-    rise = table["log_px"].diff().dropna() + 4 * np.hypot(table["mc_se"], table["mc_se"].shift()).dropna()
-    assert (rise > 0).all()
+    rising(sampled)
     # Detuned and from the prior, where the chains have farther to go.
     for other, options in ((linear("detuned"), {}), (linear("mean_field"), {"start": "prior"})):
         assert abs(standardized(pv.ais(other.to(device), x, progress=False, **options).pointwise, exact)) < 4
@@ -96,6 +102,7 @@ def test_several_modes_where_importance_sampling_is_flagged() -> None:
     x = model.sample(50, seed=1)
     exact = model.exact_log_px(x).numpy()
     sampled = pv.log_marginal(model, x, progress=False)
+    rising(sampled)
     error = (sampled.pointwise["log_px"] - exact).mean()
     print(f"IS: error {error:.3f}±{sampled.summary()['mc_se']:.3f}. {sampled.verdict}")
     assert not sampled.reliable
@@ -118,6 +125,7 @@ def test_digits_every_estimator_against_quadrature(posterior: str) -> None:
     exact = grid_log_px(vae, x, points=301, half_width=7.0).numpy()
     sampled = pv.log_marginal(vae, x, progress=False)
     annealed = pv.ais(vae, x, num_temperatures=100, progress=False)
+    rising(sampled)
     errors = {
         "L_5000": (sampled.pointwise["log_px"] - exact).mean(),
         "jackknife": (sampled.pointwise["jackknife"] - exact).mean(),
@@ -279,6 +287,43 @@ def test_nested_plates() -> None:
     exact = torch.distributions.MultivariateNormal(torch.zeros(3), covariance).log_prob(x).numpy()
     for start in ("posterior", "prior"):
         assert abs(standardized(run(Nested(), x, num_temperatures=50, num_chains=16, start=start).pointwise, exact)) < 4
+
+
+def test_nested_plates_enclosed_and_with_one_draw() -> None:
+    class InOrder(Nested):
+        """The same with x as its event, so that it can be simulated."""
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+                with pyro.plate("pixels", 3):
+                    h = pyro.sample("h", dist.Normal(z, 0.7))
+                loc = h.movedim(-2, -1) if h.dim() == 2 else h.movedim(-2, -1).unsqueeze(-3)
+                pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
+
+    for start in ("posterior", "prior"):
+        sandwich = pv.bdmc(InOrder(), 20, num_temperatures=30, start=start, progress=False)
+        s = sandwich.summary()
+        covariance = torch.ones(3, 3) + (0.49 + 0.25) * torch.eye(3)
+        exact = torch.distributions.MultivariateNormal(torch.zeros(3), covariance).log_prob(sandwich.x).mean().item()
+        assert s["lower"] - 4 * s["lower_se"] < exact < s["upper"] + 4 * s["upper_se"]
+        assert s["gap"] < 0.5
+    assert np.isfinite(
+        pv.log_marginal(Nested(), torch.randn(5, 3), num_samples=1, progress=False).pointwise["log_px"]
+    ).all()
+
+
+def test_a_second_observed_site_cannot_be_simulated() -> None:
+    class Labelled(Conditional):
+        def model(self, x, y):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                logits = self.decoder(torch.cat([z, z], -1))
+                pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+                pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+    with pytest.raises(ValueError, match="observes its data alone; this one observes x, y"):
+        pv.bdmc(Labelled(), 4, torch.randn(4, 2), progress=False)
 
 
 def test_latents_on_an_interval() -> None:

@@ -130,13 +130,17 @@ def test_interval_covers_the_truth() -> None:
 
 def test_annealed_estimates_and_gaps_beside() -> None:
     model, r = results()
-    x = model.sample(5, seed=2)
+    x = model.sample(100, seed=2)[:5]
     annealed = pv.ais(model, x, num_temperatures=5, num_chains=2, progress=False)
     table = pv.compare(r, ais={"exact": annealed})
     assert table.loc["exact", "ais"] == annealed.summary()["log_px"]
     assert math.isnan(table.loc["detuned", "ais"])
     with pytest.raises(ValueError, match="ais has 'x', which is not among the results"):
         pv.compare(r, ais={"x": annealed})
+    elsewhere = pv.ais(model, model.sample(5, seed=9), num_temperatures=5, num_chains=2, progress=False)
+    with pytest.raises(ValueError, match="ais of 'exact' is of another model than its result, or not on the first"):
+        pv.compare(r, ais={"exact": elsewhere})
+    assert table.loc["exact", "ais_N"] == 5
     other = pv.ais(model, x[:4], num_temperatures=5, num_chains=2, progress=False)
     with pytest.raises(ValueError, match="ais: 'detuned' evaluated on other data"):
         pv.compare(r, ais={"exact": annealed, "detuned": other})

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import pyrovae as pv
+from pyrovae.evaluation.gaps import _RATES
+from pyrovae.evaluation.optimal import OwnFamily
 from pyrovae.testing import BetaBernoulli, DiscreteMixture, LinearGaussian
 from tests.cases import POSTERIORS
 from tests.models import Conditional, TwoSites, binary
@@ -218,6 +220,14 @@ def test_refitting_leaves_the_model_and_finds_its_better_posterior() -> None:
     assert table["same_model"].all()
 
 
+def test_a_fit_that_fell_short_is_reported(monkeypatch) -> None:
+    monkeypatch.setitem(_RATES, OwnFamily, 1e-9)
+    model = Amortised(pv.posteriors.FullRankNormal(3, 5), 0.5 * torch.randn(8, 3))
+    x = model.sample(6, seed=1)
+    with pytest.warns(UserWarning, match=r"own family ends .* nats below mean_field: its optimum was not found"):
+        pv.inference_gaps(model, x, log_px=model.exact_log_px(x), steps=300, progress=False)
+
+
 def test_refitting_a_vae_by_name() -> None:
     data = pv.datasets.load("digits", binarize="static")
     torch.manual_seed(0)
@@ -226,6 +236,9 @@ def test_refitting_a_vae_by_name() -> None:
     x = data.test[:100]
     refitted, _ = pv.refit_posterior(vae, data, "iaf", epochs=10, seed=0, progress=False, device="cpu")
     assert isinstance(refitted.posterior, pv.posteriors.IAF)
+    again, _ = pv.refit_posterior(vae, data, "iaf", epochs=1, seed=0, progress=False, device="cpu")
+    once, _ = pv.refit_posterior(vae, data, "iaf", epochs=1, seed=0, progress=False, device="cpu")
+    assert all(torch.equal(a, b) for a, b in zip(once.parameters(), again.parameters(), strict=True))
     assert not any(p.requires_grad for p in refitted.generative.parameters())
     assert all(p.requires_grad for p in refitted.inference.parameters())
     assert all(p.requires_grad for p in vae.parameters())
@@ -268,6 +281,8 @@ def test_what_cannot_be_refitted_says_so() -> None:
         pv.refit_posterior(nn.Linear(2, 2), x, "iaf")
     with pytest.raises(TypeError, match="for TwoSites pass a VAEModel"):
         pv.refit_posterior(TwoSites(), x, "iaf")
+    with pytest.raises(ValueError, match="posterior is the model itself"):
+        pv.refit_posterior(vae, x, vae)
     with pytest.raises(TypeError, match="must be a name, a Posterior or a VAEModel; got float"):
         pv.refit_posterior(vae, x, 1.0)
     with pytest.raises(ValueError, match="missing from the"):

@@ -229,6 +229,7 @@ def test_one_draw_has_no_standard_error() -> None:
     p = evaluate(small(), binary(4), num_samples=1).pointwise
     assert p["mc_se"].isna().all()
     assert p["khat"].isna().all()
+    assert not p["reliable"].any()
     assert (p["log_px"] == p["elbo"]).all()
 
 
@@ -277,6 +278,20 @@ def test_bad_support_late_in_the_data_is_found() -> None:
     x[400, 3] = 0.25
     with pytest.raises(ValueError, match=r"1 value\(s\) outside the support"):
         evaluate(small(), x)
+
+
+def test_a_decoder_that_wants_contiguous_latents() -> None:
+    model, x = small(), binary(100)
+
+    class Viewing(torch.nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return z.view(-1, 3).repeat(1, 2).view(*z.shape[:-1], 6)
+
+    model.decoder = Viewing()
+    result = evaluate(model, x, num_samples=500, memory_budget=2**14)
+    np.testing.assert_allclose(
+        result.pointwise["log_px"], evaluate(model, x, num_samples=500).pointwise["log_px"], rtol=1e-5
+    )
 
 
 def test_bad_arguments_are_named() -> None:

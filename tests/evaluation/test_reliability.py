@@ -61,6 +61,9 @@ def test_infinite_variance_is_flagged_and_its_well_behaved_twin_is_not(k: int) -
     results = {m: pv.log_marginal(m, m.sample(200, seed=1), num_samples=k, progress=False) for m in (bad, good)}
     flagged = {m: (~r.pointwise["reliable"]).mean() for m, r in results.items()}
     print(f"K={k}: flagged {flagged[bad]:.0%} against {flagged[good]:.0%}; {results[bad].verdict}")
+    for result in results.values():
+        table = result.bound_table()
+        assert (table["log_px"].diff().dropna() > -4 * np.hypot(table["mc_se"], table["mc_se"].shift()).dropna()).all()
     assert not results[bad].reliable
     assert results[good].reliable
     assert flagged[bad] > 0.5
