@@ -4,7 +4,7 @@ Trains one VAE per posterior with the same prior, likelihood, networks, data and
 importance-sampled log p(x) (L_5000), and prints one table. Writes the table and the per-datum results (CSV), the
 training curves, reconstructions, samples and a forest plot of paired differences (PNG), and the models.
 
-    python examples/flow_posterior.py                                       # digits, six posteriors, minutes on a CPU
+    python examples/flow_posterior.py                                       # digits, seven posteriors, minutes on a CPU
     python examples/flow_posterior.py --data mnist --epochs 200 --posteriors mean_field planar sylvester iaf --seeds 0 1
 """
 

@@ -67,9 +67,8 @@ def _folded(module: GraphModule) -> GraphModule:
     shared = True
     for node in calls:
         constant = [used in known for used in node.all_input_nodes]
-        if node.is_impure() or torch.Tag.nondeterministic_seeded in getattr(
-            node.target, "tags", ()
-        ):  # random, or it changes its input, which then must be made anew every time
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if random or node.is_impure():  # what it changes in place must be made anew every time
             shared = shared and not any(constant)
         elif all(constant):
             args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
