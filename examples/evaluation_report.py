@@ -169,7 +169,7 @@ def pictures(
                 pv.plots.log_weights(weights, ax=ax)
             else:
                 pv.plots.aggregate_posterior(model, test, ax=ax)
-            ax.set_title(f"{name}: {ax.get_title()}", fontsize="medium")
+            ax.set_ylabel(f"{name}\n{ax.get_ylabel()}")  # titles and legends have the top
         figure.savefig(out / f"{kind}.png", dpi=150)
     plt.close("all")
 
