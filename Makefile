@@ -22,6 +22,7 @@ docs: .venv/docs
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.log_marginal
+	$(BIN)/python -m benchmarks.ais
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
