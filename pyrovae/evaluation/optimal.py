@@ -92,7 +92,8 @@ class OwnFamily(PerDatum):
         part: ``(x, *covariates)`` of B data.
 
     Raises:
-        ValueError: a guide without parameters, or with a site through whose draws no gradient passes.
+        ValueError: a guide without parameters, with a site through whose draws no gradient passes, or with operations
+            that cannot be run for many parameters at once (``torch.func.vmap``).
     """
 
     def __init__(self, model: VAEModel, part: tuple[Any, ...]) -> None:
@@ -102,10 +103,19 @@ class OwnFamily(PerDatum):
                 f"the draws. Ask for families=('mean_field',), or use a distribution with rsample."
             )
         self._guide, self._part, self._nesting = _Guide(model), part, model.max_plate_nesting
-        self._fixed = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-        self._stacked = {
-            name: torch.stack([self._fixed[name]] * len(part[0])).requires_grad_() for name in self._to_fit(model)
+        # Every place of a parameter, once: a tied one has several, a module reached by two paths has one set.
+        places = {
+            f"{path}.{name}": p
+            for path, module in self._guide.named_modules()
+            for name, p in module.named_parameters(recurse=False)
         }
+        first = {id(p): name for name, p in reversed(places.items())}
+        self._tied = {name: first[id(p)] for name, p in places.items()}
+        self._fixed = {name: places[name].detach() for name in first.values()}
+        posterior = getattr(model, "posterior", None)
+        own = posterior if isinstance(posterior, Posterior) else model
+        names = self._to_fit([first[id(p)] for p in own.parameters()])
+        self._stacked = {n: torch.stack([self._fixed[n]] * len(part[0])).requires_grad_() for n in names}
         # Adam moves a sum over n inputs n times as far as one of its weights.
         self.parameters = [
             (p, min(1.0, _FAN_IN / p[0, 0].numel()) if p.dim() > 2 else 1.0) for p in self._stacked.values()
@@ -119,15 +129,27 @@ class OwnFamily(PerDatum):
             latents, log_q = self._run(parameters, datum, num_particles)
             return {site: z.squeeze(self._nesting) for site, z in latents.items()}, log_q.squeeze(1)
 
-        return vmap(one, (0, *split), (self._nesting, 1), randomness="different")(self._stacked, *self._part)
+        vectorised = vmap(one, (0, *split), (self._nesting, 1), randomness="different")
+        try:
+            return vectorised(self._stacked, *self._part)
+        except RuntimeError as error:
+            if not any(word in str(error) for word in ("vmap", "functorch")):
+                raise
+            raise ValueError(
+                f"the guide cannot be run for many parameters at once, as the own family needs, because it branches "
+                f"on values or draws from a distribution that torch does not vectorise (Beta, Dirichlet). Ask for "
+                f"families=('mean_field',). torch says: {error}"
+            ) from error
 
     def _run(self, parameters: dict[str, Tensor], part: tuple[Any, ...], num_particles: int) -> Draws:
-        return functional_call(self._guide, {**self._fixed, **parameters}, (num_particles, *part))
+        values = {**self._fixed, **parameters}
+        everywhere = {place: values[name] for place, name in self._tied.items()}
+        # torch's own handling of ties would leave a module reached by two paths with the replaced values.
+        return functional_call(self._guide, everywhere, (num_particles, *part), tie_weights=False)
 
-    def _to_fit(self, model: VAEModel) -> list[str]:
-        """Names of the parameters to copy, found by a run of the guide on one datum."""
-        prefix = "model.posterior." if isinstance(getattr(model, "posterior", None), Posterior) else "model."
-        candidates = {n: p.clone().requires_grad_() for n, p in self._fixed.items() if n.startswith(prefix)}
+    def _to_fit(self, names: list[str]) -> list[str]:
+        """Those of the parameters that are to be copied, found by a run of the guide on one datum."""
+        candidates = {n: self._fixed[n].clone().requires_grad_() for n in names}
         datum = tuple(c[:1] if isinstance(c, Tensor) and c.dim() else c for c in self._part)
         with torch.enable_grad(), _same_at_every_draw(self._guide) as redundant:
             latents, log_q = self._run(candidates, datum, 2)

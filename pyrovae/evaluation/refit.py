@@ -4,12 +4,13 @@ import copy
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor, nn
 
 from pyrovae._checks import lookup
 from pyrovae._random import seeded
 from pyrovae.model import VAE, VAEModel
-from pyrovae.model.modes import local_parameters
+from pyrovae.model.modes import evaluation_mode, local_parameters
 from pyrovae.posteriors import POSTERIORS, Posterior
 from pyrovae.training import Run, fit
 
@@ -20,7 +21,6 @@ class Refitted(VAEModel):
     Attributes:
         generative: a copy of the VAE whose prior and decoder are used; its parameters take no gradients.
         inference: the VAE whose guide is used.
-        posterior: the new posterior, where it is one of :mod:`pyrovae.posteriors`.
     """
 
     def __init__(self, generative: VAEModel, inference: VAEModel) -> None:
@@ -30,9 +30,6 @@ class Refitted(VAEModel):
         with local_parameters():
             self.generative = copy.deepcopy(generative).eval().requires_grad_(False)
             self.inference = inference
-            posterior = getattr(inference, "posterior", None)
-            if isinstance(posterior, nn.Module):
-                self.posterior = posterior
 
     def model(self, x: Tensor, *covariates: Any) -> Any:
         return self.generative.model(x, *covariates)
@@ -40,10 +37,23 @@ class Refitted(VAEModel):
     def guide(self, x: Tensor, *covariates: Any) -> Any:
         return self.inference.guide(x, *covariates)
 
+    @property
+    def posterior(self) -> Any:
+        """The posterior of ``inference``, where it has one."""
+        return getattr(self.inference, "posterior", None)
+
     def train(self, mode: bool = True) -> "Refitted":
         super().train(mode)
         self.generative.eval()  # a frozen decoder neither drops out nor learns statistics
         return self
+
+
+@torch.no_grad()
+def _width(model: VAE) -> int:
+    """C, the width of what the encoder gives to the posterior."""
+    assert model.event_shape is not None
+    with evaluation_mode(model.encoder):
+        return model.encoder(model.like().new_zeros(1, *model.event_shape)).shape[-1]
 
 
 class _Guide(VAEModel):
@@ -77,7 +87,7 @@ def refit_posterior(
         data: as in :func:`~pyrovae.fit`.
         posterior: for a :class:`~pyrovae.VAE` a name in ``posteriors.POSTERIORS`` or a
             :class:`~pyrovae.posteriors.Posterior`: it is trained with a copy of the model's encoder. For any model
-            another one, whose guide is trained in place; it must draw the same sites.
+            another one, whose guide is used; it must draw the same sites. What is trained is a copy.
         posterior_options: options of a posterior given by name.
         fit_options: of :func:`~pyrovae.fit`: ``epochs``, ``seed``, ``objective``, ``validation``, ...
 
@@ -93,24 +103,24 @@ def refit_posterior(
     if posterior is model:
         raise ValueError("posterior is the model itself, which must not change: pass another one, or a copy.")
     if isinstance(posterior, VAEModel):
-        inference = posterior
+        inference = copy.deepcopy(posterior)  # it may share modules with the model
     elif isinstance(model, VAE):
-        old = model.posterior
+        latent_dim, context_dim = model.latent_dim, _width(model)
         if isinstance(posterior, str):
             family = lookup(POSTERIORS, posterior, "posterior")
             with seeded(fit_options.get("seed")):  # its weights too
-                posterior = family(old.latent_dim, old.context_dim, **(posterior_options or {}))
+                posterior = family(latent_dim, context_dim, **(posterior_options or {}))
         elif posterior_options:
             raise ValueError("posterior_options are for a posterior given by name; this one is already built.")
         if not isinstance(posterior, Posterior):
             raise TypeError(f"posterior must be a name, a Posterior or a VAEModel; got {type(posterior).__name__}.")
-        if (posterior.latent_dim, posterior.context_dim) != (old.latent_dim, old.context_dim):
+        if (posterior.latent_dim, posterior.context_dim) != (latent_dim, context_dim):
             raise ValueError(
                 f"the posterior has latent_dim={posterior.latent_dim}, context_dim={posterior.context_dim}; the model "
-                f"needs latent_dim={old.latent_dim}, context_dim={old.context_dim}."
+                f"needs latent_dim={latent_dim}, context_dim={context_dim}."
             )
-        encoder = copy.deepcopy(model.encoder).requires_grad_(True)
-        inference = _Guide(encoder, posterior).to(model.like())
+        encoder, posterior = copy.deepcopy((model.encoder, posterior))  # it may be the model's own
+        inference = _Guide(encoder.requires_grad_(True), posterior.requires_grad_(True)).to(model.like())
     else:
         raise TypeError(
             f"a posterior by name or module is for a pyrovae.VAE, whose encoder is known; for {type(model).__name__} "

@@ -302,3 +302,66 @@ def test_poisoned_data_are_not_dropped() -> None:
     result = gaps(vae, x, num_samples=1000)
     assert result.pointwise["elbo"].isna().any()
     assert math.isnan(result.summary()["elbo"])
+
+
+def test_gaps_of_a_refitted_model_whose_posterior_has_two_paths() -> None:
+    vae, x = pv.VAE((6,), 3, hidden=(16,)), binary(6)
+    refitted, _ = pv.refit_posterior(vae, binary(50), "full_rank", epochs=1, progress=False, device="cpu")
+    before = {name: p.clone() for name, p in refitted.named_parameters()}
+    s = gaps(refitted, x, steps=500, num_samples=2000, learning_rate=0.03).summary()
+    assert s["amortization"] > 4 * s["amortization_mc_se"]
+    assert s["own"] > s["mean_field"] - 4 * math.hypot(s["own_mc_se"], s["mean_field_mc_se"])  # it contains it
+    after = dict(refitted.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_module_of_a_custom_guide_reached_by_two_paths_is_put_back() -> None:
+    model, x = TwoSites(), binary(5)
+    model.parts = nn.ModuleList([model.encode_1, model.encode_2])
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    p = gaps(model, x, families=("own",), steps=100, num_samples=500, learning_rate=0.05).pointwise
+    assert p["amortization"].mean() > 0.05
+    assert all(torch.equal(v, before[name]) for name, v in model.named_parameters())
+
+
+def test_a_guide_that_cannot_be_vectorised_says_so() -> None:
+    model, x = BetaBernoulli(6, detune=1.0), binary(4)
+    with pytest.raises(ValueError, match=r"cannot be run for many parameters at once.*families=\('mean_field',\)"):
+        gaps(model, x, families=("own",))
+
+
+@pytest.mark.parametrize("shared", ["its posterior", "its encoder"])
+def test_refitting_with_parts_of_the_model_leaves_it_alone(shared: str) -> None:
+    vae, x = pv.VAE((6,), 3, hidden=(16,)), binary(50)
+    before = {name: v.clone() for name, v in vae.state_dict().items()}
+    other = pv.VAE((6,), 3, hidden=(16,), encoder=vae.encoder, posterior="iaf")
+    posterior = vae.posterior if shared == "its posterior" else other
+    refitted, _ = pv.refit_posterior(vae, x, posterior, epochs=2, progress=False, device="cpu")
+    assert all(torch.equal(v, before[name]) for name, v in vae.state_dict().items())
+    assert not torch.equal(refitted.inference.encoder[0].weight, vae.encoder[0].weight)
+
+
+def test_refitting_a_vae_whose_posterior_is_any_module() -> None:
+    class Unit(nn.Module):
+        def forward(self, h):
+            return pyro.distributions.Normal(h[..., :3], 1.0).to_event(1)
+
+    vae = pv.VAE((6,), 3, hidden=(16,), posterior=Unit())
+    refitted, _ = pv.refit_posterior(vae, binary(50), "full_rank", epochs=1, progress=False, device="cpu")
+    assert (refitted.posterior.latent_dim, refitted.posterior.context_dim) == (3, 16)
+
+
+@pytest.mark.slow
+def test_refitting_iaf_raises_the_elbo_on_digits() -> None:
+    data = pv.datasets.load("digits", binarize="static")
+    torch.manual_seed(0)
+    vae = pv.VAE(data.event_shape, 8, hidden=(300, 300))
+    pv.fit(vae, data, epochs=60, seed=0, progress=False, device="cpu")
+    elbo = {}
+    for name in ("mean_field", "iaf"):  # the same training again for both: what is left is the family's
+        refitted, _ = pv.refit_posterior(vae, data, name, epochs=60, seed=0, progress=False, device="cpu")
+        elbo[name] = pv.log_marginal(refitted, data.test, num_samples=1000, progress=False).pointwise["elbo"]
+    gain = elbo["iaf"] - elbo["mean_field"]
+    print(f"IAF on the mean-field model: ELBO +{gain.mean():.3f}±{gain.std() / math.sqrt(len(gain)):.3f}")
+    assert gain.mean() > 4 * gain.std() / math.sqrt(len(gain))
