@@ -1,5 +1,6 @@
 """Interleaved timing of variants, and results that say where they came from."""
 
+import argparse
 import json
 import platform
 import statistics
@@ -11,8 +12,21 @@ from typing import Any
 
 import pyro
 import torch
+from torch import Tensor
 
 import pyrovae
+
+
+def mnist_and_vae(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Tensor, pyrovae.VAE]:
+    """The arguments all evaluation benchmarks take, binarised test images, and an untrained 784-300-300-40 VAE."""
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    x = pyrovae.datasets.load("mnist", binarize="static").test[: args.num_data].to(args.device)
+    return args, x, pyrovae.VAE((784,), 40, hidden=(300, 300)).to(args.device)
 
 
 def interleave(variants: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, list[float]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import pyrovae as pv
-from benchmarks._timing import interleave, ratio, write
+from benchmarks._timing import interleave, mnist_and_vae, ratio, write
 
 CHUNKS = (250, 500, 800, 1600)
 
@@ -38,14 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-temperatures", type=int, default=100)
     parser.add_argument("--num-data", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    x = pv.datasets.load("mnist", binarize="static").test[: args.num_data].to(args.device)
-    vae = pv.VAE((784,), 40, hidden=(300, 300)).to(args.device)
+    args, x, vae = mnist_and_vae(parser)
 
     def ours() -> pv.AISResult:
         return pv.ais(vae, x, num_temperatures=args.num_temperatures, progress=False)

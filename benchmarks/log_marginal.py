@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import pyrovae as pv
-from benchmarks._timing import interleave, ratio, write
+from benchmarks._timing import interleave, mnist_and_vae, ratio, write
 
 CHUNKS = (500, 1000, 5000)
 
@@ -92,15 +92,8 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=5000)
     parser.add_argument("--num-data", type=int, default=500)
     parser.add_argument("--pythae-data", type=int, default=50, help="images that get_nll is timed on")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    x = pv.datasets.load("mnist", binarize="static").test[: args.num_data].to(args.device)
+    args, x, vae = mnist_and_vae(parser)
     few = x[: args.pythae_data]
-    vae = pv.VAE((784,), 40, hidden=(300, 300)).to(args.device)
 
     def ours() -> pv.MarginalResult:
         return pv.log_marginal(vae, x, num_samples=args.num_samples, progress=False)

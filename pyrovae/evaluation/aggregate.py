@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution, Normal
 from tqdm.auto import tqdm
 
+from pyrovae.distributions.independent import innermost
 from pyrovae.evaluation.blocks import blocks
 from pyrovae.evaluation.chunks import BLOCK, chunk_sizes, probe
 from pyrovae.evaluation.strict import TestSet
@@ -163,6 +164,5 @@ def _gaussian_bound(model: VAEModel, data: TestSet, rate: np.ndarray, num_sample
 
 
 def _is_standard_normal(p: Distribution) -> bool:
-    while isinstance(p, Independent):
-        p = p.base_dist
+    p = innermost(p)
     return isinstance(p, Normal) and bool((p.loc == 0).all()) and bool((p.scale == 1).all())

@@ -1,6 +1,5 @@
 """Annealed importance sampling: log p(x) where importance sampling from the guide fails, and bounds from both sides."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from pyrovae._random import reseed, seeded
 from pyrovae.evaluation.annealing import SCHEDULES, SETTLING, Annealing
 from pyrovae.evaluation.chunks import BLOCK, probe
 from pyrovae.evaluation.result import combined_se, describe, se_over_data
+from pyrovae.evaluation.stream import WeightStream
 from pyrovae.evaluation.strict import TestSet, as_test_set, fingerprint, model_name, strict
 from pyrovae.model import VAEModel
 from pyrovae.model.base_space import BaseSpace
@@ -354,16 +354,10 @@ def _betas(schedule: Schedule, num_temperatures: int) -> Float[Tensor, "temperat
 
 def _estimate(log_weight: Float[Tensor, "chains batch"]) -> dict[str, Tensor]:
     """log-mean-exp over chains, its standard error by the delta method, and the effective number of chains."""
-    c = len(log_weight)
-    log_sum = log_weight.logsumexp(0)
-    ess = (2.0 * log_sum - (2.0 * log_weight).logsumexp(0)).exp()
-    squared_cv = (c / ess - 1.0).clamp(min=0.0) * c / (c - 1)
-    return {
-        "log_px": log_sum - math.log(c),
-        "mc_se": (squared_cv / c).sqrt(),
-        "ess": ess,
-        "non_finite": (log_weight.isnan() | (log_weight == math.inf)).sum(0),
-    }
+    c, n = log_weight.shape
+    stream = WeightStream(n, c, (), log_weight.device)
+    stream.update(log_weight)
+    return {"log_px": stream.log_mean, "mc_se": stream.se(c), "ess": stream.ess, "non_finite": stream.non_finite}
 
 
 def _rows(model: VAEModel, latents: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:

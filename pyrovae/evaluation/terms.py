@@ -108,9 +108,10 @@ def elbo_terms(
             stream = WeightStream(rows.stop - rows.start, num_samples, (1, num_samples), target)
             sums: dict[str, Tensor] = {}
             for _, terms in same_rows:
-                for name, value in _parts(terms).items():
+                parts = _parts(terms)
+                for name, value in parts.items():
                     sums[name] = sums.get(name, 0.0) + value.sum(0)
-                log_weight = _sum(terms.log_likelihood) + _sum(terms.log_prior) - _sum(terms.log_posterior)
+                log_weight = parts["expected_log_joint"] + parts["entropy"]
                 stream.update(log_weight)
                 bar.update(log_weight.numel())
             elbo, elbo_se = stream.bound(1)

@@ -19,7 +19,6 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import (
     Distribution,
-    Independent,
     MultivariateNormal,
     Normal,
     TransformedDistribution,
@@ -27,6 +26,7 @@ from torch.distributions import (
 )
 
 from pyrovae.distributions import Flow, _zuko
+from pyrovae.distributions.independent import innermost
 from pyrovae.distributions.sylvester import apply_matrix
 from pyrovae.model.base import VAEModel
 from pyrovae.model.log_terms import PARTICLES
@@ -139,7 +139,7 @@ class _Placed(Messenger):
                 f"site {name!r} of the guide ({_describe(fn)}) is not reparameterised: no gradient passes through its "
                 f"draws, so it has no base space to move in. Give it an rsample, or pass start='prior'."
             )
-        if _is_discrete(fn) or isinstance(_innermost(fn), Delta):
+        if _is_discrete(fn) or isinstance(innermost(fn), Delta):
             raise TypeError(
                 f"site {name!r} ({_describe(fn)}) is discrete, or a point mass: Hamiltonian dynamics need a density "
                 f"on a continuum. Use log_marginal, or sum the site out of the model."
@@ -258,7 +258,7 @@ class _Unconstrained(Chart):
 
 def as_chart(fn: Distribution) -> Chart:
     """The chart of a distribution of continuous values."""
-    base = _innermost(fn)
+    base = innermost(fn)
     if isinstance(base, Normal):
         shape = fn.batch_shape + fn.event_shape
         return _Affine(base.loc.expand(shape), base.scale.expand(shape), len(fn.event_shape))
@@ -290,10 +290,4 @@ def _is_discrete(fn: Any) -> bool:
 
 
 def _describe(fn: Distribution) -> str:
-    return type(_innermost(fn)).__name__
-
-
-def _innermost(fn: Any) -> Any:
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    return fn
+    return type(innermost(fn)).__name__

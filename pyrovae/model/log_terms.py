@@ -19,6 +19,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
+from pyrovae.distributions.independent import innermost
+
 PARTICLES = "_particles"
 
 
@@ -74,7 +76,7 @@ class LogTerms:
         before_in_guide = _before(site, self.posterior)
         if not set(_before(site, self.prior)) <= set(before_in_guide):
             return None
-        if _is_delta(self.posterior[site]):  # the registered formula leaves out its log_density
+        if isinstance(innermost(self.posterior[site]), Delta):  # the registered formula leaves out its log_density
             return None
         try:
             kl = kl_divergence(self.posterior[site], self.prior[site])
@@ -311,9 +313,3 @@ def _total(terms: Mapping[str, Tensor]) -> Tensor:
 def _before(site: str, ordered: Mapping[str, Any]) -> list[str]:
     names = list(ordered)
     return names[: names.index(site)]
-
-
-def _is_delta(q: Distribution) -> bool:
-    while isinstance(q, Independent):
-        q = q.base_dist
-    return isinstance(q, Delta)

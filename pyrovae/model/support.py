@@ -4,15 +4,14 @@ from typing import Any
 
 import torch
 
+from pyrovae.distributions.independent import innermost
 from pyrovae.model.log_terms import LogTerms
 
 
 def check_support(terms: LogTerms, name: str = "x") -> None:
     """Raise a ``ValueError`` if an observed value lies outside its likelihood's support."""
     for site, p in terms.likelihood.items():
-        element = p
-        while isinstance(element, torch.distributions.Independent):
-            element = element.base_dist
+        element = innermost(p)
         try:
             support: Any = element.support
         except NotImplementedError:  # a distribution that does not state it
