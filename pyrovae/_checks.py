@@ -1,7 +1,7 @@
 """Checks of what users pass in: every error names the argument, what came, and the fix."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,6 +30,13 @@ def at_least(minimum: int, **arguments: Any) -> None:
             raise ValueError(f"{name} must be an integer of at least {minimum}; got {value!r}.")
         if value < minimum:
             raise ValueError(f"{name} must be at least {minimum}; got {value}.")
+
+
+def one_of(allowed: Sequence[str], **arguments: Any) -> None:
+    """Raise a ``ValueError`` unless every named argument is one of the ``allowed``."""
+    for name, value in arguments.items():
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
 
 
 def resolve_device(device: str | torch.device | None = "auto") -> torch.device:

@@ -1,16 +1,85 @@
 """Functions of tensors without the Python in between: Pyro's handlers cost a millisecond a call, a graph far less."""
 
-from collections.abc import Callable
-from typing import Any
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+Compile = Literal["auto", "off", "inductor"]
+COMPILE = ("auto", "off", "inductor")
+
+# Bytes of results from which on compiling, which takes 5 to 30 seconds, pays: a minute or two of computing. Nothing is
+# timed, so that the same call gives the same bits every time.
+_WORTHWHILE = {"cpu": 4e11, "cuda": 1e14}
 _WARM_UP = 30  # calls of one shape before tracing pays
+_COMPILED: dict[Any, Callable[..., Any]] = {}  # by code and shapes: models of one architecture share machine code
+_LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parent)
+
+
+def trace(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
+    """The ATen graph of ``function`` at these inputs' shapes, random operations and ``autograd.grad`` included.
+
+    Fake tensors have no values: a function that reads any (control flow, ``.item()``, NumPy) raises whatever it raises
+    then. No random number is drawn, and no tensor changes.
+    """
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        module = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    module.graph.eliminate_dead_code()  # random operations stay
+    module.recompile()
+    return module
+
+
+def compiled(module: GraphModule, *inputs: Tensor) -> Callable[..., Any]:
+    """The graph as machine code (inductor), with the same random numbers. It keeps reading the module's tensors.
+
+    Code is kept for the rest of the process, by graph and shapes, and by inductor itself on the disk.
+
+    Args:
+        module: from :func:`trace`.
+        inputs: tensors of the shapes that it will take.
+
+    Raises:
+        Exception: whatever inductor raises, e.g. where there is no C++ compiler.
+    """
+    lifted, constants = _lifted(module)
+    every = (*constants, *inputs)
+    key = (lifted.code, *((t.shape, t.stride(), t.dtype, t.device) for t in every))
+    if key not in _COMPILED:
+        # Its own random numbers would be others than those that everybody else draws from the same seed.
+        _COMPILED[key] = torch._inductor.compile(lifted, list(every), options={"fallback_random": True})
+    code = _COMPILED[key]
+    return lambda *tensors: code(*constants, *tensors)
+
+
+def is_worthwhile(module: GraphModule, calls: int) -> bool:
+    """Whether so many calls of a traced graph are work enough to compile it."""
+    values = [value for node in module.graph.nodes for value in tree_leaves(node.meta.get("val"))]
+    results = [value for value in values if isinstance(value, Tensor)]
+    devices = {t.device.type for t in results}
+    return calls * sum(t.nbytes for t in results) > min(_WORTHWHILE.get(d, 0.0) for d in devices or {"cpu"})
+
+
+def users_line(error: BaseException) -> str:
+    """``file:line`` of the last line of the user's own code that an exception passed through, or of any code."""
+    frames = traceback.extract_tb(_deepest(error))
+    theirs = [f for f in frames if not any(Path(f.filename).is_relative_to(lib) for lib in _LIBRARIES)]
+    theirs = [f for f in theirs if "site-packages" not in f.filename] or frames
+    return f"{theirs[-1].filename}:{theirs[-1].lineno} ({theirs[-1].line})" if theirs else "unknown line"
+
+
+def _deepest(error: BaseException) -> TracebackType | None:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error.__traceback__
 
 
 class Graph:
@@ -23,10 +92,13 @@ class Graph:
     Args:
         function: takes and returns tensors, or nests of them; what else it takes must not change what it does to
             tensors other than through ``==``.
+        compile: whether graphs become machine code (inductor): ``"auto"`` where there is work enough.
+        calls: how many calls will come in all.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], *, compile: Compile = "off", calls: int = 0) -> None:
         self._function = function
+        self._compile, self._expected = compile, calls
         self._calls: dict[Any, int] = {}
         self._graphs: dict[Any, Callable[..., Any]] = {}
 
@@ -41,28 +113,55 @@ class Graph:
         if calls < _WARM_UP:
             return self._function(*args)
         if key not in self._graphs:
-
-            def flat(*inputs: Tensor) -> Any:
-                remaining = iter(inputs)
-                whole = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-                return self._function(*tree_unflatten(whole, spec))
-
-            self._graphs[key] = flat
-            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # tracing runs the function
-                try:
-                    # Fake tensors have no values: a function that reads any is refused, not frozen as it went once.
-                    traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
-                except Exception:  # whatever a user's code does that cannot be traced
-                    traced = None
-            if traced is not None:
-                self._graphs[key] = _folded(traced)
+            self._graphs[key] = self._build(leaves, spec, tensors)
         return self._graphs[key](*tensors)
 
+    def _build(self, leaves: Sequence[Any], spec: Any, tensors: Sequence[Tensor]) -> Callable[..., Any]:
+        def flat(*inputs: Tensor) -> Any:
+            remaining = iter(inputs)
+            whole = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            return self._function(*tree_unflatten(whole, spec))
 
-def _folded(module: GraphModule) -> GraphModule:
-    """Without what nobody uses, random operations excepted, and with what depends on no input computed in advance."""
-    module.graph.eliminate_dead_code()
-    known = {node: getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"}
+        try:
+            module = trace(flat, *tensors)
+        except Exception:  # whatever a user's code does that cannot be traced
+            return flat
+        much = self._compile == "inductor" or (self._compile == "auto" and is_worthwhile(module, self._expected))
+        _fold(module)
+        if much:
+            try:
+                return compiled(module, *tensors)
+            except Exception as error:  # no compiler, or something that inductor cannot do
+                warnings.warn(f"not compiled, only traced: {first_line(error)}", stacklevel=3)
+                self._compile = "off"
+        return module
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+
+
+def _lifted(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """The same graph with the tensors that it holds as its first inputs, and these tensors."""
+    graph = torch.fx.Graph()
+    held = [node for node in module.graph.nodes if node.op == "get_attr"]
+    targets = list(dict.fromkeys(node.target for node in held))
+    inputs = {target: graph.placeholder(f"held_{i}") for i, target in enumerate(targets)}
+    copies = {node: inputs[node.target] for node in held}
+    for node in module.graph.nodes:
+        if node.op != "get_attr":
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    return GraphModule(torch.nn.Module(), graph), [_attribute(module, target).detach() for target in targets]
+
+
+def _attribute(module: torch.nn.Module, target: str) -> Tensor:
+    *path, name = target.split(".")
+    return getattr(module.get_submodule(".".join(path)), name)
+
+
+def _fold(module: GraphModule) -> None:
+    """Compute what depends on no input in advance."""
+    known = {node: _attribute(module, node.target) for node in module.graph.nodes if node.op == "get_attr"}
     calls = [node for node in module.graph.nodes if node.op == "call_function"]
     shared = True
     for node in calls:
@@ -82,4 +181,3 @@ def _folded(module: GraphModule) -> GraphModule:
                 node.replace_all_uses_with(module.graph.create_node("get_attr", f"_folded_{i}"))
         module.graph.eliminate_dead_code()
     module.recompile()
-    return module

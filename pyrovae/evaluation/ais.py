@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrovae._checks import as_covariates, at_least, lookup
+from pyrovae._checks import as_covariates, at_least, lookup, one_of
+from pyrovae._graph import COMPILE, Compile
 from pyrovae._random import reseed, seeded
 from pyrovae.evaluation.annealing import SCHEDULES, SETTLING, Annealing
-from pyrovae.evaluation.chunks import BLOCK, probe
+from pyrovae.evaluation.chunks import BLOCK, is_out_of_memory, probe
 from pyrovae.evaluation.result import combined_se, describe, se_over_data
 from pyrovae.evaluation.stream import WeightStream
 from pyrovae.evaluation.strict import TestSet, as_test_set, fingerprint, model_name, strict
@@ -127,6 +128,7 @@ def ais(
     target_acceptance: float = 0.65,
     seed: int | None = 0,
     device: str | torch.device | None = None,
+    compile: Compile = "auto",
     progress: bool = True,
 ) -> AISResult:
     """Estimate log p(x) by annealed importance sampling (Neal 2001; for decoders Wu et al. 2017, arXiv:1611.04273).
@@ -154,6 +156,7 @@ def ais(
         target_acceptance: what the pilot tunes the step sizes to.
         seed: seed of the run.
         device: where to compute; by default where the model is. The model is put back.
+        compile: as in :func:`~pyrovae.log_marginal`: whether densities and gradients become machine code.
         progress: show a progress bar.
 
     Raises:
@@ -168,13 +171,24 @@ def ais(
     with strict(model, device), seeded(seed):
         data.check(model)
         runs = _Runs(
-            model, data, num_temperatures, num_chains, num_leapfrog, start, schedule, target_acceptance, progress
+            model,
+            data,
+            num_temperatures,
+            num_chains,
+            num_leapfrog,
+            start,
+            schedule,
+            target_acceptance,
+            compile,
+            progress,
         )
-        for rows, _, annealing in runs:
+
+        def estimate(rows: slice, space: BaseSpace, annealing: Annealing) -> dict[str, Tensor]:
             log_weight, acceptance = annealing.forward()
-            estimate = _estimate(log_weight)
-            estimate["acceptance"] = acceptance
-            for name, values in estimate.items():
+            return {**_estimate(log_weight), "acceptance": acceptance}
+
+        for rows, part in runs.each(estimate):
+            for name, values in part.items():
                 columns.setdefault(name, np.empty(len(data), dtype=np.float64))[rows] = values.cpu().numpy()
         marks = fingerprint(model, data)
     pointwise = pd.DataFrame(columns).astype({"non_finite": int})
@@ -210,6 +224,7 @@ def bdmc(
     target_acceptance: float = 0.65,
     seed: int | None = 0,
     device: str | torch.device | None = None,
+    compile: Compile = "auto",
     progress: bool = True,
 ) -> BDMCResult:
     """Enclose log p(x) by bidirectional Monte Carlo on simulated data (Grosse et al. 2015, arXiv:1511.02543).
@@ -233,6 +248,7 @@ def bdmc(
         target_acceptance: as in :func:`ais`.
         seed: seed of the simulation and the runs.
         device: where to compute; by default where the model is.
+        compile: as in :func:`ais`.
         progress: show a progress bar.
 
     Raises:
@@ -263,14 +279,25 @@ def bdmc(
             except NotImplementedError:
                 start = "prior"
         runs = _Runs(
-            model, data, num_temperatures, num_chains, num_leapfrog, start, schedule, target_acceptance, progress, 2
+            model,
+            data,
+            num_temperatures,
+            num_chains,
+            num_leapfrog,
+            start,
+            schedule,
+            target_acceptance,
+            compile,
+            progress,
+            2,
         )
-        for rows, space, annealing in runs:
+
+        def enclose(rows: slice, space: BaseSpace, annealing: Annealing) -> dict[str, Tensor]:
             u = space.locate(_rows(model, latents, rows))
             forward, lower_acceptance = annealing.forward()
             backward, upper_acceptance = annealing.reverse(u)
             lower, upper = _estimate(forward), _estimate(-backward)
-            part = {
+            return {
                 "lower": lower["log_px"],
                 "lower_se": lower["mc_se"],
                 "upper": -upper["log_px"],
@@ -279,6 +306,8 @@ def bdmc(
                 "lower_acceptance": lower_acceptance,
                 "upper_acceptance": upper_acceptance,
             }
+
+        for rows, part in runs.each(enclose):
             for name, values in part.items():
                 columns.setdefault(name, np.empty(num_data))[rows] = values.cpu().numpy()
     return BDMCResult(pd.DataFrame(columns), x.cpu(), model_name(model), start, seed)
@@ -297,9 +326,11 @@ class _Runs:
         start: Any,
         schedule: Schedule,
         target_acceptance: float,
+        compile: Compile,
         progress: bool,
         runs: int = 1,
     ) -> None:
+        one_of(COMPILE, compile=compile)
         at_least(2, num_temperatures=num_temperatures)
         at_least(1, num_leapfrog=num_leapfrog)
         if start not in ("posterior", "prior"):
@@ -310,6 +341,7 @@ class _Runs:
         self._betas = _betas(schedule, num_temperatures).to(model.like().device)
         pilot = min(_PILOT, num_temperatures)
         self._num_leapfrog, self._target_acceptance, self._pilot = num_leapfrog, target_acceptance, pilot
+        self._compile = compile
         moves = SETTLING + pilot + runs * (num_temperatures - 1)
         self.num_gradients = moves * num_leapfrog * num_chains * len(data)
         self._bar = tqdm(total=moves * len(data), unit="move", unit_scale=True, desc="annealing", disable=not progress)
@@ -324,21 +356,46 @@ class _Runs:
         space = self._space(rows, num_chains)
         space.with_gradients(space.draw())
 
-    def __iter__(self) -> Iterator[tuple[slice, BaseSpace, Annealing]]:
+    def each(
+        self, compute: Callable[[slice, BaseSpace, Annealing], dict[str, Tensor]]
+    ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """``compute`` on block after block of data; in smaller blocks once memory has run out."""
+        first = 0
         with self._bar as bar:
-            for first in range(0, len(self._data), self._block):
+            while first < len(self._data):
                 rows = slice(first, min(first + self._block, len(self._data)))
-                reseed(self._seed, first)
-                space = self._space(rows, self._num_chains)
-                annealing = Annealing(
-                    space,
-                    self._betas,
-                    num_leapfrog=self._num_leapfrog,
-                    target_acceptance=self._target_acceptance,
-                    pilot=self._pilot,
-                    moved=partial(bar.update, rows.stop - rows.start),
-                )
-                yield rows, space, annealing
+                done = bar.n
+                try:
+                    result = self._run(compute, rows)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error) or self._block == 1:
+                        raise
+                    result = None
+                if result is None:  # outside the handler, which holds on to what was computed
+                    self._block = -(-self._block // 2)
+                    bar.update(done - bar.n)
+                    if self._model.like().is_cuda:
+                        torch.cuda.empty_cache()
+                else:
+                    yield rows, result
+                    first = rows.stop
+
+    def _run(
+        self, compute: Callable[[slice, BaseSpace, Annealing], dict[str, Tensor]], rows: slice
+    ) -> dict[str, Tensor]:
+        reseed(self._seed, rows.start)
+        space = self._space(rows, self._num_chains)
+        annealing = Annealing(
+            space,
+            self._betas,
+            num_leapfrog=self._num_leapfrog,
+            target_acceptance=self._target_acceptance,
+            pilot=self._pilot,
+            moved=partial(self._bar.update, rows.stop - rows.start),
+            compile=self._compile,
+            calls=self.num_gradients // (self._num_chains * self._block),
+        )
+        return compute(rows, space, annealing)
 
 
 def _betas(schedule: Schedule, num_temperatures: int) -> Float[Tensor, "temperatures"]:

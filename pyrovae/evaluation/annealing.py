@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, interpolate
 
-from pyrovae._graph import Graph
+from pyrovae._graph import Compile, Graph
 from pyrovae.model.base_space import BaseSpace
 
 SETTLING = 20  # moves at the start before the pilot run
@@ -51,6 +51,8 @@ class Annealing:
         target_acceptance: what the pilot aims at.
         pilot: temperatures of the pilot.
         moved: called after every move.
+        compile: whether the densities and their gradients become machine code.
+        calls: how often those will be computed, by this and other annealings of the same shape.
     """
 
     def __init__(
@@ -62,9 +64,11 @@ class Annealing:
         target_acceptance: float,
         pilot: int,
         moved: Callable[[], Any],
+        compile: Compile = "off",
+        calls: int = 0,
     ) -> None:
         self._space, self._betas, self._num_leapfrog = space, betas, num_leapfrog
-        self._densities, self._moved = Graph(space.with_gradients), moved
+        self._densities, self._moved = Graph(space.with_gradients, compile=compile, calls=calls), moved
         self._log_step = self._tune(target_acceptance, pilot)
 
     def forward(self) -> tuple[Float[Tensor, "chains batch"], Float[Tensor, "batch"]]:

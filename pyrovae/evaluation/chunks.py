@@ -54,6 +54,17 @@ def probe(run: Callable[[int, int], Any]) -> Cost:
     return Cost(max(allocated(2, 2) - one - 2 * per_draw, 0), per_draw)
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch's allocator, on whatever device, could not get what it was asked for."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def halved(sizes: tuple[int, int]) -> tuple[int, int]:
+    """Half as many data, or half as many draws of a single one."""
+    data, draws = sizes
+    return (-(-data // 2), draws) if data > 1 else (1, -(-draws // 2))
+
+
 def default_budget(device: torch.device) -> int:
     """Bytes that a chunk may take where the user does not say."""
     if device.type == "cuda":

@@ -8,9 +8,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import at_least
-from pyrovae._graph import Graph
+from pyrovae._graph import Compile, Graph
 from pyrovae._random import reseed, seeded
-from pyrovae.evaluation.chunks import BLOCK, SLICE, chunk_sizes, default_budget, probe
+from pyrovae.evaluation.chunks import (
+    BLOCK,
+    SLICE,
+    chunk_sizes,
+    default_budget,
+    halved,
+    is_out_of_memory,
+    probe,
+)
 from pyrovae.evaluation.strict import TestSet, as_test_set, strict
 from pyrovae.model import VAEModel
 
@@ -21,7 +29,8 @@ class LogWeights:
     """log p(x, z) - log q(z | x) for K draws of every datum, under :func:`~pyrovae.evaluation.strict.strict`.
 
     Draws come in blocks whose sizes and seeds follow from the model, the data and K alone. Each block is scored in
-    slices that fit the memory budget, so that the budget changes rounding at most.
+    slices that fit the memory budget, halved where memory runs out all the same, so that the budget changes rounding at
+    most.
 
     Args:
         model: the model, on its device.
@@ -29,9 +38,10 @@ class LogWeights:
         num_samples: K.
         proposal: ``"posterior"`` draws from the guide, ``"prior"`` from the model, with log p(x | z) as weight.
         memory_budget: bytes that one slice may take.
+        compile: whether drawing and scoring become machine code.
 
     Raises:
-        ValueError: an unknown proposal, a budget that is not positive.
+        ValueError: an unknown proposal or way to compile, a budget that is not positive.
     """
 
     def __init__(
@@ -41,6 +51,7 @@ class LogWeights:
         num_samples: int,
         proposal: Literal["posterior", "prior"] = "posterior",
         memory_budget: int | None = None,
+        compile: Compile = "off",
     ) -> None:
         if proposal not in PROPOSALS:
             raise ValueError(f"proposal must be 'posterior' or 'prior'; got {proposal!r}.")
@@ -59,13 +70,14 @@ class LogWeights:
         def score(latents: dict[str, Tensor], *part: Any) -> Tensor:
             return model.log_joint(*part, latents=latents)
 
-        self._draw, self._score = Graph(draw), Graph(score)
         cost = probe(lambda n, k: draw(k, *data.part(slice(n), like)))
         self._block = chunk_sizes(len(data), num_samples, block, cost)
         if proposal == "posterior":
             few = draw(10, *data.part(slice(2), like))[0]
             cost = probe(lambda n, k: score(self._cut(few, slice(k), slice(n)), *data.part(slice(n), like)))
         self._slice = chunk_sizes(*self._block, min(SLICE[like.device.type], budget), cost)
+        self._draw = Graph(draw, compile=compile, calls=self._count(self._block))
+        self._score = Graph(score, compile=compile, calls=self._count(self._slice))
 
     def parts(self) -> Iterator[slice]:
         """The rows to take together, in order."""
@@ -81,8 +93,22 @@ class LogWeights:
             latents, log_q, log_likelihood = self._draw(k, *part)
             yield self._log_joint(latents, k, rows) - log_q if log_likelihood is None else log_likelihood
 
+    def _count(self, sizes: tuple[int, int]) -> int:
+        return -(-len(self._data) // sizes[0]) * -(-self._k // sizes[1])
+
     def _log_joint(self, latents: dict[str, Tensor], k: int, rows: slice) -> Tensor:
-        """log p(x, z), slice by slice."""
+        """log p(x, z), slice by slice, in smaller ones once memory has run out."""
+        while True:
+            try:
+                return self._sliced(latents, k, rows)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self._slice == (1, 1):
+                    raise
+            self._slice = halved(self._slice)
+            if self._like.is_cuda:
+                torch.cuda.empty_cache()
+
+    def _sliced(self, latents: dict[str, Tensor], k: int, rows: slice) -> Tensor:
         n, out = rows.stop - rows.start, []
         for i in range(0, n, self._slice[0]):
             some = slice(i, min(i + self._slice[0], n))
