@@ -62,8 +62,8 @@ def compiled(module: GraphModule, *inputs: Tensor) -> Callable[..., Any]:
 
 def is_worthwhile(module: GraphModule, calls: int) -> bool:
     """Whether so many calls of a traced graph are work enough to compile it."""
-    values = [value for node in module.graph.nodes for value in tree_leaves(node.meta.get("val"))]
-    results = [value for value in values if isinstance(value, Tensor)]
+    calls_in_it = [node for node in module.graph.nodes if node.op == "call_function"]
+    results = [t for node in calls_in_it for t in tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
     devices = {t.device.type for t in results}
     return calls * sum(t.nbytes for t in results) > min(_WORTHWHILE.get(d, 0.0) for d in devices or {"cpu"})
 
@@ -100,7 +100,7 @@ class Graph:
         self._function = function
         self._compile, self._expected = compile, calls
         self._calls: dict[Any, int] = {}
-        self._graphs: dict[Any, Callable[..., Any]] = {}
+        self._graphs: dict[Any, tuple[Any, Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
         leaves, spec = tree_flatten(args)
@@ -114,27 +114,33 @@ class Graph:
             return self._function(*args)
         if key not in self._graphs:
             self._graphs[key] = self._build(leaves, spec, tensors)
-        return self._graphs[key](*tensors)
+        graph, returned = self._graphs[key]
+        return self._function(*args) if graph is None else tree_unflatten(graph(*tensors), returned)
 
-    def _build(self, leaves: Sequence[Any], spec: Any, tensors: Sequence[Tensor]) -> Callable[..., Any]:
-        def flat(*inputs: Tensor) -> Any:
+    def _build(self, leaves: Sequence[Any], spec: Any, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
+        """The graph, from tensors to a flat list, and what the function returns; ``None`` for what is no graph."""
+        returned = None
+
+        def flat(*inputs: Tensor) -> list[Any]:
+            nonlocal returned
             remaining = iter(inputs)
             whole = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            return self._function(*tree_unflatten(whole, spec))
+            results, returned = tree_flatten(self._function(*tree_unflatten(whole, spec)))
+            return results
 
         try:
             module = trace(flat, *tensors)
         except Exception:  # whatever a user's code does that cannot be traced
-            return flat
+            return None, None
         much = self._compile == "inductor" or (self._compile == "auto" and is_worthwhile(module, self._expected))
         _fold(module)
         if much:
             try:
-                return compiled(module, *tensors)
+                return compiled(module, *tensors), returned
             except Exception as error:  # no compiler, or something that inductor cannot do
                 warnings.warn(f"not compiled, only traced: {first_line(error)}", stacklevel=3)
                 self._compile = "off"
-        return module
+        return module, returned
 
 
 def first_line(error: Exception) -> str:

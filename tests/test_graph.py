@@ -46,7 +46,7 @@ def test_equal_to_the_function_bit_for_bit(posterior: str | None) -> None:
             assert torch.equal(state, torch.get_rng_state())
             for a, b in zip(*(torch.utils._pytree.tree_leaves(v) for v in (expected, got)), strict=True):
                 assert torch.equal(a, b)
-        assert isinstance(next(iter(graph._graphs.values())), torch.fx.GraphModule)
+        assert isinstance(next(iter(graph._graphs.values()))[0], torch.fx.GraphModule)
 
 
 def test_gradients_inside() -> None:
@@ -142,5 +142,61 @@ def test_constants_are_computed_once() -> None:
     for _ in range(3):
         x = torch.randn(2)
         torch.testing.assert_close(graph(x), 4 * x * torch.tensor([1.0, 2.25]))
-    (module,) = graph._graphs.values()
+    ((module, _),) = graph._graphs.values()
     assert [n.target.__name__ for n in module.graph.nodes if n.op == "call_function"] == ["mul.Tensor"]
+
+
+@pytest.mark.parametrize("posterior", ["mean_field", "iaf"])
+@torch.no_grad()
+def test_machine_code_draws_the_same_and_scores_alike(posterior: str) -> None:
+    model, x = pv.VAE((6,), 3, hidden=(16,), posterior=posterior), binary(4)
+
+    def score(latents: dict, data: torch.Tensor) -> torch.Tensor:
+        return model.log_joint(data, latents=latents)
+
+    draw = Graph(lambda k, data: (*model.draw_posterior(data, num_particles=k), None), compile="inductor")
+    scored = Graph(score, compile="inductor")
+    for _ in range(3):
+        torch.manual_seed(3)
+        latents, log_q = model.draw_posterior(x, num_particles=5)
+        torch.manual_seed(3)
+        got, got_log_q, nothing = draw(5, x)
+        assert nothing is None
+        torch.testing.assert_close(got["z"], latents["z"], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got_log_q, log_q, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(scored(got, x), score(latents, x), rtol=1e-5, atol=1e-5)
+    for graph in (draw, scored):
+        ((code, _),) = graph._graphs.values()
+        assert not isinstance(code, torch.fx.GraphModule)
+
+
+@torch.no_grad()
+def test_models_of_one_architecture_share_machine_code_and_keep_their_weights() -> None:
+    x, z = torch.rand(2, 6), torch.rand(5, 2, 3)
+    before = len(_graph._COMPILED)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        decoder = pv.networks.MLP(3, [7], 6)
+        graph = Graph(lambda z, x, decoder=decoder: (decoder(z) - x).square().sum(-1), compile="inductor")
+        for _ in range(3):
+            torch.testing.assert_close(graph(z, x), (decoder(z) - x).square().sum(-1))
+    assert len(_graph._COMPILED) == before + 1
+
+
+def test_without_a_compiler_graphs_are_traced_and_say_so(monkeypatch) -> None:
+    def broken(*args, **kwargs):
+        raise RuntimeError("no C++ compiler\nlong story")
+
+    monkeypatch.setattr(torch._inductor, "compile", broken)
+    graph, x = Graph(lambda x: x.square() + 17, compile="inductor"), torch.rand(3)
+    graph(x)
+    with pytest.warns(UserWarning, match="not compiled, only traced: RuntimeError: no C\\+\\+ compiler$"):
+        torch.testing.assert_close(graph(x), x.square() + 17)
+    torch.testing.assert_close(graph(x), x.square() + 17)
+
+
+def test_auto_compiles_by_the_amount_of_work_alone() -> None:
+    module = _graph.trace(lambda x: x.exp() + 1, torch.rand(1000))  # two results of 4000 bytes
+    threshold = int(_graph._WORTHWHILE["cpu"]) // 8000
+    assert not _graph.is_worthwhile(module, threshold)
+    assert _graph.is_worthwhile(module, threshold + 1)

@@ -14,6 +14,7 @@ import torch
 import xarray
 
 import pyrovae as pv
+from pyrovae import _graph
 from pyrovae.evaluation import weights
 from pyrovae.evaluation.chunks import Cost, chunk_sizes, probe
 from pyrovae.evaluation.stream import WeightStream
@@ -403,3 +404,38 @@ def test_arviz_container_survives_a_file(tmp_path) -> None:
     pd.testing.assert_series_equal(back.summary(), result.summary())
     with pytest.raises(ValueError, match="there is no group 'log_marginal'"):
         pv.MarginalResult.from_arviz(arviz.InferenceData())
+
+
+def _starved(limit: int):
+    """A stand-in for ``LogWeights._sliced`` on a device with room for so many draws times data."""
+    sliced = weights.LogWeights._sliced
+
+    def run(self, latents, k, rows):
+        if self._slice[0] * self._slice[1] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
+        return sliced(self, latents, k, rows)
+
+    return run
+
+
+def test_slices_are_halved_when_memory_runs_out(monkeypatch) -> None:
+    model, x = pv.VAE((6,), 3, hidden=(16,)), binary(10)
+    expected = pv.log_marginal(model, x, num_samples=200, progress=False).pointwise
+    monkeypatch.setattr(weights.LogWeights, "_sliced", _starved(37))
+    got = pv.log_marginal(model, x, num_samples=200, progress=False).pointwise
+    np.testing.assert_allclose(got["log_px"], expected["log_px"], rtol=1e-6)
+    monkeypatch.setattr(weights.LogWeights, "_sliced", _starved(0))
+    with pytest.raises(torch.OutOfMemoryError):
+        pv.log_marginal(model, x, num_samples=200, progress=False)
+
+
+def test_compiled_results_differ_by_rounding_alone(monkeypatch) -> None:
+    monkeypatch.setattr(_graph, "_WARM_UP", 2)
+    model, x = pv.VAE((6,), 3, hidden=(16,)), binary(10)
+    options = {"num_samples": 200, "memory_budget": 20_000, "progress": False}
+    plain = pv.log_marginal(model, x, compile="off", **options).pointwise
+    code = pv.log_marginal(model, x, compile="inductor", **options).pointwise
+    np.testing.assert_allclose(code["log_px"], plain["log_px"], rtol=1e-6)
+    np.testing.assert_allclose(code["ess"], plain["ess"], rtol=1e-4)
+    with pytest.raises(ValueError, match="compile must be one of 'auto', 'off', 'inductor'; got 'fast'"):
+        pv.log_marginal(model, x, compile="fast", progress=False)
