@@ -121,15 +121,15 @@ def main() -> None:
     except ImportError as error:
         print(f"pythae is not installed ({error}): its rows are left out")
     else:
-        theirs = nll(few, args.num_samples, 1000)
-        print(f"pythae on {len(few)} images: {theirs:.4f}; ours {result.pointwise['log_px'][: len(few)].mean():.4f}")
+        nats = nll(few, args.num_samples, 1000)
+        print(f"pythae on {len(few)} images: {nats:.4f}; ours {result.pointwise['log_px'][: len(few)].mean():.4f}")
         for size in (100, 1000):
             name = f"pythae get_nll, batch_size={size}"
             variants[name] = partial(nll, few, args.num_samples, size)
             scale[name] = args.num_data / len(few)
     seconds = interleave(variants, repeats=args.repeats)
     for name, factor in scale.items():
-        seconds[name] = [factor * t for t in seconds[name]]
+        seconds[theirs] = [factor * t for t in seconds[name]]
     ratios = {
         name: {theirs: ratio(seconds, name, theirs) for theirs in variants if theirs not in OURS} for name in OURS
     }

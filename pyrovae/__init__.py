@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from pyrovae import datasets, distributions, evaluation, likelihoods, networks, plots, posteriors, priors
+from pyrovae._distributed import is_main_process
 from pyrovae.evaluation import (
     AISResult,
     BDMCResult,
@@ -22,7 +23,7 @@ from pyrovae.evaluation import (
 )
 from pyrovae.model import VAE, LogTerms, VAEModel, load
 from pyrovae.objectives import ELBO, IWAE, cosine_warmup, cyclical, linear_warmup
-from pyrovae.training import NonFiniteLoss, Run, fit
+from pyrovae.training import CheckpointError, NonFiniteLoss, Run, fit
 
 __all__ = [
     "ELBO",
@@ -30,6 +31,7 @@ __all__ = [
     "VAE",
     "AISResult",
     "BDMCResult",
+    "CheckpointError",
     "CollapseMonitor",
     "CollapseReport",
     "ElboTerms",
@@ -51,6 +53,7 @@ __all__ = [
     "evaluation",
     "fit",
     "inference_gaps",
+    "is_main_process",
     "likelihoods",
     "linear_warmup",
     "load",

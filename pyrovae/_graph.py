@@ -14,12 +14,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from pyrovae._random import others_state
+
 Compile = Literal["auto", "off", "inductor"]
 COMPILE = ("auto", "off", "inductor")
 
-# Bytes of results from which on compiling, which takes 5 to 30 seconds, pays: a minute or two of computing. Nothing is
-# timed, so that the same call gives the same bits every time.
-_WORTHWHILE = {"cpu": 4e11, "cuda": 1e14}
+_WORTHWHILE = 120.0  # estimated seconds of work from which on compiling pays, which takes 5 to 30
+_PER_CALL = 4e-6  # seconds of launching one operation, and of writing one byte of results: of an ordinary machine
+_PER_BYTE = {"cpu": 1.6e-10, "cuda": 1e-12}
 _WARM_UP = 30  # calls of one shape before tracing pays
 _COMPILED: dict[Any, Callable[..., Any]] = {}  # by code and shapes: models of one architecture share machine code
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parent)
@@ -29,10 +31,14 @@ def trace(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
     """The ATen graph of ``function`` at these inputs' shapes, random operations and ``autograd.grad`` included.
 
     Fake tensors have no values: a function that reads any (control flow, ``.item()``, NumPy) raises whatever it raises
-    then. No random number is drawn, and no tensor changes.
+    then; one that draws NumPy's or Python's random numbers raises a ``RuntimeError``. No random number of torch's is
+    drawn, and no tensor changes.
     """
+    others = str(others_state())
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         module = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    if str(others_state()) != others:
+        raise RuntimeError("it draws random numbers that are not torch's")
     module.graph.eliminate_dead_code()  # random operations stay
     module.recompile()
     return module
@@ -61,11 +67,14 @@ def compiled(module: GraphModule, *inputs: Tensor) -> Callable[..., Any]:
 
 
 def is_worthwhile(module: GraphModule, calls: int) -> bool:
-    """Whether so many calls of a traced graph are work enough to compile it."""
-    calls_in_it = [node for node in module.graph.nodes if node.op == "call_function"]
-    results = [t for node in calls_in_it for t in tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
-    devices = {t.device.type for t in results}
-    return calls * sum(t.nbytes for t in results) > min(_WORTHWHILE.get(d, 0.0) for d in devices or {"cpu"})
+    """Whether so many calls of a traced graph are work enough to compile it.
+
+    The work is estimated from the graph, never timed, so that the same call gives the same bits every time.
+    """
+    operations = [node for node in module.graph.nodes if node.op == "call_function"]
+    results = [t for node in operations for t in tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
+    seconds = _PER_CALL * len(operations) + sum(_PER_BYTE.get(t.device.type, 0.0) * t.nbytes for t in results)
+    return calls * seconds > _WORTHWHILE
 
 
 def users_line(error: BaseException) -> str:

@@ -1,7 +1,9 @@
 """Seeds that do not leak: a stochastic function reseeds torch inside a block and restores it after."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,3 +40,24 @@ def set_state(states: list[torch.Tensor]) -> None:
     torch.set_rng_state(states[0])
     if states[1:]:
         torch.cuda.set_rng_state_all(states[1:])
+
+
+def others_state() -> tuple[Any, Any]:
+    """The states of NumPy's and Python's global generators."""
+    return np.random.get_state(legacy=True), random.getstate()  # noqa: NPY002
+
+
+def get_every_state() -> dict[str, Any]:
+    """The states of torch's, NumPy's and Python's generators, as tensors and numbers."""
+    (_, key, pos, has_gauss, gauss), python = others_state()
+    numpy = [torch.from_numpy(key.astype(np.int64)), int(pos), int(has_gauss), float(gauss)]
+    return {"torch": get_state(), "numpy": numpy, "python": list(python)}
+
+
+def set_every_state(states: dict[str, Any]) -> None:
+    """Put back what :func:`get_every_state` gave."""
+    set_state(states["torch"])
+    key, pos, has_gauss, gauss = states["numpy"]
+    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), pos, has_gauss, gauss))  # noqa: NPY002
+    version, internal, gauss_next = states["python"]
+    random.setstate((version, tuple(internal), gauss_next))

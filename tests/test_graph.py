@@ -1,7 +1,9 @@
 """Graphs compute what the function does, with the same random numbers, and leave the function be where they cannot."""
 
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -196,7 +198,14 @@ def test_without_a_compiler_graphs_are_traced_and_say_so(monkeypatch) -> None:
 
 
 def test_auto_compiles_by_the_amount_of_work_alone() -> None:
-    module = _graph.trace(lambda x: x.exp() + 1, torch.rand(1000))  # two results of 4000 bytes
-    threshold = int(_graph._WORTHWHILE["cpu"]) // 8000
-    assert not _graph.is_worthwhile(module, threshold)
+    module = _graph.trace(lambda x: x.exp() + 1, torch.rand(1000))  # two operations with results of 4000 bytes
+    threshold = int(_graph._WORTHWHILE / (2 * _graph._PER_CALL + 8000 * _graph._PER_BYTE["cpu"]))
+    assert not _graph.is_worthwhile(module, threshold - 1)
     assert _graph.is_worthwhile(module, threshold + 1)
+
+
+def test_random_numbers_of_others_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="not torch's"):
+        _graph.trace(lambda x: x + float(np.random.rand()), torch.rand(2))  # noqa: NPY002
+    with pytest.raises(RuntimeError, match="not torch's"):
+        _graph.trace(lambda x: x + random.random(), torch.rand(2))

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,13 @@ class Objective(PyroELBO):
         num_particles: K, draws of z per datum, always vectorised.
         max_plate_nesting: plates that the model nests; by default what a :class:`~pyrovae.VAEModel` says of itself,
             and 1 for other models.
+
+    Attributes:
+        scheduled: names of the numbers that :meth:`anneal` sets. A subclass that overrides it names its own, so that a
+            traced step takes them as inputs.
     """
+
+    scheduled: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, num_particles: int = 1, max_plate_nesting: int | None = None) -> None:
         at_least(1, num_particles=num_particles)

@@ -30,6 +30,8 @@ class ELBO(Objective):
         ValueError: ``analytic_kl=True`` and a site has no closed form; a schedule that was never annealed.
     """
 
+    scheduled = ("_weight",)
+
     def __init__(
         self,
         beta: float | Callable[[float], float] = 1.0,

@@ -11,10 +11,12 @@ import pandas as pd
 import pyro
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from pyrovae._checks import as_covariates, as_data, as_tensor, at_least
-from pyrovae._random import seeded
+from pyrovae._distributed import from_main, my_share, num_processes
+from pyrovae._hash import content_hash
+from pyrovae._random import get_state, seeded, set_state
 from pyrovae.model import VAEModel
 from pyrovae.model.modes import evaluation_mode
 from pyrovae.model.support import check_support
@@ -37,20 +39,26 @@ class Batches(ABC):
 
     Attributes:
         num_steps: batches in an epoch, where that is known.
+        total: data in the current batch, over all processes.
     """
 
     def __init__(self, like: Tensor, transform: Transform | None, name: str) -> None:
         self.like, self.transform, self.name = like, transform, name
         self.num_steps: int | None = None
+        self.total = 0
 
     @abstractmethod
-    def fields(self) -> Iterator[Batch]:
-        """The raw batches of one epoch."""
+    def raw(self) -> Iterator[Batch]:
+        """What a step takes, for one epoch: tensors whose first has one row for each datum of this process."""
+
+    def prepare(self, *raw: Tensor) -> Batch:
+        """``(x, *covariates)`` of what :meth:`raw` gave: no reading of values, so that it can be part of a graph."""
+        x, *rest = raw
+        return (self.transform(x) if self.transform else x, *rest)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self.fields():
-            x, *rest = self._on_device(batch)
-            yield (self.transform(x) if self.transform else x, *rest)
+        for raw in self.raw():
+            yield self.prepare(*raw)
 
     def _on_device(self, batch: Batch) -> Batch:
         return batch[0].to(self.like), *as_covariates(batch[1:], len(batch[0]), self.like)
@@ -79,9 +87,15 @@ class Batches(ABC):
         model.check(x, *first[1:], num_particles=num_particles, name=self.name)
         self.look(model, first)
 
-    def in_first_epoch(self, model: VAEModel, batch: Batch) -> None:
-        """Look at a batch as it passes, since :meth:`check` saw the first alone."""
-        self.look(model, batch)
+    def in_first_epoch(self, model: VAEModel, raw: Batch) -> None:
+        """Look at a batch, drawn as it will be, before it is trained on: :meth:`check` saw the first alone."""
+        generators = get_state()
+        self.look(model, self.prepare(*raw))
+        set_state(generators)
+
+    def hash(self) -> str:
+        """What identifies the data: their content, as far as that can be had."""
+        return f"{type(self).__name__} of {self.num_steps} batches"
 
     def refuse_if_exhausted(self, epoch: int, count: int) -> None:
         """Raise a ``ValueError`` if an epoch brought no data."""
@@ -100,20 +114,32 @@ class Batches(ABC):
 
 
 class TensorBatches(Batches):
-    """Shuffled batches of tensors, kept on the device when they take less than half of its free memory."""
+    """Shuffled batches of tensors, kept on the device when they take less than half of its free memory.
+
+    Then a step takes their rows, and gathers them itself. Several processes share every batch.
+    """
 
     def __init__(self, tensors: Batch, batch_size: int, like: Tensor, transform: Transform | None, name: str) -> None:
         super().__init__(like, transform, name)
         size = sum(t.numel() * t.element_size() for t in tensors)
-        if like.device.type != "cuda" or size < torch.cuda.mem_get_info(like.device)[0] // 2:
+        self._resident = like.device.type != "cuda" or size < torch.cuda.mem_get_info(like.device)[0] // 2
+        if self._resident:
             tensors = tuple(t.to(like.device) for t in tensors)
         self._tensors, self._batch_size = tensors, batch_size
         self.num_steps = math.ceil(len(tensors[0]) / batch_size)
 
-    def fields(self) -> Iterator[Batch]:
+    def raw(self) -> Iterator[Batch]:
         order = torch.randperm(len(self._tensors[0]), device=self._tensors[0].device)
-        for rows in order.split(self._batch_size):
-            yield tuple(t[rows] for t in self._tensors)
+        for rows in from_main(order).split(self._batch_size):
+            self.total = len(rows)
+            mine = my_share(rows)
+            yield (mine,) if self._resident else self._on_device(self._rows(mine))
+
+    def prepare(self, *raw: Tensor) -> Batch:
+        return super().prepare(*(self._on_device(self._rows(raw[0])) if self._resident else raw))
+
+    def _rows(self, rows: Tensor) -> Batch:
+        return tuple(t[rows] for t in self._tensors)
 
     def check(self, model: VAEModel, num_particles: int = 1) -> None:
         super().check(model, num_particles)
@@ -121,9 +147,12 @@ class TensorBatches(Batches):
             for rows in torch.arange(len(self._tensors[0])).split(self._batch_size):
                 self.look(model, self._on_device(tuple(t[rows.to(t.device)] for t in self._tensors)))
 
-    def in_first_epoch(self, model: VAEModel, batch: Batch) -> None:
+    def in_first_epoch(self, model: VAEModel, raw: Batch) -> None:
         if self.transform is not None:  # otherwise check() has seen everything
-            self.look(model, batch)
+            super().in_first_epoch(model, raw)
+
+    def hash(self) -> str:
+        return content_hash(*self._tensors)
 
 
 class LoaderBatches(Batches):
@@ -139,6 +168,11 @@ class LoaderBatches(Batches):
     ) -> None:
         super().__init__(like, transform, name)
         self._loader, self._num_fields = loader, num_fields
+        if num_processes() > 1 and not isinstance(loader.sampler, DistributedSampler) and name == "data":
+            raise ValueError(
+                f"{num_processes()} processes would all train on the same batches of this DataLoader: give it "
+                f"sampler=torch.utils.data.DistributedSampler(dataset), or pass the Dataset or tensors."
+            )
         if isinstance(loader.dataset, IterableDataset) and iter(loader.dataset) is iter(loader.dataset):
             raise ValueError(f"{name} can be iterated only once: its __iter__ must start anew each time.")
         try:
@@ -146,10 +180,18 @@ class LoaderBatches(Batches):
         except TypeError:  # an iterable dataset need not know its length
             self.num_steps = None
 
-    def fields(self) -> Iterator[Batch]:
+    def raw(self) -> Iterator[Batch]:
+        if isinstance(self._loader.sampler, DistributedSampler):
+            self._loader.sampler.set_epoch(int(from_main(torch.randint(2**31, (), device=self.like.device))))
         for batch in self._loader:
             parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-            yield tuple(as_tensor(part, self.name) for part in parts[: self._num_fields])
+            fields = tuple(as_tensor(part, self.name) for part in parts[: self._num_fields])
+            self.total = len(fields[0]) * num_processes()
+            yield self._on_device(fields)
+
+    def hash(self) -> str:
+        tensors = getattr(self._loader.dataset, "tensors", None)
+        return content_hash(*tensors) if tensors else super().hash()
 
 
 def as_batches(
@@ -183,8 +225,12 @@ def as_batches(
     if isinstance(data, Dataset):
         if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]
             raise ValueError(f"{name} is empty. Pass at least one datum.")
-        shuffle = not isinstance(data, IterableDataset)
-        return LoaderBatches(DataLoader(data, batch_size, shuffle=shuffle), fields, like, transform, name)
+        if name == "data" and num_processes() > 1 and not isinstance(data, IterableDataset):
+            mine = max(1, batch_size // num_processes())
+            loader = DataLoader(data, mine, sampler=DistributedSampler(data))
+        else:
+            loader = DataLoader(data, batch_size, shuffle=not isinstance(data, IterableDataset))
+        return LoaderBatches(loader, fields, like, transform, name)
     raise TypeError(
         f"{name} must be a tensor, array, DataFrame, tuple of them, Dataset, DataLoader or datasets.load(...); "
         f"got {type(data).__name__}."
@@ -208,7 +254,7 @@ def split(data: Any, fraction: float) -> tuple[Batch, Batch]:
     if not all(isinstance(p, (Tensor, np.ndarray, pd.DataFrame, pd.Series)) for p in parts):
         raise ValueError("validation as a fraction needs tensors, arrays or DataFrames; pass the validation set.")
     tensors = [as_data(parts[0], "data"), *(as_tensor(p, f"covariate {i} of data") for i, p in enumerate(parts[1:]))]
-    order = torch.randperm(len(tensors[0]))
+    order = _shared_order(len(tensors[0]))
     held_out = math.ceil(fraction * len(order))
     if held_out == len(order):
         raise ValueError(f"validation={fraction} leaves none of the {len(order)} data to train on.")
@@ -216,3 +262,8 @@ def split(data: Any, fraction: float) -> tuple[Batch, Batch]:
         if len(t) != len(order):
             raise ValueError(f"covariate {i} of data has {len(t)} rows and x has {len(order)}; they must match.")
     return tuple(t[order[held_out:]] for t in tensors), tuple(t[order[:held_out]] for t in tensors)
+
+
+def _shared_order(n: int) -> Tensor:
+    device = "cuda" if num_processes() > 1 and torch.cuda.is_available() else "cpu"  # where processes can talk
+    return from_main(torch.randperm(n).to(device)).cpu()

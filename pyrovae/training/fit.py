@@ -1,8 +1,11 @@
 """``fit``: the training loop."""
 
-from collections.abc import Callable, Sequence
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -10,12 +13,15 @@ from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyrovae._checks import at_least, resolve_device
-from pyrovae._random import seeded
+from pyrovae._checks import at_least, one_of, resolve_device
+from pyrovae._distributed import connect, from_main, num_processes, rank
+from pyrovae._random import reseed, seeded
 from pyrovae.model import VAEModel
 from pyrovae.model.modes import local_parameters
 from pyrovae.objectives import ELBO
 from pyrovae.training.batches import Splits, Transform, as_batches, split
+from pyrovae.training.checkpoint import Checkpoints, Resume
+from pyrovae.training.engines import ENGINES, Engine, Task
 from pyrovae.training.loop import Run, Trainer
 
 
@@ -36,9 +42,18 @@ def fit(
     seed: int | None = None,
     batch_transform: Transform | None = None,
     callbacks: Sequence[Callable[[Run], bool | None]] = (),
+    compile: Engine = "auto",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
+    checkpoint_keep: int = 3,
+    resume: Resume = "auto",
     progress: bool = True,
 ) -> Run:
     """Train ``model`` in place by stochastic variational inference.
+
+    Under ``torchrun`` the processes share every batch, and average its gradients (DistributedDataParallel). Their draws
+    differ; rank 0 shows the progress and writes checkpoints.
 
     Args:
         model: a :class:`~pyrovae.VAEModel`.
@@ -61,7 +76,23 @@ def fit(
             drawn when the model is built: call ``torch.manual_seed`` before that.)
         batch_transform: applied to ``x`` of every training batch, on the device; by default ``data.batch_transform``
             where there is one, e.g. dynamic binarisation. Validation data that ``fit`` holds out are transformed once.
-        callbacks: called with the :class:`Run` after every epoch; a true result stops the training.
+        callbacks: called with the :class:`Run` after every epoch; a true result stops the training. The state of one
+            that has ``state_dict()`` and ``load_state_dict(state)`` is kept in checkpoints.
+        compile: what makes the steps. All engines draw the same random numbers and follow the same trajectory up to
+            rounding. ``"off"``: Pyro, step by step. ``"graph"``: the loss and its gradients are traced through Pyro
+            once and run as a graph, with the same bits. ``"inductor"``: that graph as machine code, which takes 5 to
+            30 seconds to make. ``"cudagraph"``: the whole step in one launch, on CUDA. ``"auto"``: ``"cudagraph"``
+            on CUDA, elsewhere ``"graph"``, or ``"inductor"`` where minutes of training lie ahead. Where a step cannot
+            be traced, because it reads values or changes otherwise than through torch, a warning names the line and
+            training goes through Pyro. What model and ``batch_transform`` do besides computing (printing, counting)
+            happens only when they are traced.
+        precision: ``"bfloat16"`` computes the loss under autocast, on CUDA alone; evaluation and validation never do.
+        checkpoint_dir: folder for the complete state of this run (weights, optimiser, schedules, random numbers, order
+            of the data, history, best weights). Killed at any moment, the same call goes on from there, to the same
+            weights on a CPU. SIGINT and SIGTERM save before they take effect.
+        checkpoint_every: epochs from one checkpoint to the next.
+        checkpoint_keep: how many are kept. A damaged one is reported, and the one before it taken.
+        resume: ``"auto"`` goes on where the folder has a checkpoint, ``"must"`` needs one, ``"never"`` refuses one.
         progress: show a progress bar, in nats per datum.
 
     Returns:
@@ -71,6 +102,8 @@ def fit(
         TypeError: ``model`` is not a :class:`~pyrovae.VAEModel`, or data of an unknown kind.
         ValueError: bad data (see :func:`~pyrovae.log_marginal`) or arguments.
         NonFiniteLoss: the loss became NaN or infinite; the message names the epoch, the step and the site.
+        CheckpointError: a checkpoint cannot be written, or is of another model, other data or settings.
+        FileNotFoundError: ``resume="must"`` and there is no checkpoint.
     """
     if not isinstance(model, VAEModel):
         raise TypeError(f"fit needs a pyrovae.VAEModel; got {type(model).__name__}.")
@@ -80,7 +113,21 @@ def fit(
         raise TypeError(f"objective must be a pyro.infer.ELBO such as pyrovae.ELBO(); got {type(objective).__name__}.")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive; got {clip_norm}.")
+    one_of(tuple(ENGINES), compile=compile)
+    one_of(("float32", "bfloat16"), precision=precision)
+    at_least(1, checkpoint_every=checkpoint_every)
+    connect()
     target = resolve_device(device)
+    if precision == "bfloat16" and target.type != "cuda":
+        raise ValueError(f"precision='bfloat16' is for CUDA devices; the device is {target}. Use precision='float32'.")
+    if num_processes() > 1 and not hasattr(objective, "differentiable_loss"):
+        raise ValueError(
+            f"{type(objective).__name__} has no differentiable_loss, whose gradients {num_processes()} processes could "
+            f"average: use pyrovae.ELBO, pyrovae.IWAE or Trace_ELBO."
+        )
+    checkpoints = None
+    if checkpoint_dir is not None:
+        checkpoints = Checkpoints(checkpoint_dir, keep=checkpoint_keep, resume=resume)
 
     with ExitStack() as stack:
         stack.enter_context(seeded(seed))
@@ -92,7 +139,7 @@ def fit(
         if isinstance(validation, float):
             data, (x, *rest) = split(data, validation)
             x = x.to(model.to(target).like())
-            validation = (batch_transform(x) if batch_transform else x, *rest)
+            validation = (from_main(batch_transform(x) if batch_transform else x), *rest)
         if patience is not None:
             at_least(1, patience=patience)
             if validation is None:
@@ -105,21 +152,83 @@ def fit(
         for batches in (train, held_out):
             if batches is not None:
                 batches.check(model, min(objective.num_particles, 2))
-        trainer = Trainer(
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError(f"{type(model).__name__} has no parameters to train.")
+        stepper = (optimizer or _adam(learning_rate, target))(parameters)
+        if isinstance(stepper, torch.optim.LBFGS):
+            raise ValueError("LBFGS evaluates the loss several times a step, which a stochastic loss does not allow.")
+        scheduler = lr_schedule(stepper) if lr_schedule else None
+        task = Task(
             model,
             objective,
+            train.prepare,
+            stepper,
+            clip_norm=clip_norm,
+            autocast=precision == "bfloat16",
+            asked=compile != "auto",
+        )
+        if num_processes() > 1:
+            if compile not in ("auto", "off"):
+                warnings.warn(f"compile={compile!r} is for one process; several go through Pyro.", stacklevel=2)
+            compile = "off"
+            task.share = lambda: train.total / num_processes()
+            # The order of the data is rank 0's; what else is drawn differs.
+            reseed(int(from_main(torch.randint(2**62, (), device=target))), rank())
+        identity = {}
+        if checkpoints is not None:
+            shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+            identity = {
+                "model": {"class": type(model).__qualname__, "weights": shapes},
+                "data": train.hash(),
+                "validation": None if held_out is None else held_out.hash(),
+                "batch_transform": getattr(batch_transform, "__qualname__", None),
+                "objective": _describe(objective, vars(objective)),
+                "optimizer": _describe(stepper, stepper.defaults),
+                "lr_schedule": None if scheduler is None else _describe(scheduler, scheduler.state_dict()),
+                "batch_size": batch_size,
+                "clip_norm": clip_norm,
+                "seed": seed,
+                "precision": precision,
+                "processes": num_processes(),
+            }
+        trainer = Trainer(
+            task,
             train,
             held_out,
-            optimizer=optimizer or _adam(learning_rate, target),
-            lr_schedule=lr_schedule,
-            clip_norm=clip_norm,
+            engine=compile,
+            epochs=epochs,
+            patience=patience,
+            scheduler=scheduler,
+            callbacks=callbacks,
+            checkpoints=checkpoints,
+            every=checkpoint_every,
+            identity=identity,
         )
         # The checks above have validated the model; inside the loop they would only cost time.
         stack.enter_context(pyro.distributions.validation_enabled(False))
-        return trainer.run(epochs, patience=patience, callbacks=callbacks, progress=progress)
+        return trainer.run(progress=progress and rank() == 0)
 
 
 def _adam(learning_rate: float, device: torch.device) -> Callable[[Any], Optimizer]:
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive; got {learning_rate}.")
     return lambda parameters: torch.optim.Adam(parameters, lr=learning_rate, fused=device.type in ("cpu", "cuda"))
+
+
+_TIMES = (0.0, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, math.inf)  # at which schedules are compared
+
+
+def _describe(thing: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The class and the settings of an objective, optimiser or scheduler, as far as they are numbers or schedules."""
+    out: dict[str, Any] = {"class": type(thing).__qualname__}
+    for name, value in attributes.items():
+        if name.startswith("_"):
+            continue
+        if value is None or isinstance(value, (bool, int, float, str)):
+            out[name] = value
+        elif isinstance(value, (tuple, list)) and all(isinstance(v, (int, float)) for v in value):
+            out[name] = list(value)
+        elif isinstance(thing, PyroELBO) and callable(value):
+            out[name] = [float(value(t)) for t in _TIMES]
+    return out

@@ -1,27 +1,35 @@
-"""The loop behind ``fit``: epochs, steps, validation, and what happens when a loss is not finite."""
+"""The loop behind ``fit``: epochs, steps, validation, checkpoints, and what happens when a loss is not finite."""
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NoReturn
 
 import pandas as pd
 import torch
-from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from pyrovae._random import get_state, seeded, set_state
+from pyrovae._distributed import gathered, num_processes, rank, summed
+from pyrovae._random import get_every_state, get_state, seeded, set_every_state, set_state
 from pyrovae.model import VAEModel
 from pyrovae.model.modes import evaluation_mode
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.training.batches import Batch, Batches
+from pyrovae.training.checkpoint import Checkpoints
 from pyrovae.training.diagnose import broken_parameters, explain
+from pyrovae.training.engines import Eager, Task, build
+from pyrovae.training.engines.eager import NotFinite
+from pyrovae.training.interrupt import Deferred
 
 _VALIDATION_SEED = 0  # the same draws every epoch, so that epochs compare
+_LOOK = 0.2  # seconds between readings of the loss from a device that would have to be waited for
+
+Callback = Callable[["Run"], bool | None]
 
 
 @dataclass(repr=False)
@@ -73,127 +81,165 @@ class NonFiniteLoss(RuntimeError):
 
 
 class Trainer:
-    """One training run: :func:`fit` after its arguments are checked."""
+    """One training run: :func:`fit` after its arguments are checked.
+
+    Args:
+        task: what a step does.
+        train: batches to train on.
+        held_out: batches to validate on.
+        engine: name of what makes the steps.
+        epochs: at most so many.
+        patience: see :func:`fit`.
+        scheduler: of the learning rate.
+        callbacks: called after every epoch. Those with ``state_dict`` and ``load_state_dict`` are kept in checkpoints.
+        checkpoints: where states go.
+        every: epochs from one checkpoint to the next.
+        identity: what the run is, for checkpoints.
+    """
 
     def __init__(
         self,
-        model: VAEModel,
-        objective: PyroELBO,
+        task: Task,
         train: Batches,
         held_out: Batches | None,
         *,
-        optimizer: Callable[[Any], Optimizer],
-        lr_schedule: Callable[[Optimizer], LRScheduler] | None,
-        clip_norm: float | None,
-    ) -> None:
-        self.result = Run(model)
-        self.model, self.objective, self.train, self.held_out = model, objective, train, held_out
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        if not self.parameters:
-            raise ValueError(f"{type(model).__name__} has no parameters to train.")
-        self.optimizer = optimizer(self.parameters)
-        if isinstance(self.optimizer, torch.optim.LBFGS):
-            raise ValueError("LBFGS evaluates the loss several times a step, which a stochastic loss does not allow.")
-        self.scheduler = lr_schedule(self.optimizer) if lr_schedule else None
-        self.clip_norm = clip_norm
-
-    def run(
-        self,
+        engine: str,
         epochs: int,
-        *,
         patience: int | None,
-        callbacks: Sequence[Callable[[Run], bool | None]],
-        progress: bool,
-    ) -> Run:
-        """Train for at most ``epochs``; see :func:`fit`."""
-        run, best, best_loss, waited = self.result, None, math.inf, 0
-        steps = self.train.num_steps
-        with tqdm(total=steps and steps * epochs, unit="step", disable=not progress) as bar:
-            for epoch in range(epochs):
-                started = time.perf_counter()
-                start = self._weights()
-                record = {"epoch": epoch, "loss": self._epoch(epoch, bar, start)}
-                if isinstance(self.objective, ELBO):
-                    record["beta"] = self.objective.weight
-                settled = not isinstance(self.objective, Objective) or self.objective.settled
-                record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        scheduler: LRScheduler | ReduceLROnPlateau | None,
+        callbacks: Sequence[Callback],
+        checkpoints: Checkpoints | None,
+        every: int,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.task, self.model, self.train, self.held_out = task, task.model, train, held_out
+        self.epochs, self.patience, self.scheduler, self.callbacks = epochs, patience, scheduler, callbacks
+        self.checkpoints, self.every, self.identity = checkpoints, every, identity
+        self.result = Run(task.model)
+        self.epoch = self.step = self.count = self.steps_done = 0
+        self.loss, self.seconds, self.best_loss, self.waited = 0.0, 0.0, math.inf, 0
+        self.best: dict[str, Tensor] | None = None
+        self.epoch_start = get_every_state()
+        if checkpoints is not None and (state := checkpoints.load(identity)) is not None:
+            self.load_state_dict(state)
+        self.engine = build(engine, task, epochs * (train.num_steps or 0))
+
+    # -- the loop ----------------------------------------------------------------------------------------
+
+    def run(self, *, progress: bool) -> Run:
+        """Train for at most :attr:`epochs`; see :func:`fit`."""
+        run, steps = self.result, self.train.num_steps
+        with (
+            Deferred(self.checkpoints is not None) as signals,
+            tqdm(
+                total=steps and steps * self.epochs, unit="step", disable=not progress, initial=self.steps_done
+            ) as bar,
+        ):
+            while self.epoch < self.epochs and not run.stopped_early:
+                started = time.perf_counter() - self.seconds
+                record = {"epoch": self.epoch, "loss": self._epoch(bar, signals, started)}
+                if isinstance(self.task.objective, ELBO):
+                    record["beta"] = self.task.objective.weight
+                settled = not isinstance(self.task.objective, Objective) or self.task.objective.settled
+                record["learning_rate"] = float(self.task.optimizer.param_groups[0]["lr"])
                 if self.held_out is not None:
-                    record["val_loss"] = loss = self._validate(self.held_out, epoch, start)
-                    waited = waited + 1 if settled else 0
-                    if loss < best_loss:
-                        best, best_loss, run.best_epoch, waited = self._weights(), loss, epoch, 0
+                    record["val_loss"] = loss = self._validate(self.held_out)
+                    self.waited = self.waited + 1 if settled else 0
+                    if loss < self.best_loss:
+                        self.best, self.best_loss, run.best_epoch, self.waited = self._weights(), loss, self.epoch, 0
                 self._step_scheduler(record)
                 record["seconds"] = time.perf_counter() - started
                 run.records.append(record)
-                stops = [callback(run) for callback in callbacks]
-                if any(stops) or (patience is not None and waited >= patience):
-                    run.stopped_early = True
-                    break
-        if best is not None:
-            self.model.load_state_dict(best)
+                stops = [callback(run) for callback in self.callbacks]
+                run.stopped_early = any(stops) or (self.patience is not None and self.waited >= self.patience)
+                self.epoch, self.step, self.count, self.loss, self.seconds = self.epoch + 1, 0, 0, 0.0, 0.0
+                ended = run.stopped_early or self.epoch == self.epochs
+                leaving = any(gathered(signals.received is not None))
+                if ended or leaving or self.epoch % self.every == 0:
+                    self._save()
+                if leaving:
+                    signals.pass_on()
+        if self.best is not None:
+            self.model.load_state_dict(self.best)
         self.model.eval()
         return run
 
-    def _epoch(self, epoch: int, bar: Any, start: dict[str, Tensor]) -> float:
-        """One pass over the training data: the mean loss per datum."""
+    def _epoch(self, bar: Any, signals: Deferred, started: float) -> float:
+        """One pass over the training data, or what is left of it: the mean loss per datum."""
         self.model.train()
-        total, count = 0.0, 0
-        for step, batch in enumerate(self.train):
-            if epoch == 0:
-                self.train.in_first_epoch(self.model, batch)
-            self._anneal(epoch + step / (self.train.num_steps or math.inf))
-            generators = get_state()
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = self._loss(batch)
-            value = loss.item()
-            if not math.isfinite(value):
-                self._fail(epoch, step, batch, generators, start)
-            self._update(loss, len(batch[0]))
-            total, count = total + value, count + len(batch[0])
-            bar.set_postfix_str(self._postfix(epoch, total / count), refresh=False)
+        batches = self._batches()
+        self.before = self._trained_state()
+        self.engine.begin_epoch()
+        self.engine.total.fill_(self.loss)
+        looked = time.perf_counter()
+        for raw in batches:
+            if self.epoch == 0:
+                self.train.in_first_epoch(self.model, raw)
+            self._anneal(self.epoch + self.step / (self.train.num_steps or math.inf))
+            generators = get_state() if self.task.device.type == "cpu" else None
+            try:
+                self.engine(*raw)
+            except NotFinite:
+                assert generators is not None
+                self._fail(raw, generators)
+            self.step, self.count, self.steps_done = self.step + 1, self.count + self.train.total, self.steps_done + 1
+            now = time.perf_counter()
+            if signals.received or now - looked > _LOOK:
+                looked, self.loss = now, self._total()
+                bar.set_postfix_str(self._postfix(self.loss * num_processes() / self.count), refresh=False)
             bar.update()
-        self.train.refuse_if_exhausted(epoch, count)
+            # Several processes are hardly ever at the same step: they wait for the end of the epoch.
+            if signals.received and num_processes() == 1 and self.step != self.train.num_steps:
+                self.seconds = now - started
+                self._save()
+                signals.pass_on()
+        self.train.refuse_if_exhausted(self.epoch, self.count)
+        self.loss = self._total()
         if broken_parameters(self.model):
-            self._fail(epoch, step, batch, generators, start, kind="update")
-        return total / count
+            self._fail(raw, get_state(), step=self.step - 1, kind="update")
+        return float(summed(self.engine.total.clone())) / self.count
 
-    def _loss(self, batch: Batch) -> Tensor:
-        """The loss, summed over the batch. Objectives that cannot be differentiated fill in the gradients here."""
-        args = (self.model.model, self.model.guide, *batch)
-        if hasattr(self.objective, "differentiable_loss"):
-            return self.objective.differentiable_loss(*args)
-        return torch.as_tensor(self.objective.loss_and_grads(*args), device=batch[0].device)
+    def _batches(self) -> Iterator[Batch]:
+        """The rest of this epoch's batches: all of them, unless the run was interrupted in its midst."""
+        if not self.step:
+            self.epoch_start = get_every_state()
+            return self.train.raw()
+        now = get_every_state()
+        set_every_state(self.epoch_start)  # the order of the data follows from it
+        batches = self.train.raw()
+        for _ in islice(batches, self.step):
+            pass
+        set_every_state(now)
+        return batches
 
-    def _update(self, loss: Tensor, n: int) -> None:
-        if loss.requires_grad:
-            (loss / n).backward()
-        else:
-            for p in self.parameters:
-                if p.grad is not None:
-                    p.grad /= n
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        self.optimizer.step()
+    def _total(self) -> float:
+        """The sum of this process's losses in this epoch, read from the device."""
+        value = self.engine.total.item()
+        if not math.isfinite(value):
+            self._locate()
+        return value
 
-    def _validate(self, held_out: Batches, epoch: int, start: dict[str, Tensor]) -> float:
+    def _validate(self, held_out: Batches) -> float:
         """The mean loss per datum of held-out data, at the schedules' final values, with the same draws each time."""
         self._anneal(math.inf)
-        total, count = 0.0, 0
+        objective, total, count = self.task.objective, 0.0, 0
         with evaluation_mode(self.model), torch.no_grad(), seeded(_VALIDATION_SEED):
-            for step, batch in enumerate(held_out):
-                if epoch == 0:
-                    held_out.in_first_epoch(self.model, batch)
+            for step, raw in enumerate(held_out.raw()):
+                if self.epoch == 0:
+                    held_out.in_first_epoch(self.model, raw)
                 generators = get_state()
-                value = float(self.objective.loss(self.model.model, self.model.guide, *batch))
+                batch = held_out.prepare(*raw)
+                value = float(objective.loss(self.model.model, self.model.guide, *batch))
                 if not math.isfinite(value):
-                    self._fail(epoch, step, batch, generators, start, kind="validation loss")
+                    self._fail(raw, generators, step=step, kind="validation loss", batches=held_out)
                 total, count = total + value, count + len(batch[0])
-        held_out.refuse_if_exhausted(epoch, count)
-        return total / count
+        held_out.refuse_if_exhausted(self.epoch, count)
+        both = summed(torch.tensor([total, float(count)], dtype=torch.float64, device=self.task.device))
+        return (both[0] / both[1]).item()
 
     def _anneal(self, t: float) -> None:
-        if isinstance(self.objective, Objective):
-            self.objective.anneal(t)
+        if isinstance(self.task.objective, Objective):
+            self.task.objective.anneal(t)
 
     def _step_scheduler(self, record: dict[str, float]) -> None:
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -204,23 +250,95 @@ class Trainer:
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.model.state_dict().items()}
 
-    def _postfix(self, epoch: int, loss: float) -> str:
-        text = f"epoch {epoch + 1}, loss {loss:.2f} nats"
+    def _postfix(self, loss: float) -> str:
+        text = f"epoch {self.epoch + 1}, loss {loss:.2f} nats"
         if self.result.records and "val_loss" in self.result.records[-1]:
             text += f", validation {self.result.records[-1]['val_loss']:.2f}"
         return text
 
+    # -- checkpoints -------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run follows from: tensors, numbers, strings and containers of them."""
+        names = ("epoch", "step", "count", "steps_done", "loss", "seconds", "best_loss", "waited")
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.task.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "best": self.best,
+            "records": [{k: float(v) if k != "epoch" else int(v) for k, v in r.items()} for r in self.result.records],
+            "best_epoch": self.result.best_epoch,
+            "stopped_early": self.result.stopped_early,
+            "progress": {name: getattr(self, name) for name in names},
+            "random": gathered(get_every_state()),
+            "epoch_start": gathered(self.epoch_start),
+            "callbacks": [c.state_dict() if hasattr(c, "state_dict") else None for c in self.callbacks],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a run where :meth:`state_dict` left it."""
+        self.model.load_state_dict(state["model"])
+        self.task.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.best = state["best"]
+        run = self.result
+        run.records, run.best_epoch, run.stopped_early = state["records"], state["best_epoch"], state["stopped_early"]
+        for name, value in state["progress"].items():
+            setattr(self, name, value)
+        for callback, kept in zip(self.callbacks, state["callbacks"], strict=True):
+            if kept is not None:
+                callback.load_state_dict(kept)  # type: ignore[attr-defined]
+        self.epoch_start = state["epoch_start"][rank()]
+        set_every_state(state["random"][rank()])
+
+    def _save(self) -> None:
+        if self.checkpoints is None:
+            return
+        self.loss = self.engine.total.item() if self.step else 0.0
+        state = self.state_dict()
+        if rank() == 0:
+            self.checkpoints.save(self.steps_done, self.identity, state)
+
+    # -- a loss that is not finite -------------------------------------------------------------------------
+
+    def _trained_state(self) -> dict[str, Any]:
+        """What :meth:`_locate` goes back to."""
+        state: dict[str, Any] = {"model": self._weights(), "step": self.step, "random": get_every_state()}
+        if self.task.device.type != "cpu":
+            state["optimizer"] = deepcopy(self.task.optimizer.state_dict())
+        return state
+
+    def _locate(self) -> NoReturn:
+        """Go through the epoch once more, looking at every loss: nobody did where that would have held up a device."""
+        reached = self.step
+        self.model.load_state_dict(self.before["model"])
+        self.task.optimizer.load_state_dict(self.before["optimizer"])
+        self.step = self.before["step"]
+        set_every_state(self.before["random"] if self.step else self.epoch_start)
+        batches, eager = self._batches(), Eager(self.task)
+        for raw in batches:
+            self._anneal(self.epoch + self.step / (self.train.num_steps or math.inf))
+            generators = get_state()
+            if not math.isfinite(eager.gradients(*raw).item()):
+                self._fail(raw, generators)
+            self.task.update()
+            self.step += 1
+        self.model.load_state_dict(self.before["model"])
+        cause = "it did not happen again when the epoch was gone through step by step."
+        raise NonFiniteLoss(self.epoch, reached - 1, cause, self.result)
+
     def _fail(
         self,
-        epoch: int,
-        step: int,
-        batch: Batch,
+        raw: Batch,
         generators: list[Tensor],
-        start: dict[str, Tensor],
+        *,
+        step: int | None = None,
         kind: str = "loss",
+        batches: Batches | None = None,
     ) -> NoReturn:
         set_state(generators)
-        cause = explain(self.model, batch)
+        cause = explain(self.model, (batches or self.train).prepare(*raw))
         if broken_parameters(self.model):
-            self.model.load_state_dict(start)
-        raise NonFiniteLoss(epoch, step, cause, self.result, kind)
+            self.model.load_state_dict(self.before["model"])
+        raise NonFiniteLoss(self.epoch, self.step if step is None else step, cause, self.result, kind)

@@ -1,0 +1,180 @@
+"""The complete state of a training run on the disk: never half-written, never trusted blindly."""
+
+import hashlib
+import io
+import os
+import pickle
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pyrovae._checks import at_least, one_of
+
+Resume = Literal["auto", "must", "never"]
+RESUME = ("auto", "must", "never")
+_NAME = re.compile(r"checkpoint-(\d{10})-([0-9a-f]{16})\.pt")
+_FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, or does not belong to this run."""
+
+
+class Checkpoints:
+    """The last few states of one run, in a folder of its own.
+
+    A file's name holds the number of steps done and the first 16 hexadecimal digits of the SHA-256 of its content. It
+    is written under another name, flushed to the disk, and renamed. Files are read as tensors, numbers, strings and
+    containers of them alone: one that would run code on loading (a pickle payload) is refused.
+
+    Args:
+        folder: made when it is missing.
+        keep: how many to keep.
+        resume: ``"auto"`` goes on from the newest one if there is one, ``"must"`` needs one, ``"never"`` none.
+
+    Raises:
+        ValueError: bad arguments.
+        FileNotFoundError: ``resume="must"`` and there is none.
+        CheckpointError: ``resume="never"`` and there are some.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 3, resume: Resume = "auto") -> None:
+        at_least(1, checkpoint_keep=keep)
+        one_of(RESUME, resume=resume)
+        self.folder, self._keep, self._resume = Path(folder), keep, resume
+        self._read_back = False
+        found = self._files()
+        if resume == "must" and not found:
+            raise FileNotFoundError(
+                f"there is no checkpoint in {self.folder}. With resume='auto' training begins anew."
+            )
+        if resume == "never" and found:
+            raise CheckpointError(
+                f"{self.folder} holds {len(found)} checkpoint(s), the newest {found[-1].name}: pass another folder, or "
+                f"resume='auto' to go on from there."
+            )
+
+    def save(self, step: int, identity: Mapping[str, Any], state: Mapping[str, Any]) -> Path:
+        """Write a state, then remove all but the newest few.
+
+        Args:
+            step: steps done.
+            identity: what the run is; see :meth:`load`.
+            state: tensors, numbers, strings, and containers of them.
+
+        Raises:
+            CheckpointError: it cannot be written; the checkpoints before it are as they were.
+            TypeError: the state holds something else.
+        """
+        buffer = io.BytesIO()
+        torch.save({"format": _FORMAT, "step": step, "identity": dict(identity), "state": dict(state)}, buffer)
+        content = buffer.getvalue()
+        if not self._read_back:  # a checkpoint that cannot be read is worth nothing: better known now
+            try:
+                torch.load(io.BytesIO(content), weights_only=True)
+            except pickle.UnpicklingError as error:
+                raise TypeError(
+                    f"the state of this run holds more than tensors, numbers and strings (in the optimiser, the "
+                    f"scheduler, or what a callback's state_dict gives), so it could not be loaded safely: {error}"
+                ) from error
+            self._read_back = True
+        path = self.folder / f"checkpoint-{step:010d}-{_digest(content)}.pt"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(path, content)
+        except OSError as error:
+            before = self._files()
+            intact = f"The one before it, {before[-1].name}, is intact." if before else "There is none before it."
+            raise CheckpointError(f"the checkpoint after step {step} cannot be written: {error}. {intact}") from error
+        for old in self._files()[: -self._keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The newest state that can be read, or ``None`` to begin anew. A damaged one is reported, and passed over.
+
+        Args:
+            identity: what this run is: names to numbers, strings, or containers of them.
+
+        Raises:
+            CheckpointError: the newest one that can be read is of another run (the message names every difference);
+                or there are checkpoints, and none can be read.
+        """
+        found = self._files()
+        for path in reversed(found):
+            try:
+                content = self._read(path)
+            except (OSError, ValueError) as error:
+                warnings.warn(f"the checkpoint {path} is passed over: {error}", stacklevel=2)
+                continue
+            differences = _differences(content["identity"], identity)
+            if differences:
+                raise CheckpointError(
+                    f"{path} is of another run: {'; '.join(differences)}. Pass another checkpoint_dir, or the "
+                    f"arguments of that run."
+                )
+            return content["state"]
+        if found:
+            raise CheckpointError(f"none of the {len(found)} checkpoint(s) in {self.folder} can be read.")
+        return None
+
+    def _files(self) -> list[Path]:
+        """Checkpoints in the order of their steps."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        content = path.read_bytes()
+        match = _NAME.fullmatch(path.name)
+        if match is None or _digest(content) != match[2]:
+            raise ValueError("its content is not what was written (a damaged disk, or a file changed afterwards).")
+        try:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(f"it holds something other than tensors, numbers and strings: {error}") from error
+        if not isinstance(state, dict) or state.get("format") != _FORMAT:
+            raise ValueError("it is not a checkpoint of this version.")
+        return state
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All of it or nothing, also when the power fails."""
+    for stale in path.parent.glob("checkpoint-*.part"):  # of a run that was killed while it wrote
+        stale.unlink(missing_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # the new name is on the disk, too
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    out = []
+    for name in dict.fromkeys([*theirs, *ours]):
+        a, b = theirs.get(name, "nothing"), ours.get(name, "nothing")
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += [f"{name}: {difference}" for difference in _differences(a, b)]
+        elif a != b:
+            out.append(f"{name} was {a} and is {b}")
+    return out
