@@ -46,7 +46,9 @@ class Traced(Eager):
         shape = [(t.shape, t.dtype) for t in raw]
         self._shape = self._shape or shape
         if self._given_up or shape != self._shape:
-            return super().gradients(*raw)
+            loss = super().gradients(*raw)
+            self._buffers = dict(self.task.model.named_buffers())  # the model may have replaced some
+            return loss
         if self._unchecked:
             self._check(*raw)
             if self._given_up:
@@ -110,6 +112,7 @@ class Traced(Eager):
         self._values = tuple(getattr(objective, "scheduled", ()))
         with _nothing_left_behind(self.task.model):
             module = trace(self._pure, *self._state(), *raw)
+        self.task.optimizer.zero_grad(set_to_none=True)  # no gradients of what is no longer trained
         self._function = self._lower(module, *self._state(), *raw)
 
     def _lower(self, module: GraphModule, *inputs: Tensor) -> Callable[..., Any]:
@@ -163,13 +166,17 @@ class Traced(Eager):
     def _nothing_changes(self) -> Iterator[None]:
         """Random state and buffers are put back."""
         generators = get_state()
-        buffers = {buffer: buffer.clone() for buffer in self.task.model.buffers()}
+        buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in self.task.model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
         try:
             yield
         finally:
             set_state(generators)
-            for buffer, before in buffers.items():
-                buffer.copy_(before)
+            for module, name, buffer, before in buffers:
+                setattr(module, name, buffer.copy_(before))
 
 
 @contextmanager

@@ -1,0 +1,324 @@
+"""Engines against their slow and obvious twin: same seed, same trajectory; and models that they cannot take."""
+
+import copy
+import math
+import warnings
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.nn import PyroParam
+from torch import nn
+
+import pyrovae as pv
+from pyrovae.testing import DiscreteMixture
+from pyrovae.training.engines import ENGINES
+from tests.models import Conditional, TwoSites, binary
+
+X = binary(230)
+STEPS = {"epochs": 3, "batch_size": 50, "learning_rate": 1e-2, "seed": 0, "progress": False}
+COMPILED = [name for name in ENGINES if name not in ("off", "auto", "cudagraph")]
+
+
+class Tempered(pv.VAE):
+    """With a constrained parameter, dropout, and running statistics that it replaces rather than changes."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            (6,), 3, hidden=(16,), encoder=nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.2))
+        )
+        self.scale = PyroParam(torch.tensor(1.0), dist.constraints.positive)
+        self.register_buffer("average", torch.zeros(6))
+
+    def p(self, z):
+        self.average = 0.9 * self.average + 0.1 * z.detach().mean() if self.training else self.average
+        return pv.distributions.IndependentBernoulli(self.decoder(z) * self.scale, 1)
+
+
+def build(name: str) -> pv.VAEModel:
+    torch.manual_seed(1)
+    if name == "two sites":
+        return TwoSites()
+    if name == "tempered":
+        return Tempered()
+    if name == "vamp":
+        return pv.VAE((6,), 3, hidden=(16,), prior="vamp", prior_options={"num_pseudo_inputs": 4})
+    if name == "gaussian":
+        return pv.VAE((6,), 3, hidden=(16,), likelihood="gaussian")
+    if name == "conv":
+        return pv.VAE((1, 8, 8), 3, hidden=(16,), network="conv")
+    if name == "discrete":
+        return DiscreteMixture(torch.zeros(3), torch.randn(3, 6))
+    return pv.VAE((6,), 3, hidden=(16,), posterior=name)
+
+
+def trained(name: str, compile: str, device: str = "cpu", x: torch.Tensor = X, **options) -> tuple[pv.VAEModel, pv.Run]:
+    model = build(name)
+    if name == "conv":
+        x = torch.nn.functional.pad(x, (0, 58)).reshape(-1, 1, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        run = pv.fit(model, x, compile=compile, device=device, **{**STEPS, **options})
+    return model, run
+
+
+MODELS = ["mean_field", "full_rank", "planar", "radial", "sylvester", "iaf", "neural_spline"]
+MODELS += ["two sites", "tempered", "vamp", "gaussian", "conv", "discrete"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_graph_follows_pyro_bit_for_bit(name: str) -> None:
+    """Weights, buffers, losses, random state: with a ragged last batch, binarisation, clipping, schedules."""
+    options = {
+        "objective": pv.ELBO(beta=pv.linear_warmup(2), num_particles=2 if name == "iaf" else 1),
+        "lr_schedule": lambda o: torch.optim.lr_scheduler.StepLR(o, 1, 0.5),
+        "clip_norm": 0.5,
+        "x": X if name in ("gaussian",) else X * 0.7,
+        "batch_transform": None if name == "gaussian" else torch.bernoulli,
+    }
+    (plain, expected), (graph, run) = (trained(name, engine, **options) for engine in ("off", "graph"))
+    for key, value in plain.state_dict().items():
+        assert torch.equal(graph.state_dict()[key], value), key
+    assert run.history.drop(columns="seconds").equals(expected.history.drop(columns="seconds"))
+    if name == "tempered":
+        assert plain.average.abs().sum() > 0
+        assert plain.encoder[1].num_batches_tracked == 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mean_field", "iaf", "sylvester", "tempered"])
+def test_inductor_follows_pyro_up_to_rounding(name: str) -> None:
+    """By plain gradient steps: Adam would blow up the rounding of gradients that are zero, e.g. along Q's columns."""
+    options = {"x": X * 0.7, "batch_transform": torch.bernoulli, "objective": pv.ELBO(beta=pv.linear_warmup(2))}
+    options["optimizer"] = lambda p: torch.optim.SGD(p, lr=0.1)
+    (plain, expected), (code, run) = (trained(name, engine, **options) for engine in ("off", "inductor"))
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(code.state_dict()[key], value, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run.history["loss"], expected.history["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [pv.IWAE(4), pv.ELBO(num_particles=3, analytic_kl=False)], ids=["IWAE", "ELBO"])
+def test_objectives_and_covariates_in_a_graph(objective) -> None:
+    y = torch.randn(230, 2)
+    weights = []
+    for engine in ("off", "graph"):
+        torch.manual_seed(1)
+        model = Conditional()
+        pv.fit(model, (X, y), compile=engine, objective=objective, **STEPS)
+        weights.append(model.state_dict())
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", MODELS)
+def test_cuda_graph_follows_pyro_on_cuda(name: str) -> None:
+    options = {
+        "device": "cuda",
+        "objective": pv.ELBO(beta=pv.linear_warmup(2)),
+        "lr_schedule": lambda o: torch.optim.lr_scheduler.StepLR(o, 1, 0.5),
+        "clip_norm": 0.5,
+        "x": X if name == "gaussian" else X * 0.7,
+        "batch_transform": None if name == "gaussian" else torch.bernoulli,
+    }
+    (plain, expected), (graph, run) = (trained(name, engine, **options) for engine in ("off", "cudagraph"))
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(graph.state_dict()[key], value, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(run.history["loss"], expected.history["loss"], rtol=1e-4)
+
+
+@pytest.mark.cuda
+def test_non_finite_losses_are_found_afterwards_on_cuda() -> None:
+    x = X.clone()
+    model = pv.VAE((6,), 3, hidden=(16,), likelihood="gaussian")
+    with pytest.raises(pv.NonFiniteLoss, match="the loss is not finite at epoch") as caught:
+        pv.fit(model, x * 1e18, learning_rate=1e12, device="cuda", epochs=50, progress=False)
+    assert caught.value.step >= 0
+    assert all(v.isfinite().all() for v in model.state_dict().values())
+
+
+@pytest.mark.cuda
+def test_bfloat16_trains_on_cuda_and_is_not_evaluated() -> None:
+    model = pv.VAE((6,), 3, hidden=(16,))
+    run = pv.fit(model, X, precision="bfloat16", device="cuda", epochs=30, learning_rate=1e-2, progress=False)
+    assert run.history["loss"].iloc[-1] < run.history["loss"].iloc[0]
+    full = copy.deepcopy(model).double()
+    a = pv.log_marginal(model, X[:20], num_samples=2000, progress=False).pointwise["log_px"]
+    b = pv.log_marginal(full, X[:20].double(), num_samples=2000, progress=False).pointwise["log_px"]
+    assert abs(a - b).max() < 0.2
+
+
+def test_bfloat16_is_for_cuda() -> None:
+    with pytest.raises(ValueError, match="precision='bfloat16' is for CUDA devices; the device is cpu"):
+        pv.fit(pv.VAE((6,), 3), X, precision="bfloat16", device="cpu")
+    with pytest.raises(ValueError, match="precision must be one of 'float32', 'bfloat16'; got 'half'"):
+        pv.fit(pv.VAE((6,), 3), X, precision="half", device="cpu")
+    with pytest.raises(ValueError, match=r"compile must be one of 'auto', .*; got 'jit'"):
+        pv.fit(pv.VAE((6,), 3), X, compile="jit", device="cpu")
+
+
+class Branching(pv.VAE):
+    """Control flow that depends on data."""
+
+    def p(self, z):
+        if z.abs().max() > 1e9:  # the line that the warning names
+            z = z * 0
+        return super().p(z)
+
+
+class Remembering(pv.VAE):
+    """Keeps a tensor of the last run."""
+
+    def q(self, x):
+        self.last = self.encoder(x)
+        return self.posterior(self.last)
+
+
+class Noisy(pv.VAE):
+    """Draws with a generator that nobody else knows."""
+
+    def q(self, x):
+        return super().q(x + self.numbers.normal())
+
+
+class Legacy(pv.VAE):
+    """Draws NumPy's global random numbers."""
+
+    def q(self, x):
+        return super().q(x + np.random.normal())  # noqa: NPY002
+
+
+CANNOT = {
+    "control flow": (Branching, r"test_engines\.py:\d+ \(if z\.abs\(\)\.max\(\) > 1e9:"),
+    "tensors left behind": (Remembering, r"the model sets Remembering\.last as it runs"),
+    "hidden random numbers": (Noisy, r"its loss differs from Pyro's at the same draws"),
+    "NumPy's random numbers": (Legacy, r"random numbers that are not torch's"),
+}
+
+
+@pytest.mark.parametrize("case", CANNOT)
+@pytest.mark.parametrize("compile", ["graph", "auto"])
+def test_models_that_cannot_be_traced_train_through_pyro_with_one_warning(case: str, compile: str) -> None:
+    cls, message = CANNOT[case]
+    weights = []
+    for engine in ("off", compile):
+        torch.manual_seed(1)
+        model = cls((6,), 3, hidden=(16,))
+        model.numbers = np.random.default_rng(0)
+        np.random.seed(0)  # noqa: NPY002
+        if engine == "off":
+            pv.fit(model, X, compile=engine, **STEPS)
+        else:
+            with pytest.warns(UserWarning, match=message) as caught:
+                pv.fit(model, X, compile=engine, device="cpu", **STEPS)
+            assert len(caught) == 1
+            assert f"compile={compile!r}: training goes through Pyro step by step" in str(caught[0].message)
+        weights.append({k: v.clone() for k, v in model.state_dict().items()})
+    if case in ("control flow", "tensors left behind"):  # the others' draws differ by those of the attempt
+        assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+    if case == "tensors left behind":
+        assert type(model.last) is torch.Tensor
+
+
+def test_pyros_objectives_train_as_they_are() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        pv.fit(pv.VAE((6,), 3), X, objective=Trace_ELBO(), device="cpu", **STEPS)
+    with pytest.warns(UserWarning, match="compile='graph': training goes through Pyro"):
+        pv.fit(pv.VAE((6,), 3), X, objective=TraceMeanField_ELBO(), compile="graph", device="cpu", **STEPS)
+
+
+def test_an_objective_must_name_what_it_schedules() -> None:
+    class Silent(pv.ELBO):
+        def anneal(self, t):
+            super().anneal(t)
+            self.floor = 0.1 * t
+
+        def per_datum(self, terms):
+            return super().per_datum(terms) - self.floor * terms.reconstruction.mean(0)
+
+    class Named(Silent):
+        scheduled = ("_weight", "floor")
+
+    with pytest.warns(UserWarning, match=r"Silent\.anneal sets values that `scheduled` does not name"):
+        trained_weights(Silent(), "graph")
+    expected, got = (trained_weights(Named(), engine) for engine in ("off", "graph"))
+    assert all(torch.equal(v, got[k]) for k, v in expected.items())
+
+
+def trained_weights(objective, compile: str) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    model = pv.VAE((6,), 3, hidden=(16,))
+    pv.fit(model, X, objective=objective, compile=compile, device="cpu", **STEPS)
+    return model.state_dict()
+
+
+def test_changes_between_epochs_are_noticed() -> None:
+    """Attributes, closures and frozen parameters that a callback changes: the graph is made anew."""
+    temperature = [1.0]
+
+    class Annealed(pv.VAE):
+        def p(self, z):
+            return super().p(z * temperature[0])
+
+    def cool(run: pv.Run) -> None:
+        temperature[0] *= 0.5
+        if len(run.records) == 2:
+            run.model.encoder.requires_grad_(False)
+
+    weights = []
+    for engine in ("off", "graph"):
+        temperature[0] = 1.0
+        torch.manual_seed(1)
+        model = Annealed((6,), 3, hidden=(16,))
+        pv.fit(model, X, compile=engine, callbacks=[cool], device="cpu", **{**STEPS, "epochs": 4})
+        weights.append(model.state_dict())
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+
+
+def test_a_cuda_graph_needs_cuda() -> None:
+    with pytest.warns(UserWarning, match="CUDA graphs need a CUDA device, and the model is on cpu"):
+        pv.fit(pv.VAE((6,), 3), X, compile="cudagraph", device="cpu", **STEPS)
+
+
+def test_inductor_without_a_compiler_goes_through_pyro(monkeypatch) -> None:
+    def broken(*args, **kwargs):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch._inductor, "compile", broken)
+    with pytest.warns(UserWarning, match="RuntimeError: no C\\+\\+ compiler"):
+        pv.fit(pv.VAE((6,), 5), X, compile="inductor", device="cpu", **STEPS)
+
+
+@pytest.mark.parametrize("compile", ["off", "graph"])
+def test_a_bad_step_leaves_the_weights_before_it(compile: str) -> None:
+    """The learning rate explodes at a known step; the weights are those of one step less, in every engine."""
+    weights = []
+
+    class Exploding(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure=None):
+            self.steps += 1
+            if self.steps == 4:
+                self.param_groups[0]["lr"] = 1e30
+            super().step(closure)
+
+    model = build("gaussian")
+    with pytest.raises(pv.NonFiniteLoss) as caught:
+        pv.fit(model, X, compile=compile, optimizer=lambda p: Exploding(p, lr=1e-3), device="cpu", **STEPS)
+    assert (caught.value.epoch, caught.value.step) == (0, 4)
+    weights.append(model.state_dict())
+    assert all(v.isfinite().all() for v in model.state_dict().values())
+
+
+def test_nothing_is_left_in_pyro_or_the_model(recwarn) -> None:
+    model = build("iaf")
+    pv.fit(model, X, compile="graph", device="cpu", **STEPS)
+    assert len(pyro.get_param_store()) == 0
+    assert all(type(p) in (nn.Parameter, torch.Tensor) for p in [*model.parameters(), *model.buffers()])
+    copy.deepcopy(model)
+    assert math.isfinite(model.log_terms(X[:2]).log_weight.sum().item())
+    assert not [str(w.message) for w in recwarn if issubclass(w.category, UserWarning)]
