@@ -1,0 +1,325 @@
+"""Checkpoints: resuming changes nothing, damage is reported, and what does not belong is refused."""
+
+import copy
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyrovae as pv
+from pyrovae.training import checkpoint
+from pyrovae.training.checkpoint import Checkpoints
+from tests.models import binary
+
+X = binary(230)
+
+
+def small(**options) -> pv.VAE:
+    torch.manual_seed(1)
+    return pv.VAE((6,), 3, hidden=(16,), **options)
+
+
+def settings(**options) -> dict:
+    return {
+        "validation": 0.2,
+        "objective": pv.ELBO(beta=pv.linear_warmup(3)),
+        "lr_schedule": lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5),
+        "batch_transform": torch.bernoulli,
+        "batch_size": 50,
+        "learning_rate": 1e-2,
+        "seed": 0,
+        "device": "cpu",
+        "progress": False,
+        **options,
+    }
+
+
+def same(a: pv.VAEModel, b: pv.VAEModel) -> bool:
+    return all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.pt"))
+
+
+@pytest.mark.parametrize("compile", ["off", "graph"])
+@pytest.mark.parametrize("data", ["tensor", "loader"])
+def test_a_resumed_run_is_the_run(compile: str, data: str, tmp_path: Path) -> None:
+    """Weights, history and random state, with validation, early stopping and a callback that has a state."""
+
+    class Counting:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self, run: pv.Run) -> None:
+            self.calls += 1
+
+        def state_dict(self) -> dict:
+            return {"calls": self.calls}
+
+        def load_state_dict(self, state: dict) -> None:
+            self.calls = state["calls"]
+
+    def run(epochs: int, folder: Path | None) -> tuple[pv.VAE, pv.Run, Counting, torch.Tensor]:
+        x = X * 0.8 if data == "tensor" else DataLoader(TensorDataset(X * 0.8), 50, shuffle=True)
+        model, callback = small(), Counting()
+        options = settings(epochs=epochs, compile=compile, checkpoint_dir=folder, callbacks=[callback], patience=50)
+        options["validation"] = X[:40]
+        torch.manual_seed(7)
+        result = pv.fit(model, x, **{**options, "seed": None})
+        return model, result, callback, torch.rand(3)
+
+    model, expected, _, after = run(9, None)
+    for epochs in (2, 3, 9, 9):  # the last one has nothing left to do
+        again, result, callback, later = run(epochs, tmp_path)
+    assert same(model, again)
+    assert torch.equal(after, later)
+    assert callback.calls == 9
+    assert result.best_epoch == expected.best_epoch
+    assert result.history.drop(columns="seconds").equals(expected.history.drop(columns="seconds"))
+
+
+SCRIPT = """
+import os, signal, sys, torch, pyrovae as pv
+torch.set_num_threads(1)
+x, count = torch.load(sys.argv[1]), [0]
+def transform(x):
+    count[0] += 1
+    if count[0] == int(sys.argv[4]):
+        os.kill(os.getpid(), getattr(signal, sys.argv[3]))
+    return torch.bernoulli(x)
+transform.__qualname__ = "bernoulli"
+torch.manual_seed(1)
+model = pv.VAE((6,), 3, hidden=(16,))
+pv.fit(model, x, validation=0.2, batch_size=20, learning_rate=1e-2, seed=0, device="cpu", progress=False, epochs=4,
+       batch_transform=transform, compile="off", checkpoint_dir=sys.argv[2], checkpoint_every=3)
+torch.save(model.state_dict(), sys.argv[2] + "/weights.pth")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_signals_save_before_they_take_effect(name: str, tmp_path: Path) -> None:
+    """In the midst of an epoch that no checkpoint would have been due in."""
+    torch.save(X * 0.8, tmp_path / "x.pt")
+
+    def run(folder: Path, at: int) -> subprocess.CompletedProcess:
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path / "x.pt"), str(folder), name, str(at)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    assert run(tmp_path / "whole", 10**9).returncode == 0
+    stopped = run(tmp_path / "parts", 27)
+    assert stopped.returncode == -getattr(signal, name), stopped.stderr
+    (path,) = checkpoints(tmp_path / "parts")
+    step = int(path.name.split("-")[1])
+    assert step % 10 != 0  # ten steps an epoch
+    assert run(tmp_path / "parts", 10**9).returncode == 0
+    weights = [torch.load(tmp_path / folder / "weights.pth") for folder in ("whole", "parts")]
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "binarize"), [("graph", True), ("inductor", False)])
+def test_killed_at_random_moments(engine: str, binarize: bool) -> None:
+    """A few of the kills that ``python -m tests.training.killing`` makes more of."""
+    command = [sys.executable, "-m", "tests.training.killing", engine, "--kills", "4", *["--binarize"] * binarize]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_last_few_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-0000000001-stale.part").write_bytes(b"half")
+    pv.fit(small(), X, **settings(epochs=7, checkpoint_dir=tmp_path, checkpoint_every=2, checkpoint_keep=2))
+    assert [path.name.split("-")[1] for path in checkpoints(tmp_path)] == ["0000000024", "0000000028"]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a flipped bit": _flip,
+    "cut off": lambda p: os.truncate(p, p.stat().st_size // 2),
+    "empty": lambda p: os.truncate(p, 0),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_reported_and_passed_over(damage: str, tmp_path: Path) -> None:
+    whole = small()
+    pv.fit(whole, X, **settings(epochs=5))
+    pv.fit(small(), X, **settings(epochs=3, checkpoint_dir=tmp_path))
+    newest = checkpoints(tmp_path)[-1]
+    DAMAGES[damage](newest)
+    again = small()
+    with pytest.warns(UserWarning, match=f"{newest.name} is passed over: its content is not what was written"):
+        pv.fit(again, X, **settings(epochs=5, checkpoint_dir=tmp_path))
+    assert same(whole, again)
+    for path in checkpoints(tmp_path):
+        DAMAGES[damage](path)
+    with (
+        pytest.warns(UserWarning, match="is passed over"),
+        pytest.raises(pv.CheckpointError, match=r"none of the 3 checkpoint\(s\) in"),
+    ):
+        pv.fit(small(), X, **settings(epochs=5, checkpoint_dir=tmp_path))
+
+
+class Payload:
+    """Whoever unpickles it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_pickle_payloads_are_refused(tmp_path: Path) -> None:
+    """In a checkpoint whose name fits its content, and in a model file; nothing of theirs is run."""
+    loot = tmp_path / "loot"
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for content in (pickle.dumps(Payload(loot)), _torch_bytes({"format": 1, "state": Payload(loot)})):
+        path = folder / f"checkpoint-0000000010-{checkpoint._digest(content)}.pt"
+        path.write_bytes(content)
+        with (
+            pytest.warns(UserWarning, match="holds something other than tensors, numbers and strings"),
+            pytest.raises(pv.CheckpointError, match="can be read"),
+        ):
+            pv.fit(small(), X, **settings(epochs=2, checkpoint_dir=folder))
+        path.unlink()
+        model = tmp_path / "model.safetensors"
+        model.write_bytes(content)
+        with pytest.raises(ValueError, match="not a model saved by pyrovae, or is damaged"):
+            pv.load(model)
+    assert not loot.exists()
+    pickle.loads(pickle.dumps(Payload(loot)))
+    assert loot.exists()  # it would have worked
+
+
+def _torch_bytes(state: dict) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def test_a_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
+    pv.fit(small(), X, **settings(epochs=2, checkpoint_dir=tmp_path))
+    before = {path: path.read_bytes() for path in checkpoints(tmp_path)}
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(
+            pv.CheckpointError,
+            match=r"step 12 cannot be written: .*No space left on device.*-0000000008-\w+\.pt, is intact",
+        ):
+            pv.fit(small(), X, **settings(epochs=3, checkpoint_dir=tmp_path))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    whole, again = small(), small()
+    pv.fit(whole, X, **settings(epochs=3))
+    pv.fit(again, X, **settings(epochs=3, checkpoint_dir=tmp_path))
+    assert same(whole, again)
+
+
+def test_a_file_size_limit_is_a_full_disk_too(tmp_path: Path) -> None:
+    script = f"""
+import resource, torch, pyrovae as pv
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    x = (torch.rand(50, 6) < 0.5).float()
+    pv.fit(pv.VAE((6,), 3), x, epochs=2, checkpoint_dir={str(tmp_path)!r}, progress=False)
+except pv.CheckpointError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert "step 1 cannot be written: [Errno 27] File too large. There is none before it." in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+OTHERS = {
+    "model": ({"model": {"latent_dim": 4}}, r"model: weights: posterior\.head\.weight was \[6, 16\] and is \[8, 16\]"),
+    "data": ({"x": X.flip(0) * 0.5}, r"data was \w{16} and is \w{16}"),
+    "objective": ({"objective": pv.ELBO(beta=pv.linear_warmup(5))}, r"objective: beta was \[0\.0, .*\] and is \[0\.0"),
+    "learning rate": ({"learning_rate": 1e-3}, r"optimizer: lr was 0\.01 and is 0\.001"),
+    "optimizer": ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}, r"optimizer: class was Adam and is SGD"),
+    "schedule": ({"lr_schedule": None}, r"lr_schedule was \{'class': 'StepLR'.*\} and is None"),
+    "batch size": ({"batch_size": 10}, r"batch_size was 50 and is 10"),
+    "clipping": ({"clip_norm": 1.0}, r"clip_norm was None and is 1\.0"),
+    "seed": ({"seed": 4}, r"seed was 0 and is 4"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_run_is_refused_with_the_difference_named(case: str, tmp_path: Path) -> None:
+    pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path))
+    options, message = copy.copy(OTHERS[case][0]), OTHERS[case][1]
+    torch.manual_seed(1)
+    model = pv.VAE((6,), **{"latent_dim": 3, "hidden": (16,), **options.pop("model", {})})
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(pv.CheckpointError, match=message):
+        pv.fit(model, options.pop("x", X), **settings(epochs=2, checkpoint_dir=tmp_path, **options))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_resume_must_and_never(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
+        pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path, resume="must"))
+    pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path / "a", resume="never"))
+    pv.fit(small(), X, **settings(epochs=2, checkpoint_dir=tmp_path / "a", resume="must"))
+    with pytest.raises(pv.CheckpointError, match=r"holds 2 checkpoint\(s\), the newest checkpoint-0000000008"):
+        pv.fit(small(), X, **settings(epochs=3, checkpoint_dir=tmp_path / "a", resume="never"))
+    for bad in ({"resume": "yes"}, {"checkpoint_every": 0}, {"checkpoint_keep": 0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path / "b", **bad))
+
+
+def test_a_state_that_could_not_be_loaded_safely_is_refused(tmp_path: Path) -> None:
+    class Odd:
+        def __call__(self, run: pv.Run) -> None: ...
+
+        def state_dict(self) -> dict:
+            return {"path": Path("x")}
+
+        def load_state_dict(self, state: dict) -> None: ...
+
+    with pytest.raises(TypeError, match="more than tensors, numbers and strings"):
+        pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path, callbacks=[Odd()]))
+    assert not checkpoints(tmp_path)
+
+
+def test_without_a_folder_nothing_is_written_and_signals_are_left_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    handlers = []
+    pv.fit(small(), X, **settings(epochs=1, callbacks=[lambda run: handlers.append(signal.getsignal(signal.SIGTERM))]))
+    assert handlers == [signal.SIG_DFL]
+    assert not list(tmp_path.iterdir())
+    pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path / "run"))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
+    kept = tmp_path / "checkpoint.pt"
+    kept.write_text("mine")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        pv.fit(small(), X, **settings(epochs=2, checkpoint_dir=tmp_path, checkpoint_keep=1))
+    assert kept.read_text() == "mine"
+    assert len(Checkpoints(tmp_path)._files()) == 1
