@@ -19,7 +19,7 @@ from pyrovae._checks import as_covariates, as_data, at_least
 from pyrovae._random import seeded
 from pyrovae.model import files
 from pyrovae.model.log_terms import LogTerms, draw, log_joint, log_terms, padded, sample_sites
-from pyrovae.model.modes import evaluation_mode, local_parameters
+from pyrovae.model.modes import are_statements_unheard, evaluation_mode, local_parameters
 
 _MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
 
@@ -60,6 +60,14 @@ class VAEModel(PyroModule):
     def guide(self, x: Tensor, *covariates: Any) -> Any:
         """q(z | x): the encoder and the approximate posterior."""
         raise NotImplementedError(f"{type(self).__name__} must define guide(self, x, *covariates).")
+
+    def __getattr__(self, name: str) -> Any:
+        # Reaching for a part makes a param statement for each of its parameters, a sixth of a small model's step.
+        if are_statements_unheard():
+            part = self.__dict__.get("_modules", {}).get(name)
+            if part is not None and not isinstance(part, PyroModule):
+                return part
+        return super().__getattr__(name)
 
     # -- the waist ---------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from pyrovae.distributions.independent import innermost
+from pyrovae.model.modes import without_statements
 
 PARTICLES = "_particles"
 
@@ -197,7 +198,7 @@ def log_joint(
     """
     k = next(iter(latents.values())).shape[0]
     conditioned = poutine.condition(program, data=dict(latents))
-    with pyro.plate(PARTICLES, k, dim=-max_plate_nesting - 1):
+    with pyro.plate(PARTICLES, k, dim=-max_plate_nesting - 1), without_statements():
         trace = poutine.trace(conditioned).get_trace(x, *covariates)
     total: Any = 0.0
     for name, site in sample_sites(trace).items():
@@ -210,7 +211,7 @@ def log_joint(
 def _trace(
     function: Callable[..., Any], x: Tensor, covariates: tuple[Any, ...], k: int, max_plate_nesting: int
 ) -> Trace:
-    with _particle_plate(k, max_plate_nesting):
+    with _particle_plate(k, max_plate_nesting), without_statements():
         return poutine.trace(function).get_trace(x, *covariates)
 
 

@@ -7,12 +7,35 @@ from typing import Any
 import pyro
 import torch
 
+_ours = _unheard = False
+
 
 @contextmanager
 def local_parameters() -> Iterator[None]:
-    """Keep Pyro's parameters in their modules instead of the global param store."""
-    with pyro.settings.context(module_local_params=True):
+    """Keep Pyro's parameters in their modules instead of the global param store, in a run of our own."""
+    global _ours
+    before, _ours = _ours, True
+    try:
+        with pyro.settings.context(module_local_params=True):
+            yield
+    finally:
+        _ours = before
+
+
+@contextmanager
+def without_statements() -> Iterator[None]:
+    """Inside, in a run of our own, nobody listens to Pyro's param statements: the parameters are known."""
+    global _unheard
+    before, _unheard = _unheard, _ours
+    try:
         yield
+    finally:
+        _unheard = before
+
+
+def are_statements_unheard() -> bool:
+    """Whether a model is being run for which param statements are wasted."""
+    return _unheard
 
 
 @contextmanager

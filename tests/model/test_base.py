@@ -242,3 +242,17 @@ def test_undefined_model_and_unknown_event_shape() -> None:
         Shapeless().sample(3)
     with pytest.raises(ValueError, match="n must be at least 1"):
         small().sample(0)
+
+
+@pytest.mark.parametrize("objective", [pv.ELBO(), Trace_ELBO()], ids=["ours", "Pyro's"])
+def test_param_statements_are_left_out_in_runs_of_our_own_alone(objective) -> None:
+    """``pyro.infer.SVI`` learns from them what to train, whoever's objective it has, even after a run of ours."""
+    x, model = binary(20), pv.VAE((6,), 3, hidden=(16,))
+    pv.fit(model, x, epochs=1, compile="off", device="cpu", progress=False)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-2}), objective)
+    svi.step(x)
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if p.numel() > 16)
+    with pyro.poutine.trace() as heard:
+        model.model(x)
+    assert any(site["type"] == "param" for site in heard.trace.nodes.values())
