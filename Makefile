@@ -10,7 +10,7 @@ demo: .venv/ready
 	$(BIN)/python examples/flow_posterior.py
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -21,8 +21,7 @@ docs: .venv/docs
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 bench: .venv/ready
-	$(BIN)/python -m benchmarks.log_marginal
-	$(BIN)/python -m benchmarks.ais
+	for name in training_step log_marginal ais scaling memory; do $(BIN)/python -m benchmarks.$$name; done
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

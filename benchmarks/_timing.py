@@ -1,6 +1,7 @@
 """Interleaved timing of variants, and results that say where they came from."""
 
 import argparse
+import importlib.metadata
 import json
 import platform
 import statistics
@@ -16,15 +17,23 @@ from torch import Tensor
 
 import pyrovae
 
+PEERS = ("jax", "jaxlib", "numpyro", "pythae")
 
-def mnist_and_vae(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Tensor, pyrovae.VAE]:
-    """The arguments all evaluation benchmarks take, binarised test images, and an untrained 784-300-300-40 VAE."""
-    parser.add_argument("--repeats", type=int, default=5)
+
+def arguments(parser: argparse.ArgumentParser, *, repeats: int = 5) -> argparse.Namespace:
+    """The arguments of this run, those included that all benchmarks take; threads and seed are set."""
+    parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    return args
+
+
+def mnist_and_vae(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Tensor, pyrovae.VAE]:
+    """The arguments of an evaluation benchmark, binarised test images, and an untrained 784-300-300-40 VAE."""
+    args = arguments(parser)
     x = pyrovae.datasets.load("mnist", binarize="static").test[: args.num_data].to(args.device)
     return args, x, pyrovae.VAE((784,), 40, hidden=(300, 300)).to(args.device)
 
@@ -64,6 +73,7 @@ def write(name: str, result: Mapping[str, Any]) -> Path:
             "torch": torch.__version__,
             "pyro": pyro.__version__,
             "pyrovae": pyrovae.__version__,
+            **{peer: importlib.metadata.version(peer) for peer in PEERS if peer in sys.modules},
         },
         **result,
     }

@@ -129,7 +129,7 @@ def main() -> None:
             scale[name] = args.num_data / len(few)
     seconds = interleave(variants, repeats=args.repeats)
     for name, factor in scale.items():
-        seconds[theirs] = [factor * t for t in seconds[name]]
+        seconds[name] = [factor * t for t in seconds[name]]
     ratios = {
         name: {theirs: ratio(seconds, name, theirs) for theirs in variants if theirs not in OURS} for name in OURS
     }

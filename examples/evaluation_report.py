@@ -6,6 +6,7 @@ the pictures (PNG). Models are files that examples/flow_posterior.py saved; with
 
     python examples/evaluation_report.py                                            # minutes on a CPU
     python examples/evaluation_report.py runs/flow_posterior/*.safetensors --data mnist --test-size 1000
+    torchrun --nproc-per-node 2 examples/evaluation_report.py                  # two GPUs share training, L_K and AIS
 """
 
 import argparse
@@ -64,18 +65,21 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     args = arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    progress = not args.no_progress
+    main_process = pv.is_main_process()  # under torchrun one process prints and writes
+    progress = not args.no_progress and main_process
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     device = automatic if args.device == "auto" else args.device
     data = pv.datasets.load(args.data, binarize=None if args.binarize == "none" else args.binarize)
     models = {path.stem: pv.load(path) for path in args.models} or train(data, args)
     test = data.test[: args.test_size]
     some = test[: args.ais_size]
-    args.out.mkdir(parents=True, exist_ok=True)
+    if main_process:
+        args.out.mkdir(parents=True, exist_ok=True)
 
     results, annealed, gaps, reports, seconds = {}, {}, {}, {}, {}
     for name, model in models.items():
-        print(f"{name}: evaluating", flush=True)
+        if main_process:
+            print(f"{name}: evaluating", flush=True)
         common = {"seed": args.seed, "device": device, "progress": progress}
         clock = [time.perf_counter()]
         results[name] = pv.log_marginal(model, test, num_samples=args.num_samples, **common)
@@ -87,17 +91,22 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         reports[name] = pv.collapse(model, test, **common)
         clock.append(time.perf_counter())
         seconds[name] = dict(zip(("L_K", "AIS", "gaps", "collapse"), [b - a for a, b in pairwise(clock)], strict=True))
-        results[name].pointwise.to_csv(args.out / f"{name}.pointwise.csv", index_label="datum")
-        annealed[name].pointwise.to_csv(args.out / f"{name}.ais.csv", index_label="datum")
-        gaps[name].pointwise.to_csv(args.out / f"{name}.gaps.csv", index_label="datum")
-        reports[name].dimensions.to_csv(args.out / f"{name}.dimensions.csv")
+        if main_process:
+            results[name].pointwise.to_csv(args.out / f"{name}.pointwise.csv", index_label="datum")
+            annealed[name].pointwise.to_csv(args.out / f"{name}.ais.csv", index_label="datum")
+            gaps[name].pointwise.to_csv(args.out / f"{name}.gaps.csv", index_label="datum")
+            reports[name].dimensions.to_csv(args.out / f"{name}.dimensions.csv")
 
     table = pv.compare(results)
-    table.to_csv(args.out / "comparison.csv")
-    subset = on_some(results, annealed, gaps, reports, len(some))
-    subset.to_csv(args.out / "subset.csv")
-    pictures(args.out, models, test, some, results, annealed, gaps, reports, args)
-    show(table, subset, results, reports, pd.DataFrame(seconds).T, args)
+    options = {"num_samples": args.num_samples, "seed": args.seed, "progress": False}
+    # Bounds on the data that AIS saw, so that its line belongs there.
+    bounds = {name: pv.log_marginal(model, some, **options) for name, model in models.items()}
+    if main_process:
+        table.to_csv(args.out / "comparison.csv")
+        subset = on_some(results, annealed, gaps, reports, len(some))
+        subset.to_csv(args.out / "subset.csv")
+        pictures(args.out, models, test, results, bounds, annealed, gaps, reports, args)
+        show(table, subset, results, reports, pd.DataFrame(seconds).T, args)
     return table
 
 
@@ -106,7 +115,8 @@ def train(data: pv.datasets.Data, args: argparse.Namespace) -> dict[str, pv.VAEM
     models: dict[str, pv.VAEModel] = {}
     options = {"epochs": args.epochs, "seed": args.seed, "device": args.device, "progress": not args.no_progress}
     for posterior in ("mean_field", "iaf"):
-        print(f"{posterior}: training", flush=True)
+        if pv.is_main_process():
+            print(f"{posterior}: training", flush=True)
         torch.manual_seed(args.seed)
         models[posterior] = pv.VAE(data.event_shape, latent_dim=8, posterior=posterior, hidden=(128, 128))
         warmup = pv.ELBO(beta=pv.linear_warmup(args.epochs / 3))
@@ -138,8 +148,8 @@ def pictures(
     out: Path,
     models: dict,
     test: torch.Tensor,
-    some: torch.Tensor,
     results: dict,
+    bounds: dict,
     annealed: dict,
     gaps: dict,
     reports: dict,
@@ -149,12 +159,8 @@ def pictures(
         figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
         if kind == "gaps":
             pv.plots.gaps(gaps, ax=ax)
-        else:  # on the data that AIS saw, so that its line belongs there
-            same = {
-                name: pv.log_marginal(model, some, num_samples=args.num_samples, seed=args.seed, progress=False)
-                for name, model in models.items()
-            }
-            pv.plots.bounds(same, ais=annealed, ax=ax)
+        else:
+            pv.plots.bounds(bounds, ais=annealed, ax=ax)
         figure.savefig(out / f"{kind}.png", dpi=150)
     for kind in ("khats", "kl", "weights", "aggregate"):
         figure, axes = plt.subplots(len(models), 1, figsize=(7, 3.2 * len(models)), squeeze=False, layout="constrained")

@@ -6,6 +6,7 @@ training curves, reconstructions, samples and a forest plot of paired difference
 
     python examples/flow_posterior.py                                       # digits, seven posteriors, minutes on a CPU
     python examples/flow_posterior.py --data mnist --epochs 200 --posteriors mean_field planar sylvester iaf --seeds 0 1
+    torchrun --nproc-per-node 2 examples/flow_posterior.py --data mnist    # two GPUs share the work
 """
 
 import argparse
@@ -45,7 +46,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--num-samples", type=int, default=None, help="K of L_K; default: 5000")
     parser.add_argument("--test-size", type=int, default=None, help="evaluate on the first so many test data")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="default: CUDA if there is any; each torchrun process its own")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: torch's own choice")
     parser.add_argument("--out", type=Path, default=Path("runs/flow_posterior"))
     parser.add_argument("--quick", action="store_true", help="a few seconds: tiny everything, to see that it runs")
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     args = arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    progress = not args.no_progress
+    progress, main_process = not args.no_progress, pv.is_main_process()  # under torchrun one process prints and writes
     binarize = args.binarize if args.likelihood == "bernoulli" else None
     data = pv.datasets.load(args.data, binarize=binarize, flatten=args.network != "conv")
     settings = {
@@ -86,13 +87,15 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     if args.likelihood == "categorical" and data.name == "digits":
         settings["likelihood_options"] = {"num_levels": 17}
     test = data.test[: args.test_size]
-    args.out.mkdir(parents=True, exist_ok=True)
+    if main_process:
+        args.out.mkdir(parents=True, exist_ok=True)
 
     models, runs, results, seconds = {}, {}, {}, {}
     for posterior in args.posteriors:
         for seed in args.seeds:
             name = posterior if len(args.seeds) == 1 else f"{posterior} #{seed}"
-            print(f"{name}: training", flush=True)
+            if main_process:
+                print(f"{name}: training", flush=True)
             torch.manual_seed(seed)
             vae = pv.VAE(posterior=posterior, **settings)
             start = time.perf_counter()
@@ -112,18 +115,20 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
             results[name] = pv.log_marginal(vae, test, num_samples=args.num_samples, progress=progress)
             seconds[name] = {"train_seconds": trained - start, "eval_seconds": time.perf_counter() - trained}
             models[name] = vae
-            stem = name.replace(" #", "-seed")
-            vae.save(args.out / f"{stem}.safetensors")
-            results[name].pointwise.to_csv(args.out / f"{stem}.pointwise.csv", index_label="datum")
-            results[name].bound_table().to_csv(args.out / f"{stem}.bounds.csv")
+            if main_process:
+                stem = name.replace(" #", "-seed")
+                vae.save(args.out / f"{stem}.safetensors")
+                results[name].pointwise.to_csv(args.out / f"{stem}.pointwise.csv", index_label="datum")
+                results[name].bound_table().to_csv(args.out / f"{stem}.bounds.csv")
 
     table = pv.compare(results).join(pd.DataFrame(seconds).T)
     table["best_epoch"] = [runs[name].best_epoch for name in table.index]
-    table.to_csv(args.out / "comparison.csv")
-    facts = {**vars(args), "out": str(args.out), "data_hash": next(iter(results.values())).data_hash}
-    (args.out / "settings.json").write_text(json.dumps(facts, indent=2))
-    pictures(args.out, data, test, models, runs, table)
-    report(table, results, args)
+    if main_process:
+        table.to_csv(args.out / "comparison.csv")
+        facts = {**vars(args), "out": str(args.out), "data_hash": next(iter(results.values())).data_hash}
+        (args.out / "settings.json").write_text(json.dumps(facts, indent=2))
+        pictures(args.out, data, test, models, runs, table)
+        report(table, results, args)
     return table
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+_LOOK = 4096  # data looked at at once
 ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
 
 
@@ -98,12 +99,15 @@ def as_data(value: Any, name: str, event_shape: torch.Size | tuple[int, ...] | N
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; the model needs (N, {', '.join(map(str, event_shape))}).{fix}"
         )
-    finite = torch.isfinite(x)
-    if not bool(finite.all()):
-        bad = int((~finite).sum())
-        row = int((~finite).flatten(1).any(1).nonzero()[0]) if x.dim() > 1 else int((~finite).nonzero()[0])
+    bad, first = 0, None
+    for start in range(0, len(x), _LOOK):  # in pieces: a mask of the whole would be a good part of the data
+        finite = torch.isfinite(x[start : start + _LOOK])
+        if not bool(finite.all()):
+            bad += int((~finite).sum())
+            first = start + int((~finite).reshape(len(finite), -1).any(1).nonzero()[0]) if first is None else first
+    if bad:
         raise ValueError(
-            f"{name} holds {bad} NaN or infinite value(s), the first in row {row}. Drop or impute such rows."
+            f"{name} holds {bad} NaN or infinite value(s), the first in row {first}. Drop or impute such rows."
         )
     return x
 

@@ -4,9 +4,9 @@ In an ordinary run there is one process, and every function here does nothing.
 """
 
 import os
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -19,8 +19,9 @@ def connect() -> None:
     if not dist.is_available() or dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # Some launchers let every process see its own device alone.
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def num_processes() -> int:
@@ -42,17 +43,46 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
-def from_main(tensor: Tensor) -> Tensor:
-    """Rank 0's tensor, everywhere."""
-    if num_processes() > 1:
-        dist.broadcast(tensor, 0)
-    return tensor
+def from_main(value: T) -> T:
+    """Rank 0's value, everywhere: a tensor, filled in place, or anything that can be pickled."""
+    if num_processes() == 1:
+        return value
+    if isinstance(value, Tensor):
+        whole = value.contiguous()
+        dist.broadcast(whole, 0)
+        value.copy_(whole)
+        return value
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
+def common_seed(seed: int | None) -> int | None:
+    """A seed for all processes: rank 0's, which it draws where it has none. A single process keeps its own."""
+    if num_processes() == 1:
+        return seed
+    return from_main(int(torch.randint(2**62, ())) if seed is None else seed)
 
 
 def my_share(rows: Tensor) -> Tensor:
     """This process's part of some rows, equal up to one; all of them where there are fewer rows than processes."""
     size = num_processes()
     return rows if len(rows) < size else rows.tensor_split(size)[rank()]
+
+
+def my_blocks(num_rows: int, block: int) -> slice:
+    """This process's part of so many rows: a run of whole blocks, in the order of ranks; it may be empty."""
+    blocks = -(-num_rows // block)
+    first, last = (-(-blocks * r // num_processes()) for r in (rank(), rank() + 1))
+    return slice(min(first * block, num_rows), min(last * block, num_rows))
+
+
+def joined(columns: dict[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
+    """Whole columns, of which every process has filled in its rows, runs in the order of ranks."""
+    if num_processes() == 1:
+        return columns
+    parts = [part for part in gathered({name: column[rows] for name, column in columns.items()}) if part]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def summed(tensor: Tensor) -> Tensor:
@@ -71,9 +101,15 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def mine(parts: Sequence[T]) -> Sequence[T]:
-    """Every so many-th of some parts, so that all processes together have all of them."""
-    return parts[rank() :: num_processes()]
+def refuse_differences(fix: str, **hashes: str) -> None:
+    """Raise a ``ValueError`` where processes were given different things to work on together."""
+    for name, value in hashes.items():
+        values = gathered(value)
+        if len(set(values)) > 1:
+            raise ValueError(
+                f"{name} must be the same in all {len(values)} processes; its content hashes are {', '.join(values)}. "
+                f"{fix}"
+            )
 
 
 def _joined() -> bool:

@@ -57,6 +57,7 @@ def compiled(module: GraphModule, *inputs: Tensor) -> Callable[..., Any]:
         Exception: whatever inductor raises, e.g. where there is no C++ compiler.
     """
     lifted, constants = _lifted(module)
+    _unfuse_biases(lifted)
     every = (*constants, *inputs)
     key = (lifted.code, *((t.shape, t.stride(), t.dtype, t.device) for t in every))
     if key not in _COMPILED:
@@ -167,6 +168,21 @@ def _lifted(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
         if node.op != "get_attr":
             copies[node] = graph.node_copy(node, copies.__getitem__)
     return GraphModule(torch.nn.Module(), graph), [_attribute(module, target).detach() for target in targets]
+
+
+def _unfuse_biases(module: GraphModule) -> None:
+    """``addmm`` as a product and a sum: on a CPU it first copies the bias into every row, which a kernel that has to
+    pass over the rows anyway, for the activation say, does for nothing.
+    """
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.addmm.default):
+        if not node.kwargs:
+            bias, left, right = node.args
+            with module.graph.inserting_before(node):
+                product = module.graph.call_function(torch.ops.aten.mm.default, (left, right))
+                total = module.graph.call_function(torch.ops.aten.add.Tensor, (product, bias))
+            node.replace_all_uses_with(total)
+            module.graph.erase_node(node)
+    module.recompile()
 
 
 def _attribute(module: torch.nn.Module, target: str) -> Tensor:

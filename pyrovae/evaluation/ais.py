@@ -13,13 +13,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrovae._checks import as_covariates, at_least, lookup, one_of
+from pyrovae._distributed import common_seed, connect, joined, my_blocks, rank
 from pyrovae._graph import COMPILE, Compile
 from pyrovae._random import reseed, seeded
 from pyrovae.evaluation.annealing import SCHEDULES, SETTLING, Annealing
 from pyrovae.evaluation.chunks import BLOCK, is_out_of_memory, probe
 from pyrovae.evaluation.result import combined_se, describe, se_over_data
 from pyrovae.evaluation.stream import WeightStream
-from pyrovae.evaluation.strict import TestSet, as_test_set, fingerprint, model_name, strict
+from pyrovae.evaluation.strict import TestSet, as_test_set, fingerprint, model_name, refuse_to_mix, strict
 from pyrovae.model import VAEModel
 from pyrovae.model.base_space import BaseSpace
 
@@ -140,7 +141,8 @@ def ais(
     The chains move in the guide's base space (for a flow, the normal that it transforms), so flows whose inverse is
     unknown are no obstacle. Step sizes are tuned for each datum by a pilot run and then frozen.
 
-    Cost: about (T + 120) × C × L gradients of the decoder per datum.
+    Cost: about (T + 120) × C × L gradients of the decoder per datum. Under ``torchrun`` the processes share the blocks
+    of data, as in :func:`~pyrovae.log_marginal`.
 
     Args:
         model: a :class:`~pyrovae.VAEModel`; gradients must pass through its densities.
@@ -166,9 +168,10 @@ def ais(
             from 0 to 1.
     """
     at_least(2, num_chains=num_chains)
+    connect()
     data = as_test_set("ais", model, x, covariates)
     columns: dict[str, np.ndarray] = {}
-    with strict(model, device), seeded(seed):
+    with strict(model, device), seeded(common_seed(seed)):
         data.check(model)
         runs = _Runs(
             model,
@@ -190,6 +193,7 @@ def ais(
         for rows, part in runs.each(estimate):
             for name, values in part.items():
                 columns.setdefault(name, np.empty(len(data), dtype=np.float64))[rows] = values.cpu().numpy()
+        columns = joined(columns, runs.share)
         marks = fingerprint(model, data)
     pointwise = pd.DataFrame(columns).astype({"non_finite": int})
     found = {
@@ -234,7 +238,7 @@ def bdmc(
     settings, on data such as the model generates: real data may be harder.
 
     All backward chains of a datum start at the same z, and ``upper_se`` is their spread given z; the error of ``gap``
-    is best seen over data.
+    is best seen over data. Under ``torchrun`` the processes share the blocks of data, as in :func:`ais`.
 
     Args:
         model: a :class:`~pyrovae.VAEModel`.
@@ -260,8 +264,9 @@ def bdmc(
     at_least(1, num_data=num_data)
     if not isinstance(model, VAEModel):
         raise TypeError(f"bdmc needs a pyrovae.VAEModel; got {type(model).__name__}.")
+    connect()
     columns: dict[str, np.ndarray] = {}
-    with strict(model, device), seeded(seed):
+    with strict(model, device), seeded(common_seed(seed)):
         covariates = as_covariates(covariates, num_data, model.like())
         x, latents = model.simulate(num_data, *covariates)
         data = as_test_set("bdmc", model, x, covariates)
@@ -310,11 +315,18 @@ def bdmc(
         for rows, part in runs.each(enclose):
             for name, values in part.items():
                 columns.setdefault(name, np.empty(num_data))[rows] = values.cpu().numpy()
+        columns = joined(columns, runs.share)
     return BDMCResult(pd.DataFrame(columns), x.cpu(), model_name(model), start, seed)
 
 
 class _Runs:
-    """Annealed chains for all data, block by block: checked arguments, a seed for every block, a progress bar."""
+    """Annealed chains for this process's share of the data, block by block: checked arguments, a seed for every block,
+    a progress bar.
+
+    Attributes:
+        share: this process's rows.
+        num_gradients: gradients that all processes take.
+    """
 
     def __init__(
         self,
@@ -344,10 +356,13 @@ class _Runs:
         self._compile = compile
         moves = SETTLING + pilot + runs * (num_temperatures - 1)
         self.num_gradients = moves * num_leapfrog * num_chains * len(data)
-        self._bar = tqdm(total=moves * len(data), unit="move", unit_scale=True, desc="annealing", disable=not progress)
+        refuse_to_mix(model, data)
         self._seed = int(torch.randint(2**62, ()))
         cost = probe(lambda n, k: self._probe(slice(n), k))
         self._block = max(1, BLOCK[model.like().device.type] // (cost.per_datum + num_chains * cost.per_draw))
+        self.share = my_blocks(len(data), self._block)
+        total, silent = moves * (self.share.stop - self.share.start), not progress or rank() > 0
+        self._bar = tqdm(total=total, unit="move", unit_scale=True, desc="annealing", disable=silent)
 
     def _space(self, rows: slice, num_chains: int) -> BaseSpace:
         return BaseSpace(self._model, self._data.part(rows, self._model.like()), num_chains, self._start)
@@ -360,10 +375,10 @@ class _Runs:
         self, compute: Callable[[slice, BaseSpace, Annealing], dict[str, Tensor]]
     ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """``compute`` on block after block of data; in smaller blocks once memory has run out."""
-        first = 0
+        first, last = self.share.start, self.share.stop
         with self._bar as bar:
-            while first < len(self._data):
-                rows = slice(first, min(first + self._block, len(self._data)))
+            while first < last:
+                rows = slice(first, min(first + self._block, last))
                 done = bar.n
                 try:
                     result = self._run(compute, rows)

@@ -11,11 +11,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrovae._checks import at_least, one_of
+from pyrovae._distributed import common_seed, connect, joined, rank
 from pyrovae._graph import COMPILE, Compile
 from pyrovae._random import seeded
 from pyrovae.evaluation.result import MarginalResult, judge
 from pyrovae.evaluation.stream import WeightStream
-from pyrovae.evaluation.strict import as_test_set, fingerprint, model_name, strict
+from pyrovae.evaluation.strict import as_test_set, fingerprint, model_name, refuse_to_mix, strict
 from pyrovae.evaluation.weights import LogWeights
 from pyrovae.model import VAEModel
 from pyrovae.model.support import is_discrete
@@ -45,6 +46,9 @@ def log_marginal(
     Evaluation is strict: evaluation mode, no gradients, no annealing weight, no scale, no autocast, no TF32;
     weights are accumulated in float64. Memory grows neither with ``num_samples`` nor with the data.
 
+    Under ``torchrun`` every process must call it, with the same model and data. They share the blocks of data, draw
+    what a single process would have drawn, and all return the whole result; rank 0 shows its own progress.
+
     Args:
         model: a :class:`~pyrovae.VAEModel`.
         x: data ``(N, *event_shape)``: tensor, array or DataFrame.
@@ -73,16 +77,19 @@ def log_marginal(
     one_of(COMPILE, compile=compile)
     half, tenth = max(num_samples // 2, 1), max(num_samples // 10, 1)
     sizes = tuple(sorted({k for k in bounds if k < num_samples} | {1, tenth, num_samples}))
+    connect()
     data = as_test_set("log_marginal", model, x, covariates)
 
     columns: dict[str, np.ndarray] = {}
-    with strict(model, device) as target, seeded(seed):
+    with strict(model, device) as target, seeded(common_seed(seed)):
         terms = data.check(model)
+        refuse_to_mix(model, data)
         weights = LogWeights(model, data, num_samples, proposal, memory_budget, compile)
-        with tqdm(
-            total=len(data) * num_samples, unit="draw", unit_scale=True, desc="log p(x)", disable=not progress
-        ) as bar:
-            for rows in weights.parts():
+        mine = weights.share()
+        total = (mine.stop - mine.start) * num_samples
+        silent = not progress or rank() > 0
+        with tqdm(total=total, unit="draw", unit_scale=True, desc="log p(x)", disable=silent) as bar:
+            for rows in weights.parts(mine):
                 stream = WeightStream(rows.stop - rows.start, num_samples, {*sizes, half}, target)
                 for log_weight in weights(rows):
                     stream.update(log_weight)
@@ -91,6 +98,7 @@ def log_marginal(
                     # Whole columns from the start: small pieces kept between chunks would fragment the heap.
                     column = columns.setdefault(name, np.empty(len(data), dtype=values.dtype))
                     column[rows] = values
+        columns = joined(columns, mine)
         marks = fingerprint(model, data)
     pointwise = pd.DataFrame(columns)
     verdicts = judge(pointwise, num_samples)

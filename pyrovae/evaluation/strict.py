@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import ARRAYS, as_covariates, as_data, as_tensor, resolve_device
+from pyrovae._distributed import num_processes, refuse_differences
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
 from pyrovae.model import LogTerms, VAEModel
@@ -95,6 +96,14 @@ def fingerprint(model: VAEModel, data: TestSet) -> tuple[float, ...]:
     with seeded(0):
         _, log_prior, log_likelihood = model.draw_prior(*data.part(slice(2), model.like()), num_particles=2)
     return tuple((log_prior + log_likelihood).double().flatten().tolist())
+
+
+def refuse_to_mix(model: VAEModel, data: TestSet) -> None:
+    """Raise a ``ValueError`` where the processes that are to share the work have different models or data."""
+    if num_processes() > 1:
+        weights = [v for v in model.state_dict().values() if isinstance(v, Tensor)]
+        refuse_differences("Give every process all the data: they share them out themselves.", x=data.hash)
+        refuse_differences("Train them together, load them, or seed them equally.", model=content_hash(*weights))
 
 
 @contextmanager

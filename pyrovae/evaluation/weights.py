@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import at_least
+from pyrovae._distributed import my_blocks
 from pyrovae._graph import Compile, Graph
 from pyrovae._random import reseed, seeded
 from pyrovae.evaluation.chunks import (
@@ -79,10 +80,15 @@ class LogWeights:
         self._draw = Graph(draw, compile=compile, calls=self._count(self._block))
         self._score = Graph(score, compile=compile, calls=self._count(self._slice))
 
-    def parts(self) -> Iterator[slice]:
-        """The rows to take together, in order."""
-        for start in range(0, len(self._data), self._block[0]):
-            yield slice(start, min(start + self._block[0], len(self._data)))
+    def share(self) -> slice:
+        """This process's part of all rows."""
+        return my_blocks(len(self._data), self._block[0])
+
+    def parts(self, among: slice | None = None) -> Iterator[slice]:
+        """The rows to take together, in order: all of them, or those of a :meth:`share`."""
+        among = slice(0, len(self._data)) if among is None else among
+        for start in range(among.start, among.stop, self._block[0]):
+            yield slice(start, min(start + self._block[0], among.stop))
 
     def __call__(self, rows: slice) -> Iterator[Float[Tensor, "draws rows"]]:
         """The K log-weights of each of the rows, in blocks of draws."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from pyrovae._checks import as_covariates, as_data, as_tensor, at_least
-from pyrovae._distributed import from_main, my_share, num_processes
+from pyrovae._distributed import from_main, gathered, my_share, num_processes
 from pyrovae._hash import content_hash
 from pyrovae._random import get_state, seeded, set_state
 from pyrovae.model import VAEModel
@@ -40,12 +40,13 @@ class Batches(ABC):
     Attributes:
         num_steps: batches in an epoch, where that is known.
         total: data in the current batch, over all processes.
+        weight: what this process's data in the current batch count: less than 1 where others have the same.
     """
 
     def __init__(self, like: Tensor, transform: Transform | None, name: str) -> None:
         self.like, self.transform, self.name = like, transform, name
         self.num_steps: int | None = None
-        self.total = 0
+        self.total, self.weight = 0, 1.0
 
     @abstractmethod
     def raw(self) -> Iterator[Batch]:
@@ -97,7 +98,7 @@ class Batches(ABC):
         """What identifies the data: their content, as far as that can be had."""
         return f"{type(self).__name__} of {self.num_steps} batches"
 
-    def refuse_if_exhausted(self, epoch: int, count: int) -> None:
+    def refuse_if_exhausted(self, epoch: int, count: float) -> None:
         """Raise a ``ValueError`` if an epoch brought no data."""
         if not count:
             raise ValueError(
@@ -122,7 +123,8 @@ class TensorBatches(Batches):
     def __init__(self, tensors: Batch, batch_size: int, like: Tensor, transform: Transform | None, name: str) -> None:
         super().__init__(like, transform, name)
         size = sum(t.numel() * t.element_size() for t in tensors)
-        self._resident = like.device.type != "cuda" or size < torch.cuda.mem_get_info(like.device)[0] // 2
+        room = like.device.type != "cuda" or size < torch.cuda.mem_get_info(like.device)[0] // 2
+        self._resident = all(gathered(room))  # the order of the data is drawn where they are
         if self._resident:
             tensors = tuple(t.to(like.device) for t in tensors)
         self._tensors, self._batch_size = tensors, batch_size
@@ -131,8 +133,8 @@ class TensorBatches(Batches):
     def raw(self) -> Iterator[Batch]:
         order = torch.randperm(len(self._tensors[0]), device=self._tensors[0].device)
         for rows in from_main(order).split(self._batch_size):
-            self.total = len(rows)
             mine = my_share(rows)
+            self.total, self.weight = len(rows), 1.0 if len(rows) >= num_processes() else 1 / num_processes()
             yield (mine,) if self._resident else self._on_device(self._rows(mine))
 
     def prepare(self, *raw: Tensor) -> Batch:
@@ -169,9 +171,12 @@ class LoaderBatches(Batches):
         super().__init__(like, transform, name)
         self._loader, self._num_fields = loader, num_fields
         if num_processes() > 1 and not isinstance(loader.sampler, DistributedSampler) and name == "data":
+            every = f"{num_processes()} processes would all train on the same batches of this"
+            if isinstance(loader.dataset, IterableDataset):
+                raise ValueError(f"{every} IterableDataset: pass tensors or a Dataset with __len__ and __getitem__.")
             raise ValueError(
-                f"{num_processes()} processes would all train on the same batches of this DataLoader: give it "
-                f"sampler=torch.utils.data.DistributedSampler(dataset), or pass the Dataset or tensors."
+                f"{every} DataLoader: give it sampler=torch.utils.data.DistributedSampler(dataset), or pass the "
+                f"Dataset or tensors."
             )
         if isinstance(loader.dataset, IterableDataset) and iter(loader.dataset) is iter(loader.dataset):
             raise ValueError(f"{name} can be iterated only once: its __iter__ must start anew each time.")
@@ -254,7 +259,7 @@ def split(data: Any, fraction: float) -> tuple[Batch, Batch]:
     if not all(isinstance(p, (Tensor, np.ndarray, pd.DataFrame, pd.Series)) for p in parts):
         raise ValueError("validation as a fraction needs tensors, arrays or DataFrames; pass the validation set.")
     tensors = [as_data(parts[0], "data"), *(as_tensor(p, f"covariate {i} of data") for i, p in enumerate(parts[1:]))]
-    order = _shared_order(len(tensors[0]))
+    order = from_main(torch.randperm(len(tensors[0])))
     held_out = math.ceil(fraction * len(order))
     if held_out == len(order):
         raise ValueError(f"validation={fraction} leaves none of the {len(order)} data to train on.")
@@ -262,8 +267,3 @@ def split(data: Any, fraction: float) -> tuple[Batch, Batch]:
         if len(t) != len(order):
             raise ValueError(f"covariate {i} of data has {len(t)} rows and x has {len(order)}; they must match.")
     return tuple(t[order[held_out:]] for t in tensors), tuple(t[order[:held_out]] for t in tensors)
-
-
-def _shared_order(n: int) -> Tensor:
-    device = "cuda" if num_processes() > 1 and torch.cuda.is_available() else "cpu"  # where processes can talk
-    return from_main(torch.randperm(n).to(device)).cpu()

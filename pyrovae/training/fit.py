@@ -52,8 +52,8 @@ def fit(
 ) -> Run:
     """Train ``model`` in place by stochastic variational inference.
 
-    Under ``torchrun`` the processes share every batch, and average its gradients (DistributedDataParallel). Their draws
-    differ; rank 0 shows the progress and writes checkpoints.
+    Under ``torchrun`` the processes share every batch, and average its gradients (DistributedDataParallel); steps go
+    through Pyro. Their draws differ. All call the callbacks; rank 0 shows the progress and writes checkpoints.
 
     Args:
         model: a :class:`~pyrovae.VAEModel`.
@@ -169,10 +169,10 @@ def fit(
             asked=compile != "auto",
         )
         if num_processes() > 1:
-            if compile not in ("auto", "off"):
+            if compile not in ("auto", "off") and rank() == 0:
                 warnings.warn(f"compile={compile!r} is for one process; several go through Pyro.", stacklevel=2)
             compile = "off"
-            task.share = lambda: train.total / num_processes()
+            task.share = lambda: (train.total / num_processes(), train.weight)
             # The order of the data is rank 0's; what else is drawn differs.
             reseed(int(from_main(torch.randint(2**62, (), device=target))), rank())
         identity = {}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from pyrovae._distributed import gathered, num_processes, rank, summed
+from pyrovae._distributed import from_main, gathered, num_processes, rank, summed
 from pyrovae._random import get_every_state, get_state, seeded, set_every_state, set_state
 from pyrovae.model import VAEModel
 from pyrovae.model.modes import evaluation_mode
@@ -41,12 +41,14 @@ class Run:
         records: one dict per epoch; :attr:`history` is the same as a DataFrame.
         best_epoch: the epoch with the lowest validation loss, if there was validation.
         stopped_early: whether patience ran out or a callback stopped the run.
+        engine: what made the steps in the end: ``"off"`` (Pyro), ``"graph"``, ``"inductor"`` or ``"cudagraph"``.
     """
 
     model: VAEModel
     records: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int | None = None
     stopped_early: bool = False
+    engine: str = "off"
 
     def __repr__(self) -> str:
         end = ", stopped early" if self.stopped_early else ""
@@ -120,8 +122,10 @@ class Trainer:
         self.loss, self.seconds, self.best_loss, self.waited = 0.0, 0.0, math.inf, 0
         self.best: dict[str, Tensor] | None = None
         self.epoch_start = get_every_state()
-        if checkpoints is not None and (state := checkpoints.load(identity)) is not None:
-            self.load_state_dict(state)
+        if checkpoints is not None:
+            state = from_main(checkpoints.load(identity) if rank() == 0 else None)
+            if state is not None:
+                self.load_state_dict(state)
         self.engine = build(engine, task, epochs * (train.num_steps or 0))
 
     # -- the loop ----------------------------------------------------------------------------------------
@@ -151,7 +155,8 @@ class Trainer:
                 record["seconds"] = time.perf_counter() - started
                 run.records.append(record)
                 stops = [callback(run) for callback in self.callbacks]
-                run.stopped_early = any(stops) or (self.patience is not None and self.waited >= self.patience)
+                out_of_patience = self.patience is not None and self.waited >= self.patience
+                run.stopped_early = any(gathered(any(stops))) or out_of_patience
                 self.epoch, self.step, self.count, self.loss, self.seconds = self.epoch + 1, 0, 0, 0.0, 0.0
                 ended = run.stopped_early or self.epoch == self.epochs
                 leaving = any(gathered(signals.received is not None))
@@ -162,6 +167,7 @@ class Trainer:
         if self.best is not None:
             self.model.load_state_dict(self.best)
         self.model.eval()
+        run.engine = self.engine.in_use
         return run
 
     def _epoch(self, bar: Any, signals: Deferred, started: float) -> float:
@@ -194,7 +200,9 @@ class Trainer:
                 self._save()
                 signals.pass_on()
         self.train.refuse_if_exhausted(self.epoch, self.count)
-        self.loss = self._total()
+        self.loss = self._total(ended=True)
+        for buffer in self.model.buffers():
+            from_main(buffer)  # running means and such, which every process has updated by its own data
         if broken_parameters(self.model):
             self._fail(raw, get_state(), step=self.step - 1, kind="update")
         return float(summed(self.engine.total.clone())) / self.count
@@ -212,18 +220,21 @@ class Trainer:
         set_every_state(now)
         return batches
 
-    def _total(self) -> float:
+    def _total(self, *, ended: bool = False) -> float:
         """The sum of this process's losses in this epoch, read from the device."""
         value = self.engine.total.item()
-        if not math.isfinite(value):
+        finite = math.isfinite(value)
+        if num_processes() > 1:  # which can go back together at the end of the epoch alone
+            finite = not ended or all(gathered(finite))
+        if not finite:
             self._locate()
         return value
 
     def _validate(self, held_out: Batches) -> float:
         """The mean loss per datum of held-out data, at the schedules' final values, with the same draws each time."""
         self._anneal(math.inf)
-        objective, total, count = self.task.objective, 0.0, 0
-        with evaluation_mode(self.model), torch.no_grad(), seeded(_VALIDATION_SEED):
+        objective, total, count = self.task.objective, 0.0, 0.0
+        with evaluation_mode(self.model), torch.no_grad(), seeded(_VALIDATION_SEED + rank()):
             for step, raw in enumerate(held_out.raw()):
                 if self.epoch == 0:
                     held_out.in_first_epoch(self.model, raw)
@@ -232,7 +243,7 @@ class Trainer:
                 value = float(objective.loss(self.model.model, self.model.guide, *batch))
                 if not math.isfinite(value):
                     self._fail(raw, generators, step=step, kind="validation loss", batches=held_out)
-                total, count = total + value, count + len(batch[0])
+                total, count = total + held_out.weight * value, count + held_out.weight * len(batch[0])
         held_out.refuse_if_exhausted(self.epoch, count)
         both = summed(torch.tensor([total, float(count)], dtype=torch.float64, device=self.task.device))
         return (both[0] / both[1]).item()

@@ -83,6 +83,7 @@ def test_graph_follows_pyro_bit_for_bit(name: str) -> None:
     for key, value in plain.state_dict().items():
         assert torch.equal(graph.state_dict()[key], value), key
     assert run.history.drop(columns="seconds").equals(expected.history.drop(columns="seconds"))
+    assert (expected.engine, run.engine) == ("off", "graph")
     if name == "tempered":
         assert plain.average.abs().sum() > 0
         assert plain.encoder[1].num_batches_tracked == 15
@@ -222,10 +223,17 @@ def test_models_that_cannot_be_traced_train_through_pyro_with_one_warning(case: 
         assert type(model.last) is torch.Tensor
 
 
+@pytest.mark.slow
+def test_auto_compiles_where_there_is_work_enough(monkeypatch) -> None:
+    assert trained("mean_field", "auto")[1].engine == "graph"
+    monkeypatch.setattr("pyrovae._graph._WORTHWHILE", 1e-3)
+    assert trained("mean_field", "auto")[1].engine == "inductor"
+
+
 def test_pyros_objectives_train_as_they_are() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        pv.fit(pv.VAE((6,), 3), X, objective=Trace_ELBO(), device="cpu", **STEPS)
+        assert pv.fit(pv.VAE((6,), 3), X, objective=Trace_ELBO(), device="cpu", **STEPS).engine == "off"
     with pytest.warns(UserWarning, match="compile='graph': training goes through Pyro"):
         pv.fit(pv.VAE((6,), 3), X, objective=TraceMeanField_ELBO(), compile="graph", device="cpu", **STEPS)
 

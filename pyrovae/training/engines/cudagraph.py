@@ -27,9 +27,10 @@ class CudaGraph(Traced):
         super().__init__(task, num_steps)
         self._warm = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._static: list[Tensor] = []
+        self._captured: Any = None  # what the graph was made of
+        self._static: list[Tensor] = []  # the batch, as far as it comes from outside
         self._static_values: list[Tensor] = []
-        self._captured: Any = None
+        self._filled: list[float] = []
         if task.device.type != "cuda":
             self._give_up(Untraceable(f"CUDA graphs need a CUDA device, and the model is on {task.device}"))
         else:
@@ -39,42 +40,48 @@ class CudaGraph(Traced):
     def __call__(self, *raw: Tensor) -> None:
         if self._given_up or (self._shape is not None and [(t.shape, t.dtype) for t in raw] != self._shape):
             return super().__call__(*raw)
-        if self._unchecked and self._function is not None:
+        if self._warm < _WARM_UP:
+            self._warm += 1
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                super().__call__(*raw)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return None
+        if self._unchecked:
             self._check(*raw)
-            if self._given_up:
-                return super().__call__(*raw)
-        if self._graph is None or self._captured is not self._function:
-            if self._warm < _WARM_UP:
-                self._warm += 1
-                self._stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(self._stream):
-                    super().__call__(*raw)
-                torch.cuda.current_stream().wait_stream(self._stream)
-                return None
+        if not self._given_up and self._captured != self._made_of():
             try:
                 self._capture(*raw)
             except Exception as error:
                 self._graph = None
                 self._give_up(error)
-                return super().__call__(*raw)
+        if self._given_up or self._graph is None:
+            return super().__call__(*raw)
         for static, value in zip(self._static, raw, strict=True):
             static.copy_(value)
-        for static, name in zip(self._static_values, self._values, strict=True):
-            static.fill_(getattr(self.task.objective, name))
-        assert self._graph is not None
+        self._fill()
         self._graph.replay()
         return None
 
+    def _made_of(self) -> Any:
+        """The traced step, and the optimiser's settings that are numbers: a graph holds both as they were."""
+        groups = self.task.optimizer.param_groups
+        numbers = [
+            {name: v for name, v in group.items() if name != "params" and not isinstance(v, Tensor)} for group in groups
+        ]
+        return self._function, numbers
+
     def _capture(self, *raw: Tensor) -> None:
         self._static = [t.clone() for t in raw]
+        self._fill()
+        self.task.optimizer.zero_grad(set_to_none=True)  # gradients live in the graph's own memory
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        self.task.optimizer.zero_grad(set_to_none=True)
         with torch.cuda.graph(self._graph, stream=self._stream):
             loss = self._run(*self._static)
             self.task.update()
             self.total += loss
-        self._captured = self._function
+        self._captured = self._made_of()
 
     def _lower(self, module: GraphModule, *inputs: Tensor) -> Callable[..., Any]:
         try:
@@ -83,12 +90,20 @@ class CudaGraph(Traced):
             return module
 
     def _scheduled(self) -> list[Tensor]:
-        if not self._static_values:
-            self._static_values = [torch.zeros((), dtype=torch.float32, device=self.task.device) for _ in self._values]
         if not torch.cuda.is_current_stream_capturing():
-            for static, name in zip(self._static_values, self._values, strict=True):
-                static.fill_(getattr(self.task.objective, name))
+            self._fill()
         return self._static_values
+
+    def _fill(self) -> None:
+        """The scheduled values of this step, on the device."""
+        values = [float(getattr(self.task.objective, name)) for name in self._values]
+        if len(self._static_values) != len(values):
+            self._static_values = [torch.zeros((), device=self.task.device) for _ in values]
+            self._filled = []
+        if values != self._filled:
+            for static, value in zip(self._static_values, values, strict=True):
+                static.fill_(value)
+            self._filled = values
 
 
 def _make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -96,8 +111,9 @@ def _make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> 
     for group in optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = True
-        if not isinstance(group["lr"], Tensor):
-            group["lr"] = torch.tensor(float(group["lr"]), device=device)
+            if not isinstance(group["lr"], Tensor):
+                group["lr"] = torch.tensor(float(group["lr"]), device=device)
+    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are meant to run as they are
     for state in optimizer.state.values():
         if isinstance(state.get("step"), Tensor):
             state["step"] = state["step"].to(device)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,8 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyrovae._distributed import gathered
+from pyrovae._random import get_state, set_state
 from pyrovae.model import VAEModel
 
 
@@ -29,8 +31,8 @@ class Task:
         optimizer: of the model's parameters.
         clip_norm: largest norm of the gradient of the loss per datum.
         autocast: whether the loss is computed in bfloat16 where that is safe.
-        share: data in the current batch over all processes, divided by their number: what a sum over this process's
-            part of the batch is to be divided by; ``None`` for a single process.
+        share: of the current batch, its size over all processes divided by their number, by which a sum over this
+            process's part is to be divided, and the weight of that part; ``None`` for a single process.
         asked: whether the user asked for the engine by name.
     """
 
@@ -40,8 +42,9 @@ class Task:
     optimizer: Optimizer
     clip_norm: float | None = None
     autocast: bool = False
-    share: Callable[[], float] | None = None
+    share: Callable[[], tuple[float, float]] | None = None
     asked: bool = False
+    _parallel: torch.nn.Module | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def device(self) -> torch.device:
@@ -52,12 +55,6 @@ class Task:
         """What is trained."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    @cached_property
-    def parallel(self) -> torch.nn.Module:
-        """The loss as a module whose gradients are averaged over processes."""
-        devices = [self.device] if self.device.type == "cuda" else None
-        return torch.nn.parallel.DistributedDataParallel(_Loss(self), device_ids=devices)
-
     def loss(self, *batch: Any) -> Tensor:
         """The loss, summed over the batch. Objectives that cannot be differentiated fill in the gradients here."""
         args = (self.model.model, self.model.guide, *batch)
@@ -65,6 +62,38 @@ class Task:
             if hasattr(self.objective, "differentiable_loss"):
                 return self.objective.differentiable_loss(*args)
             return torch.as_tensor(self.objective.loss_and_grads(*args), device=self.device)
+
+    def averaged_loss(self, *batch: Any) -> Tensor:
+        """The loss of this process's part, whose gradients ``backward()`` averages over processes.
+
+        Raises:
+            RuntimeError: parameters that entered the loss of the first step no longer do.
+        """
+        if self._parallel is None:
+            self._parallel = torch.nn.parallel.DistributedDataParallel(
+                _Loss(self),
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                find_unused_parameters=any(gathered(self._leaves_some_out(*batch))),
+            )
+        try:
+            return self._parallel(*batch)
+        except RuntimeError as error:
+            if "finished reduction" not in str(error):
+                raise
+            raise RuntimeError(
+                "a trainable parameter that entered the first loss did not enter the last one, which "
+                "DistributedDataParallel does not allow: let it enter every loss, as 0 * parameter.sum() say, or "
+                "freeze it before fit by requires_grad_(False)."
+            ) from error
+
+    def _leaves_some_out(self, *batch: Any) -> bool:
+        """Whether the loss depends on some of the parameters only. Random state and buffers are put back."""
+        generators, buffers = get_state(), [buffer.clone() for buffer in self.model.buffers()]
+        gradients = torch.autograd.grad(self.loss(*batch), self.parameters, allow_unused=True)
+        set_state(generators)
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        return any(gradient is None for gradient in gradients)
 
     def update(self) -> None:
         """Clip the gradients and step the optimiser."""
@@ -97,6 +126,11 @@ class Eager:
         self.task, self.num_steps = task, num_steps
         self.total = torch.zeros((), dtype=torch.float64, device=task.device)
 
+    @property
+    def in_use(self) -> str:
+        """The engine that makes the steps, where this one has given way to another."""
+        return "off"
+
     def begin_epoch(self) -> None:
         """Take note of whatever may have changed since the last step."""
 
@@ -117,8 +151,9 @@ class Eager:
         self.task.optimizer.zero_grad(set_to_none=True)
         batch = self.task.prepare(*raw)
         if self.task.share is not None:
-            loss = self.task.parallel(*batch)
-            (loss / self.task.share()).backward()
+            size, weight = self.task.share()
+            loss = weight * self.task.averaged_loss(*batch)
+            (loss / size).backward()
             return loss.detach()
         n = len(batch[0])
         loss = self.task.loss(*batch)

@@ -26,11 +26,17 @@ class Auto(Traced):
     """The traced graph, compiled where there is work enough for that to pay."""
 
     name = "auto"
+    _compiled = False
+
+    @property
+    def in_use(self) -> str:
+        return "off" if self._given_up else "inductor" if self._compiled else "graph"
 
     def _lower(self, module: GraphModule, *inputs: Tensor) -> Callable[..., Any]:
-        if is_worthwhile(module, self.num_steps):
+        self._compiled = is_worthwhile(module, self.num_steps)
+        if self._compiled:
             try:
                 return compiled(module, *inputs)
             except Exception:  # nobody asked for it: without a compiler the graph is what there is
-                return module
+                self._compiled = False
         return module

@@ -39,6 +39,10 @@ class Traced(Eager):
         self._given_up = False
         self._unchecked = True
 
+    @property
+    def in_use(self) -> str:
+        return "off" if self._given_up else self.name
+
     def begin_epoch(self) -> None:
         self._unchecked = True
 

@@ -1,0 +1,346 @@
+"""What tests/test_distributed.py looks at: ``torchrun --nproc-per-node 2 -m tests.processes FOLDER``.
+
+Every process runs all cases and writes what it saw into the folder.
+"""
+
+import copy
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+
+import pyrovae as pv
+from pyrovae._distributed import rank, summed
+from pyrovae._random import get_state, set_state
+from pyrovae.evaluation import chunks, weights
+from pyrovae.evaluation.ais import _Runs
+from pyrovae.training.checkpoint import Checkpoints
+
+BLOCK = 2**15  # bytes: several blocks of data even in a test
+CASES: dict[str, Callable[[Path], Any]] = {}
+
+
+def case(function: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    CASES[function.__name__] = function
+    return function
+
+
+def binary(n: int, d: int = 6) -> Tensor:
+    return (torch.rand(n, d, generator=torch.Generator().manual_seed(n)) < 0.4).float()
+
+
+class Still(pv.VAEModel):
+    """Nothing random: z is the encoder's output."""
+
+    event_shape = (6,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.encoder, self.decoder = nn.Linear(6, 3), nn.Linear(3, 6)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(self.encoder(x)).to_event(1))
+
+
+class PartlyUsed(Still):
+    """One layer never enters the loss; another one enters until it is told not to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle, self.extra, self.uses_extra = nn.Linear(2, 2), nn.Linear(6, 3), False
+
+    def guide(self, x: Tensor) -> None:
+        loc = self.encoder(x) + (self.extra(x) if self.uses_extra else 0.0)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(loc).to_event(1))
+
+
+class Rows(Dataset):
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.x[i]
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(binary(20))
+
+
+def small(**options: Any) -> pv.VAE:
+    torch.manual_seed(1)
+    return pv.VAE((6,), 3, hidden=(16,), **options)
+
+
+def fit(model: pv.VAEModel, data: Any, **options: Any) -> pv.Run:
+    return pv.fit(model, data, **{"epochs": 1, "seed": 0, "device": "cpu", "progress": False, **options})
+
+
+def sgd(rate: float) -> Callable[[Any], torch.optim.Optimizer]:
+    return lambda parameters: torch.optim.SGD(parameters, lr=rate)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def table(run: pv.Run) -> Any:
+    return run.history.drop(columns="seconds")
+
+
+def error_of(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    try:
+        function(*args, **kwargs)
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+# -- also run by a single process, for comparison ------------------------------------------------------------
+
+SIZES = {"even": (8, None), "odd": (7, None), "clipped": (7, 0.1), "fewer than processes": (1, None)}
+
+
+def one_step(size: int, clip_norm: float | None) -> dict[str, Tensor]:
+    """The weights after one step of length 1 along the gradient of one global batch."""
+    model = Still().double()
+    fit(model, binary(size).double(), batch_size=size, optimizer=sgd(1.0), clip_norm=clip_norm)
+    return state(model)
+
+
+def standing_still() -> Any:
+    """The history of a run that changes nothing, with a ragged last batch of a single datum."""
+    x = binary(22).double()
+    return table(fit(Still().double(), x[:15], validation=x[15:], batch_size=3, epochs=2, optimizer=sgd(0.0)))
+
+
+def evaluations(seed: int | None = 0) -> dict[str, Any]:
+    """Every estimator that shares its work, on several blocks of data and on a single one."""
+    flow, model, x = small(posterior="planar"), small(), binary(23)
+    torch.manual_seed(100 + rank())  # which nothing may depend on, but rank 0's where there is no seed
+    options: dict[str, Any] = {"seed": seed, "progress": False}
+    short = {"num_temperatures": 10, "num_chains": 4, "num_leapfrog": 2}
+    with mock.patch.dict(chunks.BLOCK, cpu=BLOCK):
+        return {
+            "log_marginal": pv.log_marginal(flow, x, num_samples=200, **options).pointwise,
+            "one block": pv.log_marginal(flow, x[:1], num_samples=20, **options).pointwise,
+            "ais": pv.ais(model, x, **short, **options).pointwise,
+            "bdmc": pv.bdmc(model, 15, **short, **options).pointwise,
+        }
+
+
+# -- cases ---------------------------------------------------------------------------------------------------
+
+
+@case
+def steps(folder: Path) -> Any:
+    return {name: one_step(*sizes) for name, sizes in SIZES.items()}
+
+
+@case
+def still(folder: Path) -> Any:
+    return standing_still()
+
+
+@case
+def noisy_step(folder: Path) -> Any:
+    """A step of a model that draws, and the gradient that follows from what every process drew."""
+    model = small().double()
+    before, seen = copy.deepcopy(model), []
+
+    def watch(x: Tensor) -> Tensor:
+        seen.append((x.clone(), get_state()))
+        return x
+
+    fit(model, binary(7).double(), batch_size=7, optimizer=sgd(1.0), batch_transform=watch)
+    x, generators = seen[-1]
+    set_state(generators)
+    pv.ELBO().differentiable_loss(before.model, before.guide, x).backward()
+    expected = {name: p.detach() - summed(p.grad) / 7 for name, p in before.named_parameters()}
+    set_state(generators)
+    return {"expected": expected, "got": state(model), "x": x, "draws": torch.randn(5)}
+
+
+@case
+def digits(folder: Path) -> Any:
+    data = pv.datasets.load("digits", binarize="dynamic")
+    torch.manual_seed(rank())  # rank 0's weights are everybody's
+    model = pv.VAE(data.event_shape, 4, posterior="iaf", hidden=(32,))
+    run = fit(model, data, epochs=5, learning_rate=5e-3)
+    return {"weights": state(model), "history": table(run), "best": run.best_epoch}
+
+
+@case
+def running_means(folder: Path) -> Any:
+    encoder = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU())
+    model = small(encoder=encoder)
+    run = fit(model, binary(50), validation=0.2, batch_size=10, epochs=2)
+    return {"weights": state(model), "history": table(run)}
+
+
+@case
+def checkpoints(folder: Path) -> Any:
+    """Weights and histories of a run and of one in two parts, and what each process wrote."""
+    out: dict[str, Any] = {}
+    writes = []
+    save = Checkpoints.save
+
+    def counting(self: Checkpoints, *args: Any) -> Path:
+        writes.append(rank())
+        return save(self, *args)
+
+    def train(epochs: int, where: Path | None) -> dict[str, Any]:
+        model = small()
+        run = fit(
+            model,
+            binary(45),
+            validation=0.2,
+            batch_transform=torch.bernoulli,
+            batch_size=10,
+            learning_rate=1e-2,
+            objective=pv.ELBO(beta=pv.linear_warmup(3)),
+            epochs=epochs,
+            checkpoint_dir=where,
+        )
+        return {"weights": state(model), "history": table(run)}
+
+    with mock.patch.object(Checkpoints, "save", counting):
+        out["whole"] = train(4, None)
+        for name, where in {"shared": folder / "shared", "own": folder / f"own{rank()}"}.items():
+            train(2, where)
+            out[name] = train(4, where)
+    return {**out, "writes": len(writes)}
+
+
+@case
+def kinds_of_data(folder: Path) -> Any:
+    x = binary(60)
+    refused = {
+        "DataLoader": error_of(fit, small(), DataLoader(Rows(x), 10)),
+        "IterableDataset": error_of(fit, small(), Stream()),
+        "Pyro's own": error_of(fit, small(), x, objective=pyro.infer.ReweightedWakeSleep()),
+    }
+    trained = {}
+    for name, data in {
+        "Dataset": Rows(x),
+        "sampler": DataLoader(Rows(x), 10, sampler=DistributedSampler(Rows(x))),
+    }.items():
+        model = small()
+        run = fit(model, data, validation=Rows(binary(21)), batch_size=20, epochs=10, learning_rate=1e-2)
+        trained[name] = {"weights": state(model), "history": table(run)}
+    return {"refused": refused, "trained": trained}
+
+
+@case
+def compiled(folder: Path) -> Any:
+    model = small()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = fit(model, binary(40), compile="graph", epochs=5, learning_rate=1e-2)
+    return {"warnings": [str(w.message) for w in caught], "weights": state(model), "history": table(run)}
+
+
+@case
+def stopping(folder: Path) -> Any:
+    """A callback that wants to stop in one process only."""
+    return len(fit(small(), binary(20), epochs=5, callbacks=[lambda run: rank() == 1]).records)
+
+
+@case
+def unused_parameters(folder: Path) -> Any:
+    model = PartlyUsed()
+    idle = model.idle.weight.detach().clone()
+    fit(model, binary(20), batch_size=5)
+    out = {"weights": state(model), "untouched": torch.equal(idle, model.idle.weight)}
+    model = PartlyUsed()
+    model.idle.requires_grad_(False)
+    model.uses_extra = True
+
+    def leave_out(run: pv.Run) -> None:
+        model.uses_extra = False
+
+    return {**out, "error": error_of(fit, model, binary(20), epochs=3, callbacks=[leave_out])}
+
+
+@case
+def evaluation(folder: Path) -> Any:
+    rows: list[tuple[int, int]] = []
+    call, run = weights.LogWeights.__call__, _Runs._run
+
+    def drawing(self: weights.LogWeights, some: slice) -> Iterator[Tensor]:
+        rows.append((some.start, some.stop))
+        return call(self, some)
+
+    def moving(self: _Runs, compute: Any, some: slice) -> dict[str, Tensor]:
+        rows.append((some.start, some.stop))
+        return run(self, compute, some)
+
+    out: dict[str, Any] = {"seeded": evaluations(), "unseeded": evaluations(None)}
+    with mock.patch.dict(chunks.BLOCK, cpu=BLOCK):
+        for name, patch in {
+            "log_marginal": mock.patch.object(weights.LogWeights, "__call__", drawing),
+            "ais": mock.patch.object(_Runs, "_run", moving),
+        }.items():
+            rows.clear()
+            with patch:
+                if name == "ais":
+                    pv.ais(small(), binary(23), num_temperatures=5, num_chains=4, progress=False)
+                else:
+                    pv.log_marginal(small(), binary(23), num_samples=200, progress=False)
+            out[f"rows of {name}"] = list(rows)
+    return out
+
+
+@case
+def out_of_memory(folder: Path) -> Any:
+    """The last process has room for two data at a time, the others for a block."""
+    run = _Runs._run
+
+    def starved(self: _Runs, compute: Any, rows: slice) -> dict[str, Tensor]:
+        if rank() > 0 and rows.stop - rows.start > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
+        return run(self, compute, rows)
+
+    with mock.patch.dict(chunks.BLOCK, cpu=BLOCK), mock.patch.object(_Runs, "_run", starved):
+        return pv.ais(small(), binary(23), num_temperatures=20, num_chains=8, progress=False).pointwise
+
+
+@case
+def different_things(folder: Path) -> Any:
+    x = binary(10)
+    torch.manual_seed(rank())
+    other = pv.VAE((6,), 3, hidden=(16,))
+    return {
+        "data": error_of(pv.log_marginal, small(), x[rank() :], num_samples=10, progress=False),
+        "model": error_of(pv.ais, other, x, num_temperatures=5, progress=False),
+    }
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    assert pv.is_main_process() == (rank() == 0)
+    seen = {}
+    for name, function in CASES.items():
+        pyro.clear_param_store()
+        seen[name] = function(out)
+    torch.save(seen, out / f"{rank()}.pt")
