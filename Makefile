@@ -10,7 +10,7 @@ demo: .venv/ready
 	$(BIN)/python examples/flow_posterior.py
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

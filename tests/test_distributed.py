@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from tests import processes
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 120  # seconds, after which whatever hangs has failed
-pytestmark = pytest.mark.xdist_group("distributed")  # one launch serves all of them
 
 Seen = list[dict[str, Any]]
 
@@ -45,10 +45,21 @@ def torchrun(*args: str, processes: int = 2) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    """What each of two processes saw, case by case."""
-    folder = tmp_path_factory.mktemp("processes")
-    done = torchrun("-m", "tests.processes", str(folder))
-    assert done.returncode == 0, done.stderr
+    """What each of two processes saw, case by case. One launch serves all tests, pytest-xdist's workers included."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "processes"
+    log = folder / "log"
+    try:
+        folder.mkdir()
+    except FileExistsError:  # another worker is at it
+        deadline = time.monotonic() + 1.5 * TIMEOUT
+        while not log.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    else:
+        done = torchrun("-m", "tests.processes", str(folder))
+        (folder / "writing").write_text(done.stderr if done.returncode else "")
+        (folder / "writing").rename(log)
+    assert not log.read_text(), log.read_text()
     return [{"folder": folder, **torch.load(folder / f"{rank}.pt", weights_only=False)} for rank in range(2)]
 
 

@@ -48,6 +48,7 @@ class Checkpoints:
         one_of(RESUME, resume=resume)
         self.folder, self._keep, self._resume = Path(folder), keep, resume
         self._read_back = False
+        self._damaged: list[Path] = []  # passed over; of no use once there is a newer one
         found = self._files()
         if resume == "must" and not found:
             raise FileNotFoundError(
@@ -91,8 +92,10 @@ class Checkpoints:
             before = self._files()
             intact = f"The one before it, {before[-1].name}, is intact." if before else "There is none before it."
             raise CheckpointError(f"the checkpoint after step {step} cannot be written: {error}. {intact}") from error
-        for old in self._files()[: -self._keep]:
+        whole = [other for other in self._files() if other not in self._damaged]
+        for old in (*self._damaged, *whole[: -self._keep]):
             old.unlink(missing_ok=True)
+        self._damaged = []
         return path
 
     def load(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -111,6 +114,7 @@ class Checkpoints:
                 content = self._read(path)
             except (OSError, ValueError) as error:
                 warnings.warn(f"the checkpoint {path} is passed over: {error}", stacklevel=2)
+                self._damaged.append(path)
                 continue
             differences = _differences(content["identity"], identity)
             if differences:

@@ -167,6 +167,8 @@ def test_a_damaged_checkpoint_is_reported_and_passed_over(damage: str, tmp_path:
     with pytest.warns(UserWarning, match=f"{newest.name} is passed over: its content is not what was written"):
         pv.fit(again, X, **settings(epochs=5, checkpoint_dir=tmp_path))
     assert same(whole, again)
+    assert len(checkpoints(tmp_path)) == 3
+    assert newest not in checkpoints(tmp_path)
     for path in checkpoints(tmp_path):
         DAMAGES[damage](path)
     with (
