@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributions import Distribution
 
 from pyrovae.distributions.independent import innermost
 from pyrovae.model.log_terms import LogTerms
@@ -11,22 +13,45 @@ from pyrovae.model.log_terms import LogTerms
 def check_support(terms: LogTerms, name: str = "x") -> None:
     """Raise a ``ValueError`` if an observed value lies outside its likelihood's support."""
     for site, p in terms.likelihood.items():
-        element = innermost(p)
-        try:
-            support: Any = element.support
-        except NotImplementedError:  # a distribution that does not state it
-            continue
-        value = terms.observed[site]
-        inside = support.check(value)
-        if not bool(inside.all()):
-            bad = value[~inside] if inside.shape == value.shape else value
-            fix = ""
-            if isinstance(element, torch.distributions.Bernoulli):
-                fix = " Binarise the data (datasets.load(..., binarize=...)) or use another likelihood."
-            raise ValueError(
-                f"{name} holds {int((~inside).sum())} value(s) outside the support of the likelihood at site "
-                f"{site!r} ({type(element).__name__}: {support}), e.g. {bad.flatten()[0].item():.6g}.{fix}"
-            )
+        check_values(site, p, terms.observed[site], name)
+
+
+def check_values(site: str, likelihood: Distribution, value: Tensor, name: str = "x") -> None:
+    """Raise a ``ValueError`` if a value lies outside the support of the likelihood at ``site``."""
+    element = innermost(likelihood)
+    support = _support(element)
+    if support is None:
+        return
+    inside = support.check(value)
+    if not bool(inside.all()):
+        bad = value[~inside] if inside.shape == value.shape else value
+        fix = ""
+        if isinstance(element, torch.distributions.Bernoulli):
+            fix = " Binarise the data (datasets.load(..., binarize=...)) or use another likelihood."
+        raise ValueError(
+            f"{name} holds {int((~inside).sum())} value(s) outside the support of the likelihood at site "
+            f"{site!r} ({type(element).__name__}: {support}), e.g. {bad.flatten()[0].item():.6g}.{fix}"
+        )
+
+
+def same_for_all(terms: LogTerms, x: Tensor) -> tuple[str, Distribution] | None:
+    """The observed site and its likelihood, if ``x`` itself is all that is observed and the support is a constant.
+
+    Then other data can be checked without running the model.
+    """
+    match list(terms.likelihood.items()):
+        case [(site, p)] if terms.observed[site] is x:
+            support = _support(innermost(p))
+            if support is None or not any(isinstance(v, Tensor) for v in vars(support).values()):
+                return site, p
+    return None
+
+
+def _support(element: Any) -> Any:
+    try:
+        return element.support
+    except NotImplementedError:  # a distribution that does not state it
+        return None
 
 
 def is_discrete(p: Any) -> bool:

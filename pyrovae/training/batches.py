@@ -11,6 +11,7 @@ import pandas as pd
 import pyro
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from pyrovae._checks import as_covariates, as_data, as_tensor, at_least
@@ -19,7 +20,7 @@ from pyrovae._hash import content_hash
 from pyrovae._random import get_state, seeded, set_state
 from pyrovae.model import VAEModel
 from pyrovae.model.modes import evaluation_mode
-from pyrovae.model.support import check_support
+from pyrovae.model.support import check_support, check_values, same_for_all
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor], Tensor]
@@ -47,6 +48,7 @@ class Batches(ABC):
         self.like, self.transform, self.name = like, transform, name
         self.num_steps: int | None = None
         self.total, self.weight = 0, 1.0
+        self._observed: tuple[str, Distribution] | None = None  # once known, data are checked without the model
 
     @abstractmethod
     def raw(self) -> Iterator[Batch]:
@@ -109,9 +111,14 @@ class Batches(ABC):
     def look(self, model: VAEModel, batch: Batch) -> None:
         """Raise a ``ValueError`` if a batch holds values that the model does not take."""
         as_data(batch[0], self.name, model.event_shape)
+        if self._observed is not None:
+            check_values(*self._observed, batch[0], self.name)
+            return
         validation = pyro.distributions.validation_enabled(False)
         with evaluation_mode(model), torch.no_grad(), seeded(0), validation:
-            check_support(model.log_terms(*batch), self.name)
+            terms = model.log_terms(*batch)
+        check_support(terms, self.name)
+        self._observed = same_for_all(terms, batch[0])
 
 
 class TensorBatches(Batches):
