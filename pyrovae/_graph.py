@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from pyrovae._random import others_state
+from pyrovae._random import others_state, set_others_state
 
 Compile = Literal["auto", "off", "inductor"]
 COMPILE = ("auto", "off", "inductor")
@@ -34,10 +34,14 @@ def trace(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
     then; one that draws NumPy's or Python's random numbers raises a ``RuntimeError``. No random number of torch's is
     drawn, and no tensor changes.
     """
-    others = str(others_state())
+    numpy_state, python_state = others_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        module = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-    if str(others_state()) != others:
+        try:
+            module = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        finally:
+            drawn = str(others_state()) != str((numpy_state, python_state))
+            set_others_state(numpy_state, python_state)
+    if drawn:
         raise RuntimeError("it draws random numbers that are not torch's")
     module.graph.eliminate_dead_code()  # random operations stay
     module.recompile()

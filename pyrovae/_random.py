@@ -38,13 +38,19 @@ def get_state() -> list[torch.Tensor]:
 def set_state(states: list[torch.Tensor]) -> None:
     """Put back what :func:`get_state` gave."""
     torch.set_rng_state(states[0])
-    if states[1:]:
-        torch.cuda.set_rng_state_all(states[1:])
+    for i, state in enumerate(states[1:][: torch.cuda.device_count()]):  # a machine with fewer devices takes fewer
+        torch.cuda.set_rng_state(state, i)
 
 
 def others_state() -> tuple[Any, Any]:
     """The states of NumPy's and Python's global generators."""
     return np.random.get_state(legacy=True), random.getstate()  # noqa: NPY002
+
+
+def set_others_state(numpy_state: Any, python_state: Any) -> None:
+    """Put back what :func:`others_state` gave."""
+    np.random.set_state(numpy_state)  # noqa: NPY002
+    random.setstate(python_state)
 
 
 def get_every_state() -> dict[str, Any]:
@@ -58,6 +64,7 @@ def set_every_state(states: dict[str, Any]) -> None:
     """Put back what :func:`get_every_state` gave."""
     set_state(states["torch"])
     key, pos, has_gauss, gauss = states["numpy"]
-    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), pos, has_gauss, gauss))  # noqa: NPY002
     version, internal, gauss_next = states["python"]
-    random.setstate((version, tuple(internal), gauss_next))
+    set_others_state(
+        ("MT19937", key.numpy().astype(np.uint32), pos, has_gauss, gauss), (version, tuple(internal), gauss_next)
+    )

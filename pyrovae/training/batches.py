@@ -40,6 +40,8 @@ class Batches(ABC):
 
     Attributes:
         num_steps: batches in an epoch, where that is known.
+        size: data in a whole batch of this process, where that is known.
+        own_generator: whether they draw from a generator whose state nobody else knows.
         total: data in the current batch, over all processes.
         weight: what this process's data in the current batch count: less than 1 where others have the same.
     """
@@ -47,6 +49,8 @@ class Batches(ABC):
     def __init__(self, like: Tensor, transform: Transform | None, name: str) -> None:
         self.like, self.transform, self.name = like, transform, name
         self.num_steps: int | None = None
+        self.size: int | None = None
+        self.own_generator = False
         self.total, self.weight = 0, 1.0
         self._observed: tuple[str, Distribution] | None = None  # once known, data are checked without the model
 
@@ -136,10 +140,11 @@ class TensorBatches(Batches):
             tensors = tuple(t.to(like.device) for t in tensors)
         self._tensors, self._batch_size = tensors, batch_size
         self.num_steps = math.ceil(len(tensors[0]) / batch_size)
+        self.size = min(batch_size, len(tensors[0])) if num_processes() == 1 else None
 
     def raw(self) -> Iterator[Batch]:
-        order = torch.randperm(len(self._tensors[0]), device=self._tensors[0].device)
-        for rows in from_main(order).split(self._batch_size):
+        order = from_main(torch.randperm(len(self._tensors[0])))  # the same wherever the data are
+        for rows in order.to(self._tensors[0].device).split(self._batch_size):
             mine = my_share(rows)
             self.total, self.weight = len(rows), 1.0 if len(rows) >= num_processes() else 1 / num_processes()
             yield (mine,) if self._resident else self._on_device(self._rows(mine))
@@ -176,7 +181,8 @@ class LoaderBatches(Batches):
         name: str,
     ) -> None:
         super().__init__(like, transform, name)
-        self._loader, self._num_fields = loader, num_fields
+        self._loader, self._num_fields, self.size = loader, num_fields, loader.batch_size
+        self.own_generator = loader.generator is not None or getattr(loader.sampler, "generator", None) is not None
         if num_processes() > 1 and not isinstance(loader.sampler, DistributedSampler) and name == "data":
             every = f"{num_processes()} processes would all train on the same batches of this"
             if isinstance(loader.dataset, IterableDataset):

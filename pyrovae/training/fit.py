@@ -1,5 +1,6 @@
 """``fit``: the training loop."""
 
+import hashlib
 import math
 import os
 import warnings
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyrovae._checks import at_least, one_of, resolve_device
-from pyrovae._distributed import connect, from_main, num_processes, rank
+from pyrovae._distributed import connect, from_main, num_processes, rank, refuse_differences
 from pyrovae._random import reseed, seeded
 from pyrovae.model import VAEModel
 from pyrovae.model.modes import local_parameters
@@ -166,23 +167,33 @@ def fit(
             stepper,
             clip_norm=clip_norm,
             autocast=precision == "bfloat16",
+            batch_size=train.size,
             asked=compile != "auto",
         )
         if num_processes() > 1:
             if compile not in ("auto", "off") and rank() == 0:
                 warnings.warn(f"compile={compile!r} is for one process; several go through Pyro.", stacklevel=2)
             compile = "off"
+            hashes = {"data": train.hash()} | ({} if held_out is None else {"validation": held_out.hash()})
+            refuse_differences("Give all of it to each: fit divides it.", **hashes)
             task.share = lambda: (train.total / num_processes(), train.weight)
             # The order of the data is rank 0's; what else is drawn differs.
             reseed(int(from_main(torch.randint(2**62, (), device=target))), rank())
         identity = {}
         if checkpoints is not None:
+            if train.own_generator:
+                raise ValueError(
+                    "the DataLoader draws from a generator of its own, whose state checkpoints do not keep: leave out "
+                    "generator=, and seed by fit(seed=...)."
+                )
             shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+            parts = {name: str(m) for name, m in model.named_modules() if not list(m.children())}
             identity = {
-                "model": {"class": type(model).__qualname__, "weights": shapes},
+                "model": {"class": type(model).__qualname__, "config": model.config, "weights": shapes, "parts": parts},
                 "data": train.hash(),
                 "validation": None if held_out is None else held_out.hash(),
-                "batch_transform": getattr(batch_transform, "__qualname__", None),
+                "batch_transform": _fingerprint(batch_transform),
+                "num_steps": train.num_steps,
                 "objective": _describe(objective, vars(objective)),
                 "optimizer": _describe(stepper, stepper.defaults),
                 "lr_schedule": None if scheduler is None else _describe(scheduler, scheduler.state_dict()),
@@ -214,6 +225,16 @@ def _adam(learning_rate: float, device: torch.device) -> Callable[[Any], Optimiz
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive; got {learning_rate}.")
     return lambda parameters: torch.optim.Adam(parameters, lr=learning_rate, fused=device.type in ("cpu", "cuda"))
+
+
+def _fingerprint(function: Any) -> str | None:
+    """Name and bytecode of a function, as far as it has such: not what it closes over."""
+    if function is None:
+        return None
+    name, code = getattr(function, "__qualname__", type(function).__qualname__), getattr(function, "__code__", None)
+    if code is None:
+        return name
+    return f"{name} {hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:8]}"
 
 
 _TIMES = (0.0, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, math.inf)  # at which schedules are compared

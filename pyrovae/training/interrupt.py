@@ -29,7 +29,7 @@ class Deferred:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._put_back()
+        self.pass_on()
 
     def pass_on(self) -> None:
         """Let the signal do what it would have done."""

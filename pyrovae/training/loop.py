@@ -120,6 +120,7 @@ class Trainer:
         self.result = Run(task.model)
         self.epoch = self.step = self.count = self.steps_done = 0
         self.loss, self.seconds, self.best_loss, self.waited = 0.0, 0.0, math.inf, 0
+        self.called_off = False
         self.best: dict[str, Tensor] | None = None
         self.epoch_start = get_every_state()
         if checkpoints is not None:
@@ -155,8 +156,8 @@ class Trainer:
                 record["seconds"] = time.perf_counter() - started
                 run.records.append(record)
                 stops = [callback(run) for callback in self.callbacks]
-                out_of_patience = self.patience is not None and self.waited >= self.patience
-                run.stopped_early = any(gathered(any(stops))) or out_of_patience
+                self.called_off = any(gathered(any(stops)))
+                run.stopped_early = self._is_over()
                 self.epoch, self.step, self.count, self.loss, self.seconds = self.epoch + 1, 0, 0, 0.0, 0.0
                 ended = run.stopped_early or self.epoch == self.epochs
                 leaving = any(gathered(signals.received is not None))
@@ -206,6 +207,9 @@ class Trainer:
         if broken_parameters(self.model):
             self._fail(raw, get_state(), step=self.step - 1, kind="update")
         return float(summed(self.engine.total.clone())) / self.count
+
+    def _is_over(self) -> bool:
+        return self.called_off or (self.patience is not None and self.waited >= self.patience)
 
     def _batches(self) -> Iterator[Batch]:
         """The rest of this epoch's batches: all of them, unless the run was interrupted in its midst."""
@@ -271,15 +275,14 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run follows from: tensors, numbers, strings and containers of them."""
-        names = ("epoch", "step", "count", "steps_done", "loss", "seconds", "best_loss", "waited")
+        names = ("epoch", "step", "count", "steps_done", "loss", "seconds", "best_loss", "waited", "called_off")
         return {
             "model": self.model.state_dict(),
             "optimizer": self.task.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "best": self.best,
-            "records": [{k: float(v) if k != "epoch" else int(v) for k, v in r.items()} for r in self.result.records],
+            "records": [{name: _plain(value) for name, value in record.items()} for record in self.result.records],
             "best_epoch": self.result.best_epoch,
-            "stopped_early": self.result.stopped_early,
             "progress": {name: getattr(self, name) for name in names},
             "random": gathered(get_every_state()),
             "epoch_start": gathered(self.epoch_start),
@@ -294,9 +297,10 @@ class Trainer:
             self.scheduler.load_state_dict(state["scheduler"])
         self.best = state["best"]
         run = self.result
-        run.records, run.best_epoch, run.stopped_early = state["records"], state["best_epoch"], state["stopped_early"]
+        run.records, run.best_epoch = state["records"], state["best_epoch"]
         for name, value in state["progress"].items():
             setattr(self, name, value)
+        run.stopped_early = self._is_over()
         for callback, kept in zip(self.callbacks, state["callbacks"], strict=True):
             if kept is not None:
                 callback.load_state_dict(kept)  # type: ignore[attr-defined]
@@ -353,3 +357,8 @@ class Trainer:
         if broken_parameters(self.model):
             self.model.load_state_dict(self.before["model"])
         raise NonFiniteLoss(self.epoch, self.step if step is None else step, cause, self.result, kind)
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's or torch's as Python's."""
+    return value.item() if hasattr(value, "item") else value

@@ -48,10 +48,12 @@ def child(engine: str, binarize: bool, folder: Path, result: Path) -> int:
     """A process that trains, and writes the weights if it lives to the end."""
     pid = os.fork()
     if pid == 0:
+        code = 1
         try:
             torch.save(train(engine, binarize, folder), result)
+            code = 0
         finally:
-            os._exit(0)
+            os._exit(code)
     return pid
 
 
@@ -82,8 +84,10 @@ def main(argv: list[str] | None = None) -> None:
                     until = time.perf_counter() + seconds
                     while time.perf_counter() < until and not list(folder.glob("*.part")):
                         pass
-                done, _ = os.waitpid(pid, os.WNOHANG)
+                done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
+                    if status:
+                        sys.exit(f"a process that nobody killed ended with status {status}")
                     break
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyrovae as pv
 from pyrovae.training import checkpoint
 from pyrovae.training.checkpoint import Checkpoints
+from pyrovae.training.loop import Trainer
 from tests.models import binary
 
 X = binary(230)
@@ -134,6 +135,61 @@ def test_killed_at_random_moments(engine: str, binarize: bool) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("compile", ["graph", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_resuming_before_the_ragged_last_batch(compile: str, tmp_path: Path) -> None:
+    """The shape that is traced is that of whole batches, not of the first one after resuming."""
+
+    def stop(x: torch.Tensor) -> torch.Tensor:
+        return torch.bernoulli(x)
+
+    whole, parts = small(), small()
+    options = {"epochs": 4, "compile": compile, "validation": None, "batch_transform": stop}
+    pv.fit(whole, X * 0.8, **settings(**options))
+    steps, step = [0], Trainer._anneal
+
+    def interrupt(self, t: float) -> None:
+        steps[0] += 1
+        if steps[0] == 9:  # five steps an epoch
+            signal.raise_signal(signal.SIGINT)
+        step(self, t)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_anneal", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pv.fit(parts, X * 0.8, **settings(**options, checkpoint_dir=tmp_path))
+    assert checkpoints(tmp_path)[-1].name.startswith("checkpoint-0000000009")
+    parts = small()
+    assert pv.fit(parts, X * 0.8, **settings(**options, checkpoint_dir=tmp_path)).engine == compile
+    assert same(whole, parts)
+
+
+def test_a_signal_in_the_last_moments_is_not_swallowed(tmp_path: Path, monkeypatch) -> None:
+    save = Checkpoints.save
+
+    def late(self, *args):
+        signal.raise_signal(signal.SIGINT)
+        return save(self, *args)
+
+    monkeypatch.setattr(Checkpoints, "save", late)
+    with pytest.raises(KeyboardInterrupt):
+        pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path))
+    assert len(checkpoints(tmp_path)) == 1
+
+
+def test_more_patience_goes_on(tmp_path: Path) -> None:
+    frozen = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0), "lr_schedule": None, "objective": pv.ELBO()}
+    options = settings(epochs=50, checkpoint_dir=tmp_path, **frozen)
+    assert len(pv.fit(small(), X, patience=2, **options).history) == 3
+    assert len(pv.fit(small(), X, patience=2, **options).history) == 3
+    assert len(pv.fit(small(), X, patience=5, **options).history) == 6
+
+
+def test_loaders_with_a_generator_of_their_own_are_refused(tmp_path: Path) -> None:
+    loader = DataLoader(TensorDataset(X), 50, shuffle=True, generator=torch.Generator())
+    with pytest.raises(ValueError, match="draws from a generator of its own, whose state checkpoints do not keep"):
+        pv.fit(small(), loader, **settings(epochs=1, validation=None, checkpoint_dir=tmp_path))
 
 
 def test_the_last_few_are_kept(tmp_path: Path) -> None:
@@ -257,6 +313,11 @@ except pv.CheckpointError as error:
 
 OTHERS = {
     "model": ({"model": {"latent_dim": 4}}, r"model: weights: posterior\.head\.weight was \[6, 16\] and is \[8, 16\]"),
+    "activation": ({"activation": torch.nn.Tanh}, r"model: parts: encoder\.1 was ReLU\(\) and is Tanh\(\)"),
+    "transform": (
+        {"batch_transform": lambda x: torch.bernoulli(x)},
+        r"batch_transform was bernoulli and is <lambda> \w+",
+    ),
     "data": ({"x": X.flip(0) * 0.5}, r"data was \w{16} and is \w{16}"),
     "objective": ({"objective": pv.ELBO(beta=pv.linear_warmup(5))}, r"objective: beta was \[0\.0, .*\] and is \[0\.0"),
     "learning rate": ({"learning_rate": 1e-3}, r"optimizer: lr was 0\.01 and is 0\.001"),
@@ -274,6 +335,8 @@ def test_another_run_is_refused_with_the_difference_named(case: str, tmp_path: P
     options, message = copy.copy(OTHERS[case][0]), OTHERS[case][1]
     torch.manual_seed(1)
     model = pv.VAE((6,), **{"latent_dim": 3, "hidden": (16,), **options.pop("model", {})})
+    if "activation" in options:
+        model.encoder[1] = options.pop("activation")()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(pv.CheckpointError, match=message):
         pv.fit(model, options.pop("x", X), **settings(epochs=2, checkpoint_dir=tmp_path, **options))

@@ -34,12 +34,16 @@ class CudaGraph(Traced):
         if task.device.type != "cuda":
             self._give_up(Untraceable(f"CUDA graphs need a CUDA device, and the model is on {task.device}"))
         else:
-            _make_capturable(task.optimizer, task.device)
+            self._with_optimizer = _make_capturable(task.optimizer, task.device)
             self._stream = torch.cuda.Stream(task.device)
 
     def __call__(self, *raw: Tensor) -> None:
-        if self._given_up or (self._shape is not None and [(t.shape, t.dtype) for t in raw] != self._shape):
+        if self._given_up or not self._is_full(*raw):
             return super().__call__(*raw)
+        with torch.cuda.device(self.task.device):
+            return self._step(*raw)
+
+    def _step(self, *raw: Tensor) -> None:
         if self._warm < _WARM_UP:
             self._warm += 1
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -61,27 +65,39 @@ class CudaGraph(Traced):
             static.copy_(value)
         self._fill()
         self._graph.replay()
+        if not self._with_optimizer:
+            for p, gradient in zip(self._trained, self._gradients, strict=True):
+                p.grad = gradient
+            self.task.update()
         return None
 
     def _made_of(self) -> Any:
-        """The traced step, and the optimiser's settings that are numbers: a graph holds both as they were."""
-        groups = self.task.optimizer.param_groups
+        """The traced step, its buffers, and the optimiser's settings that are numbers: a graph holds them all."""
+        groups = self.task.optimizer.param_groups if self._with_optimizer else []
         numbers = [
             {name: v for name, v in group.items() if name != "params" and not isinstance(v, Tensor)} for group in groups
         ]
-        return self._function, numbers
+        return self._function, [buffer.data_ptr() for buffer in self.task.model.buffers()], numbers
 
     def _capture(self, *raw: Tensor) -> None:
+        if self._replaced:
+            names = ", ".join(sorted(self._replaced))
+            raise Untraceable(f"the model replaces its buffer {names} as it runs; change it in place, by copy_() say")
         self._static = [t.clone() for t in raw]
         self._fill()
         self.task.optimizer.zero_grad(set_to_none=True)  # gradients live in the graph's own memory
+        made_of = self._made_of()
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=self._stream):
-            loss = self._run(*self._static)
-            self.task.update()
+        # Other threads, those of a loader that pins memory say, may go on.
+        with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
+            loss, self._gradients = self._run(*self._static)
+            if self._with_optimizer:
+                for p, gradient in zip(self._trained, self._gradients, strict=True):
+                    p.grad = gradient
+                self.task.update()
             self.total += loss
-        self._captured = self._made_of()
+        self._captured = made_of
 
     def _lower(self, module: GraphModule, *inputs: Tensor) -> Callable[..., Any]:
         try:
@@ -106,14 +122,22 @@ class CudaGraph(Traced):
             self._filled = values
 
 
-def _make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Keep step counts and learning rates on the device, where schedulers fill them in place."""
+def _make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Keep step counts and learning rates on the device, where schedulers fill them in place.
+
+    Returns:
+        Whether the optimiser can be part of a graph: of torch's own those that say so, and plain SGD. Others may keep
+        numbers in Python, which a graph would never see change.
+    """
+    torchs = type(optimizer).__module__.startswith("torch.optim")
+    capturable = torchs and all("capturable" in group for group in optimizer.param_groups)
+    if not capturable:
+        return type(optimizer) is torch.optim.SGD
     for group in optimizer.param_groups:
-        if "capturable" in group:
-            group["capturable"] = True
-            if not isinstance(group["lr"], Tensor):
-                group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        group["capturable"] = True
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
     optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are meant to run as they are
     for state in optimizer.state.values():
         if isinstance(state.get("step"), Tensor):
             state["step"] = state["step"].to(device)
+    return True

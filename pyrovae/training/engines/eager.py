@@ -33,6 +33,7 @@ class Task:
         autocast: whether the loss is computed in bfloat16 where that is safe.
         share: of the current batch, its size over all processes divided by their number, by which a sum over this
             process's part is to be divided, and the weight of that part; ``None`` for a single process.
+        batch_size: rows of a whole batch of this process, where that is known.
         asked: whether the user asked for the engine by name.
     """
 
@@ -43,6 +44,7 @@ class Task:
     clip_norm: float | None = None
     autocast: bool = False
     share: Callable[[], tuple[float, float]] | None = None
+    batch_size: int | None = None
     asked: bool = False
     _parallel: torch.nn.Module | None = field(default=None, init=False, repr=False)
 
