@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 BLOCK = {"cpu": 64 * 2**20, "cuda": 2**30}  # bytes of a block of draws: enough that Python does not count
-SLICE = {"cpu": 10 * 2**20, "cuda": 2**30}  # bytes to score at once: what stays in a CPU's caches, what fills a GPU
+SLICE = {"cpu": 20 * 2**20, "cuda": 2**30}  # bytes to score at once: what stays in a CPU's caches, what fills a GPU
 CUDA_FRACTION = 0.25  # of the free device memory
 
 

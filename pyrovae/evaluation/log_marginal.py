@@ -59,7 +59,7 @@ def log_marginal(
             log 1/K Σ_k p(x | z_k). Then ``elbo`` is E[log p(x | z)] under the prior.
         seed: seed of the draws. It alone decides what is drawn, not the memory budget.
         device: where to compute; by default where the model is. The model is put back.
-        memory_budget: bytes that scoring may take at once. By default 10 MiB on a CPU, whose caches that suits; up to
+        memory_budget: bytes that scoring may take at once. By default 20 MiB on a CPU, whose caches that suits; up to
             1 GiB on CUDA, at most a quarter of the free memory. Where memory runs out, half as much is taken.
         compile: ``"inductor"`` turns drawing and scoring into machine code, which takes 5 to 30 seconds once for models
             of one architecture and changes rounding; ``"auto"`` does so where minutes of work lie ahead; ``"off"``.

@@ -316,7 +316,7 @@ OTHERS = {
     "activation": ({"activation": torch.nn.Tanh}, r"model: parts: encoder\.1 was ReLU\(\) and is Tanh\(\)"),
     "transform": (
         {"batch_transform": lambda x: torch.bernoulli(x)},
-        r"batch_transform was bernoulli and is <lambda> \w+",
+        r"batch_transform was \S*bernoulli and is <lambda> \w+",
     ),
     "data": ({"x": X.flip(0) * 0.5}, r"data was \w{16} and is \w{16}"),
     "objective": ({"objective": pv.ELBO(beta=pv.linear_warmup(5))}, r"objective: beta was \[0\.0, .*\] and is \[0\.0"),

@@ -241,7 +241,7 @@ CANNOT = {
     "tensors in a dict": (Memoising, r"the model sets Memoising\.memo as it runs"),
     "a distribution left behind": (Keeping, r"the model sets Keeping\.last as it runs"),
     "tensors left behind": (Remembering, r"the model sets Remembering\.last as it runs"),
-    "hidden random numbers": (Noisy, r"its loss differs from Pyro's at the same draws"),
+    "hidden random numbers": (Noisy, r"its loss or gradient differs from Pyro's at the same draws"),
     "NumPy's random numbers": (Legacy, r"random numbers that are not torch's"),
 }
 

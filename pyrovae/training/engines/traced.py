@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -272,7 +273,7 @@ def _holds_placeholders(value: Any, depth: int = _DEPTH) -> bool:
     """Whether a value is, or holds in containers or attributes, a tensor of a traced run."""
     if isinstance(value, Tensor):
         return isinstance(value, FakeTensor)
-    if depth == 0 or isinstance(value, (str, bytes, int, float, type, torch.nn.Module)) or callable(value):
+    if depth == 0 or isinstance(value, (str, bytes, int, float, type, FunctionType, MethodType, torch.nn.Module)):
         return False
     inside = list(value.values()) if isinstance(value, dict) else []
     inside += list(value) if isinstance(value, (list, tuple, set)) else []
