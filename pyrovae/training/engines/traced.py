@@ -85,6 +85,7 @@ class Traced(Eager):
             fresh = self._function is None or self._memory() != self._traced_memory
             if fresh:
                 self._trace(*raw)
+            self._buffers = dict(self.task.model.named_buffers())
             if self._agrees(*raw):
                 return
             if not fresh:
@@ -139,7 +140,7 @@ class Traced(Eager):
 
     def _state(self) -> list[Tensor]:
         """What every call reads besides the batch: parameters, buffers, scheduled values."""
-        if self._replaced or self._unchecked:  # runs outside the graph, of validation say, replace them too
+        if self._replaced:  # runs outside the graph, of validation say, replace them too
             self._buffers = dict(self.task.model.named_buffers())
         return [*self._detached, *self._buffers.values(), *self._scheduled()]
 
