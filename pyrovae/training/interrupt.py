@@ -12,7 +12,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Deferred:
     """Inside the block SIGINT and SIGTERM are remembered; :meth:`pass_on` delivers. A second one is not put off.
 
-    Signals reach the main thread alone: in another one, and where ``active`` is false, nothing is put off.
+    Signals reach the main thread alone: in another one, and where ``active`` is false, nothing is put off. Signals that
+    are ignored, as Ctrl-C is by a job in the background, stay so.
 
     Attributes:
         received: the signal that came, if one did.
@@ -25,7 +26,8 @@ class Deferred:
 
     def __enter__(self) -> Self:
         if self._active:
-            self._before = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+            heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._remember) for number in heeded}
         return self
 
     def __exit__(self, *error: Any) -> None:

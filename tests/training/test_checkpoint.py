@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,17 @@ from pyrovae.training.loop import Trainer
 from tests.models import binary
 
 X = binary(230)
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_in_a_terminal() -> Iterator[None]:
+    """Jobs in the background ignore Ctrl-C, and so would the tests in them."""
+    before = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
 
 
 def small(**options) -> pv.VAE:
@@ -378,6 +390,11 @@ def test_without_a_folder_nothing_is_written_and_signals_are_left_alone(tmp_path
     pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path / "run"))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignored = []
+    options = settings(epochs=1, checkpoint_dir=tmp_path / "ignored")
+    pv.fit(small(), X, **options, callbacks=[lambda run: ignored.append(signal.getsignal(signal.SIGINT))])
+    assert ignored == [signal.SIG_IGN]
 
 
 def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
