@@ -130,7 +130,11 @@ def test_signals_save_before_they_take_effect(name: str, tmp_path: Path) -> None
 
     assert run(tmp_path / "whole", 10**9).returncode == 0
     stopped = run(tmp_path / "parts", 27)
-    assert stopped.returncode == -getattr(signal, name), stopped.stderr
+    if name == "SIGINT":  # Python's exit status then depends on how it was started
+        assert stopped.returncode != 0
+        assert "KeyboardInterrupt" in stopped.stderr
+    else:
+        assert stopped.returncode == -signal.SIGTERM, stopped.stderr
     (path,) = checkpoints(tmp_path / "parts")
     step = int(path.name.split("-")[1])
     assert step % 10 != 0  # ten steps an epoch
