@@ -21,7 +21,7 @@ docs: .venv/docs
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 bench: .venv/ready
-	for name in training_step log_marginal ais scaling memory; do $(BIN)/python -m benchmarks.$$name; done
+	for name in training_step log_marginal ais scaling memory; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

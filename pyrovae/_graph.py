@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from pyrovae._random import others_state, set_others_state
 
 Compile = Literal["auto", "off", "inductor"]
-COMPILE = ("auto", "off", "inductor")
+COMPILE = get_args(Compile)
 
 _WORTHWHILE = 120.0  # estimated seconds of work from which on compiling pays, which takes 5 to 30
 _PER_CALL = 4e-6  # seconds of launching one operation, and of writing one byte of results: of an ordinary machine

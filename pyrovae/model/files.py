@@ -1,8 +1,6 @@
 """Model files: weights and a JSON header in one safetensors file, never half-written."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +8,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pyrovae._files import replaced
+
 _KEY = "pyrovae"
 
 
 def write(path: Path, header: dict[str, Any], weights: dict[str, Tensor]) -> None:
     """Write to a temporary file beside ``path``, flush it to the disk, and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
-        copies = {name: value.detach().clone() for name, value in weights.items()}  # tied weights share memory
+    copies = {name: value.detach().clone() for name, value in weights.items()}  # tied weights share memory
+    with replaced(path) as temporary:
         save_file(copies, temporary, {_KEY: json.dumps(header)})
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

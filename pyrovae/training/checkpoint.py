@@ -5,18 +5,18 @@ import io
 import os
 import pickle
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from pyrovae._checks import at_least, one_of
+from pyrovae._files import replaced
 
 Resume = Literal["auto", "must", "never"]
-RESUME = ("auto", "must", "never")
+RESUME = get_args(Resume)
 _NAME = re.compile(r"checkpoint-(\d{10})-([0-9a-f]{16})\.pt")
 _FORMAT = 1
 
@@ -86,8 +86,10 @@ class Checkpoints:
             self._read_back = True
         path = self.folder / f"checkpoint-{step:010d}-{_digest(content)}.pt"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(path, content)
+            for stale in self.folder.glob("checkpoint-*.part"):  # of a run that was killed while it wrote
+                stale.unlink(missing_ok=True)
+            with replaced(path) as temporary:
+                temporary.write_bytes(content)
         except OSError as error:
             before = self._files()
             intact = f"The one before it, {before[-1].name}, is intact." if before else "There is none before it."
@@ -149,28 +151,6 @@ class Checkpoints:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of it or nothing, also when the power fails."""
-    for stale in path.parent.glob("checkpoint-*.part"):  # of a run that was killed while it wrote
-        stale.unlink(missing_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # the new name is on the disk, too
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

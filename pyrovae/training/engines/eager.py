@@ -1,7 +1,8 @@
 """One update after another through Pyro's handlers: the slow and obvious twin of every other engine."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyrovae._distributed import gathered
-from pyrovae._random import get_state, set_state
+from pyrovae._random import get_every_state, set_every_state
 from pyrovae.model import VAEModel
 
 
@@ -89,13 +90,27 @@ class Task:
             ) from error
 
     def _leaves_some_out(self, *batch: Any) -> bool:
-        """Whether the loss depends on some of the parameters only. Random state and buffers are put back."""
-        generators, buffers = get_state(), [buffer.clone() for buffer in self.model.buffers()]
-        gradients = torch.autograd.grad(self.loss(*batch), self.parameters, allow_unused=True)
-        set_state(generators)
-        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+        """Whether the loss depends on some of the parameters only."""
+        with self.nothing_changes():
+            gradients = torch.autograd.grad(self.loss(*batch), self.parameters, allow_unused=True)
         return any(gradient is None for gradient in gradients)
+
+    @contextmanager
+    def nothing_changes(self) -> Iterator[None]:
+        """Random state and buffers are put back."""
+        generators = get_every_state()
+        buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in self.model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+        try:
+            yield
+        finally:
+            set_every_state(generators)
+            with torch.no_grad():
+                for module, name, buffer, before in buffers:
+                    setattr(module, name, buffer.copy_(before))
 
     def update(self) -> None:
         """Clip the gradients and step the optimiser."""

@@ -14,7 +14,6 @@ from torch.fx import GraphModule
 from torch.nn.utils.stateless import _reparametrize_module
 
 from pyrovae._graph import first_line, trace, users_line
-from pyrovae._random import get_every_state, set_every_state
 from pyrovae.objectives import Objective
 from pyrovae.training.engines.eager import Eager, Task
 
@@ -174,11 +173,11 @@ class Traced(Eager):
 
     def _agrees(self, *raw: Tensor) -> bool:
         """Whether the graph's loss and gradients are Pyro's, at the same draws."""
-        with self._nothing_changes():
+        with self.task.nothing_changes():
             expected = super().gradients(*raw).double()
             theirs = [p.grad for p in self._trained]
         self.task.optimizer.zero_grad(set_to_none=True)
-        with self._nothing_changes():
+        with self.task.nothing_changes():
             loss, ours = self._run(*raw)
         close, near = _TOLERANCE[self.task.autocast]
         if not torch.isclose(loss.double(), expected, rtol=close, atol=1e-6, equal_nan=True):
@@ -191,23 +190,6 @@ class Traced(Eager):
         off = torch.stack([(a - b).double().square().sum() for a, b in pairs]).sum().sqrt()
         norm = torch.stack([b.double().square().sum() for _, b in pairs]).sum().sqrt()
         return bool(off <= near * norm + 1e-6)
-
-    @contextmanager
-    def _nothing_changes(self) -> Iterator[None]:
-        """Random state and buffers are put back."""
-        generators = get_every_state()
-        buffers = [
-            (module, name, buffer, buffer.clone())
-            for module in self.task.model.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-        ]
-        try:
-            yield
-        finally:
-            set_every_state(generators)
-            with torch.no_grad():
-                for module, name, buffer, before in buffers:
-                    setattr(module, name, buffer.copy_(before))
 
 
 def _of_their_own(
