@@ -121,6 +121,7 @@ class Trainer:
         self.epoch = self.step = self.count = self.steps_done = 0
         self.loss, self.seconds, self.best_loss, self.waited = 0.0, 0.0, math.inf, 0
         self.called_off = False
+        self.looked = -math.inf  # when the loss was last read; epochs may be shorter than the time between
         self.best: dict[str, Tensor] | None = None
         self.epoch_start = get_every_state()
         if checkpoints is not None:
@@ -178,7 +179,6 @@ class Trainer:
         self.before = self._trained_state()
         self.engine.begin_epoch()
         self.engine.total.fill_(self.loss)
-        looked = time.perf_counter()
         for raw in batches:
             if self.epoch == 0:
                 self.train.in_first_epoch(self.model, raw)
@@ -191,8 +191,8 @@ class Trainer:
                 self._fail(raw, generators)
             self.step, self.count, self.steps_done = self.step + 1, self.count + self.train.total, self.steps_done + 1
             now = time.perf_counter()
-            if signals.received or now - looked > _LOOK:
-                looked, self.loss = now, self._total()
+            if signals.received or now - self.looked > _LOOK:
+                self.looked, self.loss = now, self._total()
                 bar.set_postfix_str(self._postfix(self.loss * num_processes() / self.count), refresh=False)
             bar.update()
             # Several processes are hardly ever at the same step: they wait for the end of the epoch.

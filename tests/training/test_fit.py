@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 
 import numpy as np
 import pandas as pd
@@ -166,6 +167,13 @@ def test_a_model_that_cannot_be_vectorised_trains_with_one_particle() -> None:
                 pyro.sample("x", self.p(z), obs=x)
 
     train(Flat((6,), 3, hidden=(16,)), X)
+
+
+def test_the_progress_bar_keeps_up_with_short_epochs(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("pyrovae.training.loop._LOOK", 0.1)
+    train(small(), X, batch_size=230, epochs=3, progress=True, callbacks=[lambda run: time.sleep(0.15)])
+    shown = capsys.readouterr().err
+    assert "epoch 3, loss" in shown
 
 
 def test_callbacks_can_stop() -> None:
