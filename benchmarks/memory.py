@@ -1,13 +1,16 @@
 """What memory log_marginal, ais and fit take at their peak, as data, draws and epochs grow.
 
 Every run is a fresh process: its peak resident memory on a CPU, torch and Pyro included, or the most that torch
-allocated on CUDA, data and model included. Equal runs differ, so that each is repeated.
+allocated on CUDA, data and model included. Equal runs differ, so that each is repeated. glibc keeps freed blocks in a
+heap that fragments, by 100 to 300 MiB here; --heap as-is measures that too, while by default every block of more than
+128 KiB is given back when it is freed (MALLOC_MMAP_THRESHOLD_), so that what is measured is what was needed.
 
     python -m benchmarks.memory
 """
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -52,7 +55,9 @@ def one(name: str, device: str, num_data: int, **options: Any) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a setting to run in this process, as JSON
+    parser.add_argument("--heap", default="returned", choices=["returned", "as-is"])
     args = arguments(parser, repeats=3)
+    settings = {"MALLOC_MMAP_THRESHOLD_": str(128 * 2**10)} if args.heap == "returned" else {}
     if args.one is not None:
         one(device=args.device, **json.loads(args.one))
         return
@@ -61,21 +66,23 @@ def main() -> None:
         here = [sys.executable, "-m", "benchmarks.memory", "--threads", str(args.threads), "--device", args.device]
         setting = json.dumps({"name": name, **options})
         # What a parent holds counts as its child's peak too: this process holds its imports alone.
-        done = subprocess.run([*here, "--one", setting], check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [*here, "--one", setting], check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **settings}
+        )
         return json.loads(done.stdout)
 
-    runs = [(name, options) for name, settings in SETTINGS.items() for options in settings]
+    runs = [(name, options) for name, grown in SETTINGS.items() for options in grown]
     rounds = [[measure(name, options) for name, options in runs] for _ in range(args.repeats)]
     rows = [
         {"name": name, **options, "data": found[0]["data"] / MIB, "peaks": [f["peak"] / MIB for f in found]}
         for (name, options), found in zip(runs, zip(*rounds, strict=True), strict=True)
     ]
     growth = {}
-    for name, settings in SETTINGS.items():
+    for name, grown in SETTINGS.items():
         print(f"\n{name}")
         some = [row for row in rows if row["name"] == name]
         medians = [statistics.median(row["peaks"]) for row in some]
-        for options, row, median in zip(settings, some, medians, strict=True):
+        for options, row, median in zip(grown, some, medians, strict=True):
             setting = ", ".join(f"{key}={value}" for key, value in options.items())
             spread = f"({min(row['peaks']):.0f} to {max(row['peaks']):.0f})"
             print(f"{setting:75} {median:6.0f} MiB {spread}, data {row['data']:.1f}")

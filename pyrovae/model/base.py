@@ -87,7 +87,7 @@ class VAEModel(PyroModule):
                 *covariates,
                 num_particles=num_particles,
                 max_plate_nesting=self.max_plate_nesting,
-            )
+            ).read()
 
     def log_joint(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]

@@ -6,7 +6,7 @@ Objectives and estimators are functions of :class:`LogTerms`; only this file rea
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pyro
@@ -27,7 +27,8 @@ PARTICLES = "_particles"
 
 @dataclass(frozen=True)
 class LogTerms:
-    """Log-densities in nats, each of shape ``(K, B)``: K particles of B data.
+    """Log-densities in nats, each of shape ``(K, B)``: K particles of B data. They are computed when first read: a
+    closed-form KL needs neither log p(z) nor log q(z | x).
 
     Attributes:
         log_likelihood: log p(x | z) by observed site.
@@ -38,6 +39,7 @@ class LogTerms:
         likelihood: distributions of the observed sites.
         prior: distributions of the latent sites in the model, in the model's order.
         posterior: distributions of the sites in the guide, in the guide's order.
+        shape: ``(K, B)``.
         masked: sites under ``poutine.mask``.
     """
 
@@ -49,7 +51,18 @@ class LogTerms:
     likelihood: Mapping[str, Distribution]
     prior: Mapping[str, Distribution]
     posterior: Mapping[str, Distribution]
+    shape: tuple[int, int]
     masked: frozenset[str] = frozenset()
+
+    def read(self) -> "LogTerms":
+        """Compute every log-density now.
+
+        Raises:
+            ValueError: one that is not a number for each particle and datum.
+        """
+        for terms in (self.log_likelihood, self.log_prior, self.log_posterior):
+            dict(terms)
+        return self
 
     @cached_property
     def log_weight(self) -> Float[Tensor, "particles batch"]:
@@ -83,9 +96,8 @@ class LogTerms:
             kl = kl_divergence(self.posterior[site], self.prior[site])
         except NotImplementedError:
             return None
-        shape = self.log_posterior[site].shape
         # Plates nested between the particles and the data are summed, as in the log-densities.
-        return _to_particles_and_batch(kl, shape[0] if kl.dim() > 1 else 1, shape[1]).expand(shape)
+        return _to_particles_and_batch(kl, self.shape[0] if kl.dim() > 1 else 1, self.shape[1]).expand(self.shape)
 
     def closed_form_kl_by_dimension(self, site: str) -> Tensor | None:
         """The terms of :meth:`closed_form_kl`, shaped like the site's latents, where posterior and prior both factorise
@@ -130,7 +142,7 @@ def log_terms(
 
     Raises:
         ValueError: a site outside the data plate, a latent site that only one of model and guide has, a
-            model that observes nothing, or a scale that differs between sites.
+            model that observes nothing, or a scale that differs between sites; a term of a wrong shape when it is read.
     """
     drawn = _trace(guide, x, covariates, num_particles, max_plate_nesting)
     scored = _trace(poutine.replay(model, trace=drawn), x, covariates, num_particles, max_plate_nesting)
@@ -160,7 +172,8 @@ def draw(
     latents: dict[str, Tensor] = {}
     hidden, observed = x.new_zeros(num_particles, len(x)), x.new_zeros(num_particles, len(x))
     for name, site in sample_sites(trace).items():
-        log_prob = _log_prob(name, site, num_particles, len(x), max_plate_nesting)
+        _refuse_plates(name, site, num_particles, max_plate_nesting)
+        log_prob = _log_prob(name, site, num_particles, len(x))
         if site["is_observed"]:
             observed = observed + log_prob
         else:
@@ -204,7 +217,8 @@ def log_joint(
     for name, site in sample_sites(trace).items():
         if not site["is_observed"]:
             raise ValueError(f"latents has no value for site {name!r}; it has {sorted(latents)}.")
-        total = total + _log_prob(name, site, k, len(x), max_plate_nesting)
+        _refuse_plates(name, site, k, max_plate_nesting)
+        total = total + _log_prob(name, site, k, len(x))
     return total
 
 
@@ -251,15 +265,22 @@ def _split(drawn: Trace, scored: Trace, k: int, b: int, nesting: int) -> LogTerm
                 f"infer={{'is_auxiliary': True}}."
             )
     _refuse_scales({**guide_sites, **model_sites})
+    for name, site in (*guide_sites.items(), *model_sites.items()):
+        _refuse_plates(name, site, k, nesting)
+    log_likelihood, log_prior, log_posterior = (
+        _WhenRead({n: partial(_log_prob, n, s, k, b) for n, s in sites.items()})
+        for sites in (observed, hidden, guide_sites)
+    )
     return LogTerms(
-        log_likelihood={n: _log_prob(n, s, k, b, nesting) for n, s in observed.items()},
-        log_prior={n: _log_prob(n, s, k, b, nesting) for n, s in hidden.items()},
-        log_posterior={n: _log_prob(n, s, k, b, nesting) for n, s in guide_sites.items()},
+        log_likelihood=log_likelihood,
+        log_prior=log_prior,
+        log_posterior=log_posterior,
         latents={n: s["value"] for n, s in guide_sites.items()},
         observed={n: s["value"] for n, s in observed.items()},
         likelihood={n: s["fn"] for n, s in observed.items()},
         prior={n: s["fn"] for n, s in hidden.items()},
         posterior={n: s["fn"] for n, s in guide_sites.items()},
+        shape=(k, b),
         masked=frozenset(n for sites in (guide_sites, hidden) for n, s in sites.items() if s["mask"] is not None),
     )
 
@@ -274,7 +295,26 @@ def _refuse_scales(sites: Mapping[str, dict[str, Any]]) -> None:
         )
 
 
-def _log_prob(name: str, site: dict[str, Any], k: int, b: int, nesting: int) -> Tensor:
+class _WhenRead(Mapping[str, Tensor]):
+    """Values that are computed when first read, and kept."""
+
+    def __init__(self, compute: dict[str, Callable[[], Tensor]]) -> None:
+        self._compute = compute
+        self._values: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._values:
+            self._values[name] = self._compute[name]()
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._compute)
+
+    def __len__(self) -> int:
+        return len(self._compute)
+
+
+def _refuse_plates(name: str, site: dict[str, Any], k: int, nesting: int) -> None:
     if not any(frame.dim == -1 for frame in site["cond_indep_stack"]):
         raise ValueError(
             f"site {name!r} is not inside the data plate: open `with pyro.plate('data', len(x)):` around it, "
@@ -284,6 +324,9 @@ def _log_prob(name: str, site: dict[str, Any], k: int, b: int, nesting: int) -> 
         raise ValueError(
             f"site {name!r} is in more nested plates than the {nesting} stated: set max_plate_nesting on the model."
         )
+
+
+def _log_prob(name: str, site: dict[str, Any], k: int, b: int) -> Tensor:
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
     try:
@@ -298,8 +341,9 @@ def _log_prob(name: str, site: dict[str, Any], k: int, b: int, nesting: int) -> 
 
 def _to_particles_and_batch(term: Tensor, k: int, b: int) -> Tensor:
     """``(K, *plates, B)``, or ``(*plates, B)`` for one particle, summed over the plates between: ``(K, B)``."""
-    term = term.expand(b) if term.dim() == 0 else term
-    if k > 1 and term.dim() > 1:
+    if term.dim() < 2:
+        return term.expand(k, b)
+    if k > 1:
         return term.flatten(1, -2).sum(1).expand(k, b) if term.dim() > 2 else term.expand(k, b)
     return term.reshape(-1, term.shape[-1]).sum(0).expand(k, b)
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -85,9 +84,10 @@ class ELBO(Objective):
         return bool(self.analytic_kl) and terms.closed_form_kl(site) is not None
 
     def _per_particle(self, terms: LogTerms) -> Float[Tensor, "particles batch"]:
-        kl = torch.zeros_like(terms.reconstruction)
+        bound = terms.reconstruction
         for site in terms.log_posterior:
             if self.analytic_kl is True and not self._exact(terms, site):
                 raise ValueError(f"site {site!r} has no closed-form KL; use analytic_kl='auto'.")
-            kl = kl + terms.kl(site, closed_form=bool(self.analytic_kl))
-        return terms.reconstruction - self.weight * kl
+            kl = terms.kl(site, closed_form=bool(self.analytic_kl))
+            bound = bound - self.weight * kl
+        return bound

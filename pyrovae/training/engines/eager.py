@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -61,7 +61,7 @@ class Task:
     def loss(self, *batch: Any) -> Tensor:
         """The loss, summed over the batch. Objectives that cannot be differentiated fill in the gradients here."""
         args = (self.model.model, self.model.guide, *batch)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16) if self.autocast else nullcontext():
             if hasattr(self.objective, "differentiable_loss"):
                 return self.objective.differentiable_loss(*args)
             return torch.as_tensor(self.objective.loss_and_grads(*args), device=self.device)
