@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from pyrovae import datasets, distributions, evaluation, likelihoods, networks, plots, posteriors, priors
+from pyrovae import datasets, distributions, evaluation, likelihoods, networks, plots, posteriors, priors, zoo
 from pyrovae._distributed import is_main_process
 from pyrovae.evaluation import (
     AISResult,
@@ -21,7 +21,7 @@ from pyrovae.evaluation import (
     log_marginal,
     refit_posterior,
 )
-from pyrovae.model import VAE, LogTerms, VAEModel, load
+from pyrovae.model import VAE, LogTerms, LossModel, VAEModel, load
 from pyrovae.objectives import ELBO, IWAE, cosine_warmup, cyclical, linear_warmup
 from pyrovae.training import CheckpointError, NonFiniteLoss, Run, fit
 
@@ -37,6 +37,7 @@ __all__ = [
     "ElboTerms",
     "GapsResult",
     "LogTerms",
+    "LossModel",
     "MarginalResult",
     "NonFiniteLoss",
     "Run",
@@ -63,4 +64,5 @@ __all__ = [
     "posteriors",
     "priors",
     "refit_posterior",
+    "zoo",
 ]

@@ -20,6 +20,7 @@ BELOW = {
     "evaluation": 5,
     "datasets": 6,
     "plots": 6,
+    "zoo": 6,
     "testing": 6,
 }
 

@@ -20,7 +20,7 @@ from pyrovae.evaluation.annealing import SCHEDULES, SETTLING, Annealing
 from pyrovae.evaluation.chunks import BLOCK, is_out_of_memory, probe
 from pyrovae.evaluation.result import combined_se, describe, se_over_data
 from pyrovae.evaluation.stream import WeightStream
-from pyrovae.evaluation.strict import TestSet, as_test_set, fingerprint, model_name, refuse_to_mix, strict
+from pyrovae.evaluation.strict import TestSet, as_test_set, fingerprint, model_name, refuse_to_mix, strict, with_density
 from pyrovae.model import VAEModel
 from pyrovae.model.base_space import BaseSpace
 
@@ -262,8 +262,7 @@ def bdmc(
     """
     at_least(2, num_chains=num_chains)
     at_least(1, num_data=num_data)
-    if not isinstance(model, VAEModel):
-        raise TypeError(f"bdmc needs a pyrovae.VAEModel; got {type(model).__name__}.")
+    with_density("bdmc", model)
     connect()
     columns: dict[str, np.ndarray] = {}
     with strict(model, device), seeded(common_seed(seed)):

@@ -9,7 +9,7 @@ from pyrovae._checks import at_least
 from pyrovae._random import seeded
 from pyrovae.evaluation.collapse import check_threshold
 from pyrovae.evaluation.latents import measure
-from pyrovae.evaluation.strict import as_test_set, strict
+from pyrovae.evaluation.strict import as_test_set, strict, with_density
 from pyrovae.training import Run
 
 _PATIENCE, _START = 5, 10  # looks in a row, because latents also die and wake; the latter before any has been active
@@ -63,13 +63,14 @@ class CollapseMonitor:
         if record["epoch"] % self._every:
             return
         x, covariates = self._fields
-        data = as_test_set("CollapseMonitor", run.model, x, covariates)
+        model = with_density("CollapseMonitor", run.model)
+        data = as_test_set("CollapseMonitor", model, x, covariates)
         at_least(2, **{"the number of data in x": len(data)})
-        with strict(run.model) as target, seeded(self._seed):
+        with strict(model) as target, seeded(self._seed):
             if run is not self._run:
                 self._start(run)
-                data.check(run.model)
-            measured = measure(run.model, data, self._num_samples, self._threshold, target, tqdm(disable=True))
+                data.check(model)
+            measured = measure(model, data, self._num_samples, self._threshold, target, tqdm(disable=True))
         active, total = int(measured.dimensions["active"].sum()), int(measured.dimensions["activity"].notna().sum())
         record["rate"], record["active_units"] = float(measured.rate.mean()), active
         weight = record.get("beta", 1.0)

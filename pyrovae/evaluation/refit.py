@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyrovae._checks import lookup
 from pyrovae._random import seeded
+from pyrovae.evaluation.strict import with_density
 from pyrovae.model import VAE, VAEModel
 from pyrovae.model.modes import evaluation_mode, local_parameters
 from pyrovae.posteriors import POSTERIORS, Posterior
@@ -98,8 +99,7 @@ def refit_posterior(
         TypeError: ``model`` is not a :class:`~pyrovae.VAEModel`, or a name or posterior for one that is no ``VAE``.
         ValueError: an unknown name, a posterior of another size, a guide with other sites.
     """
-    if not isinstance(model, VAEModel):
-        raise TypeError(f"refit_posterior needs a pyrovae.VAEModel; got {type(model).__name__}.")
+    with_density("refit_posterior", model)
     if posterior is model:
         raise ValueError("posterior is the model itself, which must not change: pass another one, or a copy.")
     if isinstance(posterior, VAEModel):

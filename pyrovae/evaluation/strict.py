@@ -15,7 +15,7 @@ from pyrovae._checks import ARRAYS, as_covariates, as_data, as_tensor, resolve_d
 from pyrovae._distributed import num_processes, refuse_differences
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
-from pyrovae.model import LogTerms, VAEModel
+from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model.modes import evaluation_mode, full_precision
 from pyrovae.model.support import check_support
 
@@ -68,6 +68,20 @@ class TestSet:
         return terms
 
 
+def with_density(function: str, model: Any) -> VAEModel:
+    """The model, or a ``TypeError`` if it is none that ``function`` could score data under."""
+    if isinstance(model, LossModel):
+        raise TypeError(
+            f"{function} needs log p(x). {type(model).__name__} is trained by its own loss and puts no density on the "
+            f"data: use a pyrovae.VAEModel."
+        )
+    if not isinstance(model, VAEModel):
+        raise TypeError(
+            f"{function} needs a pyrovae.VAEModel, whose model and guide have densities; got {type(model).__name__}."
+        )
+    return model
+
+
 def as_test_set(function: str, model: Any, x: Any, covariates: tuple[Any, ...]) -> TestSet:
     """Check what a user passed to ``function``.
 
@@ -75,10 +89,7 @@ def as_test_set(function: str, model: Any, x: Any, covariates: tuple[Any, ...]) 
         TypeError: ``model`` is not a :class:`~pyrovae.VAEModel`.
         ValueError: wrong shape, integer, NaN or empty data, covariates of another length.
     """
-    if not isinstance(model, VAEModel):
-        raise TypeError(
-            f"{function} needs a pyrovae.VAEModel, whose model and guide have densities; got {type(model).__name__}."
-        )
+    model = with_density(function, model)
     x = as_data(x, "x", model.event_shape)
     as_covariates(covariates, len(x), x)  # only to check their lengths
     return TestSet(x, tuple(as_tensor(c, "a covariate") if isinstance(c, ARRAYS) else c for c in covariates))

@@ -1,12 +1,8 @@
 """``VAEModel``: what a Pyro model/guide pair gets for nothing."""
 
-import inspect
-import os
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pyro
 import torch
@@ -17,14 +13,14 @@ from torch import Tensor
 
 from pyrovae._checks import as_covariates, as_data, at_least
 from pyrovae._random import seeded
-from pyrovae.model import files
 from pyrovae.model.log_terms import LogTerms, draw, log_joint, log_terms, padded, sample_sites
 from pyrovae.model.modes import are_statements_unheard, evaluation_mode, local_parameters
+from pyrovae.model.stored import Stored
 
 _MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
 
 
-class VAEModel(PyroModule):
+class VAEModel(Stored, PyroModule):
     """A VAE: subclass it and write ``model(self, x, *covariates)`` and ``guide(self, x, *covariates)`` in Pyro.
 
     Data are ``x`` of shape ``(B, *event_shape)``. Every sample site stands inside
@@ -39,9 +35,7 @@ class VAEModel(PyroModule):
         config: keyword arguments that rebuild this object, if it has such; stored by :meth:`save`.
     """
 
-    event_shape: tuple[int, ...] | None = None
     max_plate_nesting: int = 1
-    config: dict[str, Any] | None = None
 
     def __init__(self) -> None:
         with local_parameters():
@@ -60,6 +54,12 @@ class VAEModel(PyroModule):
     def guide(self, x: Tensor, *covariates: Any) -> Any:
         """q(z | x): the encoder and the approximate posterior."""
         raise NotImplementedError(f"{type(self).__name__} must define guide(self, x, *covariates).")
+
+    def penalty(self) -> Tensor | None:
+        """What ``fit`` adds to the loss of every datum, in nats: a regulariser of the weights. Evaluation leaves it
+        out, validation in ``fit`` too.
+        """
+        return None
 
     def __getattr__(self, name: str) -> Any:
         # Reaching for a part makes a param statement for each of its parameters, a sixth of a small model's step.
@@ -166,11 +166,6 @@ class VAEModel(PyroModule):
                 f"self.NAME = pyro.nn.PyroParam(...) in __init__ instead."
             )
         return terms
-
-    def like(self) -> Tensor:
-        """An empty tensor of the model's device and dtype."""
-        first = next(chain(self.parameters(), self.buffers()), torch.empty(0))
-        return torch.empty(0, device=first.device, dtype=first.dtype)
 
     # -- generating and encoding ---------------------------------------------------------------------------
 
@@ -321,63 +316,6 @@ class VAEModel(PyroModule):
         along = [c.repeat(steps, *[1] * (c.dim() - 1)) if isinstance(c, Tensor) and c.dim() else c for c in covariates]
         return self.decode((1 - weights) * a + weights * b, *along)
 
-    # -- saving ------------------------------------------------------------------------------------------
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the weights and the configuration (JSON in the header) to one safetensors file, atomically.
-
-        Args:
-            path: where; missing folders are made.
-
-        Returns:
-            The path.
-        """
-        path = Path(path)
-        header = {
-            "class": type(self).__qualname__,
-            "config": self.config,
-            "event_shape": self.event_shape,
-            "dtype": str(self.like().dtype).removeprefix("torch."),
-        }
-        files.write(path, header, self.state_dict())
-        return path
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], **config: Any) -> Self:
-        """Rebuild a saved model.
-
-        Args:
-            path: a file written by :meth:`save`.
-            config: arguments of the constructor; by default the stored ones.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, or holds another class or other shapes.
-        """
-        header, weights = files.read(Path(path))
-        if header["class"] != cls.__qualname__:
-            raise ValueError(
-                f"{path} holds a {header['class']}, not a {cls.__qualname__}: call {header['class']}.load."
-            )
-        arguments = config or header["config"] or {}
-        required = [
-            p.name
-            for p in inspect.signature(cls).parameters.values()
-            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in arguments
-        ]
-        if required:
-            raise ValueError(
-                f"{path} does not store how its {cls.__qualname__} was built: pass {', '.join(required)} to load()."
-            )
-        model = cls(**arguments).to(getattr(torch, header.get("dtype", "float32")))
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(f"the weights in {path} do not fit {cls.__qualname__}: {error}") from error
-        if header["event_shape"] is not None:
-            model.event_shape = tuple(header["event_shape"])
-        return model
-
     # -- inside ------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -437,28 +375,5 @@ class VAEModel(PyroModule):
         )
 
 
-def load(path: str | os.PathLike[str]) -> VAEModel:
-    """Rebuild a saved model of whatever class the file names.
-
-    Args:
-        path: a file written by :meth:`VAEModel.save`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or its class is not defined in this process or needs arguments.
-    """
-    name = files.read(Path(path))[0]["class"]
-    known = {c.__qualname__: c for c in _subclasses(VAEModel)}
-    if name not in known:
-        raise ValueError(f"{path} holds a {name}, which is not defined here: import it, then call {name}.load.")
-    return known[name].load(path)
-
-
 def _only(latents: dict[str, Tensor]) -> Any:
     return next(iter(latents.values())) if len(latents) == 1 else latents
-
-
-def _subclasses(cls: type[VAEModel]) -> Iterator[type[VAEModel]]:
-    for sub in cls.__subclasses__():
-        yield sub
-        yield from _subclasses(sub)

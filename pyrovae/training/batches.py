@@ -18,12 +18,13 @@ from pyrovae._checks import as_covariates, as_data, as_tensor, at_least
 from pyrovae._distributed import from_main, gathered, my_share, num_processes
 from pyrovae._hash import content_hash
 from pyrovae._random import get_state, seeded, set_state
-from pyrovae.model import VAEModel
+from pyrovae.model import LossModel, VAEModel
 from pyrovae.model.modes import evaluation_mode
 from pyrovae.model.support import check_support, check_values, same_for_all
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor], Tensor]
+Model = VAEModel | LossModel
 
 
 @runtime_checkable
@@ -70,7 +71,7 @@ class Batches(ABC):
     def _on_device(self, batch: Batch) -> Batch:
         return batch[0].to(self.like), *as_covariates(batch[1:], len(batch[0]), self.like)
 
-    def check(self, model: VAEModel, num_particles: int = 1) -> None:
+    def check(self, model: Model, num_particles: int = 1) -> None:
         """Run the model on the first batch with validation on; it learns its ``event_shape`` if it has none.
 
         Raises:
@@ -86,7 +87,7 @@ class Batches(ABC):
         needed = num_covariates(model, required=True)
         if len(first) - 1 < needed:
             raise ValueError(
-                f"{type(model).__name__}.model takes {needed} covariate(s) and {self.name} has {len(first) - 1}: "
+                f"{type(model).__name__} takes {needed} covariate(s) and {self.name} has {len(first) - 1}: "
                 f"pass a tuple (x, covariate, ...) or a Dataset of such."
             )
         if model.event_shape is None:
@@ -94,7 +95,7 @@ class Batches(ABC):
         model.check(x, *first[1:], num_particles=num_particles, name=self.name)
         self.look(model, first)
 
-    def in_first_epoch(self, model: VAEModel, raw: Batch) -> None:
+    def in_first_epoch(self, model: Model, raw: Batch) -> None:
         """Look at a batch, drawn as it will be, before it is trained on: :meth:`check` saw the first alone."""
         generators = get_state()
         self.look(model, self.prepare(*raw))
@@ -112,9 +113,11 @@ class Batches(ABC):
                 f"DataLoader of one, or tensors."
             )
 
-    def look(self, model: VAEModel, batch: Batch) -> None:
+    def look(self, model: Model, batch: Batch) -> None:
         """Raise a ``ValueError`` if a batch holds values that the model does not take."""
         as_data(batch[0], self.name, model.event_shape)
+        if not isinstance(model, VAEModel):
+            return
         if self._observed is not None:
             check_values(*self._observed, batch[0], self.name)
             return
@@ -155,13 +158,13 @@ class TensorBatches(Batches):
     def _rows(self, rows: Tensor) -> Batch:
         return tuple(t[rows] for t in self._tensors)
 
-    def check(self, model: VAEModel, num_particles: int = 1) -> None:
+    def check(self, model: Model, num_particles: int = 1) -> None:
         super().check(model, num_particles)
         if self.transform is None:
             for rows in torch.arange(len(self._tensors[0])).split(self._batch_size):
                 self.look(model, self._on_device(tuple(t[rows.to(t.device)] for t in self._tensors)))
 
-    def in_first_epoch(self, model: VAEModel, raw: Batch) -> None:
+    def in_first_epoch(self, model: Model, raw: Batch) -> None:
         if self.transform is not None:  # otherwise check() has seen everything
             super().in_first_epoch(model, raw)
 
@@ -213,7 +216,7 @@ class LoaderBatches(Batches):
 
 
 def as_batches(
-    model: VAEModel,
+    model: Model,
     data: Any,
     *,
     batch_size: int,
@@ -255,9 +258,10 @@ def as_batches(
     )
 
 
-def num_covariates(model: VAEModel, *, required: bool = False) -> int:
-    """How many arguments ``model.model`` takes after ``x``, or how many of them it cannot do without."""
-    parameters = list(inspect.signature(model.model).parameters.values())
+def num_covariates(model: Model, *, required: bool = False) -> int:
+    """How many arguments ``model.model``, or ``loss``, takes after ``x``, or how many of them it cannot do without."""
+    function = model.model if isinstance(model, VAEModel) else model.loss
+    parameters = list(inspect.signature(function).parameters.values())
     if any(p.kind is p.VAR_POSITIONAL for p in parameters) and not required:
         return 1_000_000
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

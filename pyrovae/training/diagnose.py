@@ -3,21 +3,24 @@
 import torch
 from torch import Tensor
 
-from pyrovae.model import VAEModel
+from pyrovae.model import LossModel, VAEModel
 from pyrovae.training.batches import Batch
 
 
-def broken_parameters(model: VAEModel) -> list[str]:
+def broken_parameters(model: VAEModel | LossModel) -> list[str]:
     """Names of the trained parameters that hold NaN or infinite values."""
     return [name for name, p in model.named_parameters() if p.requires_grad and not bool(p.isfinite().all())]
 
 
 @torch.no_grad()
-def explain(model: VAEModel, batch: Batch) -> str:
+def explain(model: VAEModel | LossModel, batch: Batch) -> str:
     """One sentence: the parameters that are broken, or else the sites whose terms are, in order of computation."""
     broken = broken_parameters(model)
     if broken:
         return f"an update made parameters non-finite ({', '.join(broken[:3])}{', …' if len(broken) > 3 else ''})."
+    if not isinstance(model, VAEModel):
+        loss = model.loss(*batch)
+        return f"it is {_kind(loss)} for {int((~loss.isfinite()).sum())} of {len(loss)} data."
     terms = model.log_terms(*batch)
     found = [
         f"{label} at site {site!r} is {_kind(term)} for {int((~term.isfinite()).any(0).sum())} of {term.shape[1]} data"

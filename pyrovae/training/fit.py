@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyrovae._checks import at_least, one_of, resolve_device
 from pyrovae._distributed import connect, from_main, num_processes, rank, refuse_differences
 from pyrovae._random import reseed, seeded
-from pyrovae.model import VAEModel
+from pyrovae.model import LossModel, VAEModel
 from pyrovae.model.modes import local_parameters
 from pyrovae.objectives import ELBO
 from pyrovae.training.batches import Splits, Transform, as_batches, split
@@ -27,7 +27,7 @@ from pyrovae.training.loop import Run, Trainer
 
 
 def fit(
-    model: VAEModel,
+    model: VAEModel | LossModel,
     data: Any,
     *,
     validation: Any = None,
@@ -51,19 +51,20 @@ def fit(
     resume: Resume = "auto",
     progress: bool = True,
 ) -> Run:
-    """Train ``model`` in place by stochastic variational inference.
+    """Train ``model`` in place by stochastic variational inference, or by a loss of its own.
 
     Under ``torchrun`` the processes share every batch, and average its gradients (DistributedDataParallel); steps go
     through Pyro. Their draws differ. All call the callbacks; rank 0 shows the progress and writes checkpoints.
 
     Args:
-        model: a :class:`~pyrovae.VAEModel`.
+        model: a :class:`~pyrovae.VAEModel`, or a :class:`~pyrovae.LossModel` such as an autoencoder.
         data: ``datasets.load(...)``, a tensor, array or DataFrame ``(N, *event_shape)``, a tuple of them (x, then
             covariates), a ``Dataset`` or a ``DataLoader``. Fields beyond those the model takes are dropped.
         validation: data of any of these kinds, or a fraction of ``data`` to hold out; by default ``data.val``
             where there is one. With validation, the weights of the best epoch are restored at the end.
         objective: :class:`~pyrovae.ELBO` (default), :class:`~pyrovae.IWAE`, or one of Pyro's, e.g.
-            ``Trace_ELBO()``. Schedules see the time in epochs.
+            ``Trace_ELBO()``. Schedules see the time in epochs. A model that defines ``loss(x, *covariates)``, one value
+            for each datum, is trained by that where no objective is given.
         epochs: passes over the data.
         batch_size: data per step, where ``data`` is not a ``DataLoader``.
         learning_rate: of Adam, where ``optimizer`` is not given.
@@ -100,17 +101,21 @@ def fit(
         The :class:`Run`, with ``history``.
 
     Raises:
-        TypeError: ``model`` is not a :class:`~pyrovae.VAEModel`, or data of an unknown kind.
+        TypeError: ``model`` is neither a :class:`~pyrovae.VAEModel` nor a :class:`~pyrovae.LossModel`, an objective for
+            the latter, or data of an unknown kind.
         ValueError: bad data (see :func:`~pyrovae.log_marginal`) or arguments.
         NonFiniteLoss: the loss became NaN or infinite; the message names the epoch, the step and the site.
         CheckpointError: a checkpoint cannot be written, or is of another model, other data or settings.
         FileNotFoundError: ``resume="must"`` and there is no checkpoint.
     """
-    if not isinstance(model, VAEModel):
-        raise TypeError(f"fit needs a pyrovae.VAEModel; got {type(model).__name__}.")
+    if not isinstance(model, (VAEModel, LossModel)):
+        raise TypeError(f"fit needs a pyrovae.VAEModel or a pyrovae.LossModel; got {type(model).__name__}.")
     at_least(0, epochs=epochs)
-    objective = ELBO() if objective is None else objective
-    if not isinstance(objective, PyroELBO):
+    if isinstance(model, LossModel) and objective is not None:
+        raise TypeError(f"{type(model).__name__} is trained by its own loss: leave objective out.")
+    if objective is None and not hasattr(model, "loss"):
+        objective = ELBO()
+    if objective is not None and not isinstance(objective, PyroELBO):
         raise TypeError(f"objective must be a pyro.infer.ELBO such as pyrovae.ELBO(); got {type(objective).__name__}.")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive; got {clip_norm}.")
@@ -121,7 +126,7 @@ def fit(
     target = resolve_device(device)
     if precision == "bfloat16" and target.type != "cuda":
         raise ValueError(f"precision='bfloat16' is for CUDA devices; the device is {target}. Use precision='float32'.")
-    if num_processes() > 1 and not hasattr(objective, "differentiable_loss"):
+    if num_processes() > 1 and objective is not None and not hasattr(objective, "differentiable_loss"):
         raise ValueError(
             f"{type(objective).__name__} has no differentiable_loss, whose gradients {num_processes()} processes could "
             f"average: use pyrovae.ELBO, pyrovae.IWAE or Trace_ELBO."
@@ -152,7 +157,7 @@ def fit(
             held_out = as_batches(model, validation, batch_size=batch_size, transform=None, name="validation")
         for batches in (train, held_out):
             if batches is not None:
-                batches.check(model, min(objective.num_particles, 2))
+                batches.check(model, 1 if objective is None else min(objective.num_particles, 2))
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError(f"{type(model).__name__} has no parameters to train.")
@@ -194,7 +199,7 @@ def fit(
                 "validation": None if held_out is None else held_out.hash(),
                 "batch_transform": _fingerprint(batch_transform),
                 "num_steps": train.num_steps,
-                "objective": _describe(objective, vars(objective)),
+                "objective": None if objective is None else _describe(objective, vars(objective)),
                 "optimizer": _describe(stepper, stepper.defaults),
                 "lr_schedule": None if scheduler is None else _describe(scheduler, scheduler.state_dict()),
                 "batch_size": batch_size,

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from pyrovae._distributed import from_main, gathered, num_processes, rank, summed
 from pyrovae._random import get_every_state, get_state, seeded, set_every_state, set_state
-from pyrovae.model import VAEModel
+from pyrovae.model import LossModel, VAEModel
 from pyrovae.model.modes import evaluation_mode
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.training.batches import Batch, Batches
@@ -44,7 +44,7 @@ class Run:
         engine: what made the steps in the end: ``"off"`` (Pyro), ``"graph"``, ``"inductor"`` or ``"cudagraph"``.
     """
 
-    model: VAEModel
+    model: VAEModel | LossModel
     records: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int | None = None
     stopped_early: bool = False
@@ -237,14 +237,14 @@ class Trainer:
     def _validate(self, held_out: Batches) -> float:
         """The mean loss per datum of held-out data, at the schedules' final values, with the same draws each time."""
         self._anneal(math.inf)
-        objective, total, count = self.task.objective, 0.0, 0.0
+        total = count = 0.0
         with evaluation_mode(self.model), torch.no_grad(), seeded(_VALIDATION_SEED + rank()):
             for step, raw in enumerate(held_out.raw()):
                 if self.epoch == 0:
                     held_out.in_first_epoch(self.model, raw)
                 generators = get_state()
                 batch = held_out.prepare(*raw)
-                value = float(objective.loss(self.model.model, self.model.guide, *batch))
+                value = self.task.validation_loss(*batch)
                 if not math.isfinite(value):
                     self._fail(raw, generators, step=step, kind="validation loss", batches=held_out)
                 total, count = total + held_out.weight * value, count + held_out.weight * len(batch[0])

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from pyrovae._distributed import gathered
 from pyrovae._random import get_every_state, set_every_state
-from pyrovae.model import VAEModel
+from pyrovae.model import LossModel, VAEModel
 
 
 class NotFinite(Exception):
@@ -27,7 +27,7 @@ class Task:
 
     Attributes:
         model: the model.
-        objective: whose loss is taken, summed over the batch.
+        objective: whose loss is taken, summed over the batch; ``None`` for the model's own ``loss``.
         prepare: from what :meth:`~pyrovae.training.batches.Batches.raw` gives to ``(x, *covariates)``.
         optimizer: of the model's parameters.
         clip_norm: largest norm of the gradient of the loss per datum.
@@ -38,8 +38,8 @@ class Task:
         asked: whether the user asked for the engine by name.
     """
 
-    model: VAEModel
-    objective: PyroELBO
+    model: VAEModel | LossModel
+    objective: PyroELBO | None
     prepare: Callable[..., tuple[Any, ...]]
     optimizer: Optimizer
     clip_norm: float | None = None
@@ -60,11 +60,25 @@ class Task:
 
     def loss(self, *batch: Any) -> Tensor:
         """The loss, summed over the batch. Objectives that cannot be differentiated fill in the gradients here."""
-        args = (self.model.model, self.model.guide, *batch)
         with torch.autocast(self.device.type, dtype=torch.bfloat16) if self.autocast else nullcontext():
-            if hasattr(self.objective, "differentiable_loss"):
-                return self.objective.differentiable_loss(*args)
-            return torch.as_tensor(self.objective.loss_and_grads(*args), device=self.device)
+            loss = self._loss(*batch)
+            penalty = self.model.penalty() if isinstance(self.model, VAEModel) else None
+            return loss if penalty is None else loss + len(batch[0]) * penalty
+
+    def _loss(self, *batch: Any) -> Tensor:
+        if self.objective is None:
+            return self.model.loss(*batch).sum()
+        args = (self.model.model, self.model.guide, *batch)
+        if hasattr(self.objective, "differentiable_loss"):
+            return self.objective.differentiable_loss(*args)
+        return torch.as_tensor(self.objective.loss_and_grads(*args), device=self.device)
+
+    @torch.no_grad()
+    def validation_loss(self, *batch: Any) -> float:
+        """The loss without penalty, summed over the batch."""
+        if self.objective is None:
+            return float(self.model.loss(*batch).sum())
+        return float(self.objective.loss(self.model.model, self.model.guide, *batch))
 
     def averaged_loss(self, *batch: Any) -> Tensor:
         """The loss of this process's part, whose gradients ``backward()`` averages over processes.

@@ -100,7 +100,7 @@ class Traced(Eager):
 
     def _give_up(self, error: Exception) -> None:
         self._given_up, self._function = True, None
-        if self.task.asked or isinstance(self.task.objective, Objective):
+        if self.task.asked or isinstance(self.task.objective, (Objective, type(None))):
             cause = str(error) if isinstance(error, Untraceable) else f"{first_line(error)} at {users_line(error)}"
             warnings.warn(
                 f"compile={self.name!r}: training goes through Pyro step by step, because this step cannot be traced: "
@@ -115,7 +115,7 @@ class Traced(Eager):
 
     def _trace(self, *raw: Tensor) -> None:
         objective, model = self.task.objective, self.task.model
-        if not hasattr(objective, "differentiable_loss"):
+        if objective is not None and not hasattr(objective, "differentiable_loss"):
             raise Untraceable(f"{type(objective).__name__} has no differentiable_loss")
         if isinstance(objective, Objective) and not issubclass(
             _definer(objective, "scheduled"), _definer(objective, "anneal")

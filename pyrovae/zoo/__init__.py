@@ -1,0 +1,1 @@
+"""The systems of the VAE lecture: recipes where parts suffice, classes where the structure is new."""
