@@ -36,6 +36,10 @@ LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
     "gaussian_per_pixel": lambda: likelihoods.Gaussian(1, scale="per_pixel"),
     "categorical": lambda: likelihoods.Categorical(1, num_levels=17),
     "categorical_256": lambda: likelihoods.Categorical(1),
+    "discretized_logistic": lambda: likelihoods.DiscretizedLogistic(1, num_levels=17),
+    "discretized_logistic_256": lambda: likelihoods.DiscretizedLogistic(1),
+    "discretized_logistic_mixture": lambda: likelihoods.DiscretizedLogisticMixture(1, num_components=3),
+    "continuous_bernoulli": lambda: likelihoods.ContinuousBernoulli(1),
 }
 
 

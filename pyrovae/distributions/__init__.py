@@ -3,8 +3,18 @@
 from pyrovae.distributions import kl as kl  # registers closed forms
 from pyrovae.distributions.ar1 import AR1
 from pyrovae.distributions.bernoulli import IndependentBernoulli
+from pyrovae.distributions.continuous_bernoulli import ContinuousBernoulli
+from pyrovae.distributions.discretized_logistic import DiscretizedLogistic
 from pyrovae.distributions.flow import Flow
 from pyrovae.distributions.levels import Levels
 from pyrovae.distributions.sylvester import SylvesterTransform
 
-__all__ = ["AR1", "Flow", "IndependentBernoulli", "Levels", "SylvesterTransform"]
+__all__ = [
+    "AR1",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "Flow",
+    "IndependentBernoulli",
+    "Levels",
+    "SylvesterTransform",
+]

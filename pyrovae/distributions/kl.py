@@ -13,8 +13,8 @@ from pyrovae.distributions.ar1 import AR1
 def kl_by_dimension(q: Any, p: Any) -> Tensor | None:
     """The terms of KL(q ‖ p) by dimension, shaped like a draw, or ``None`` where there are none in closed form.
 
-    Where both factorise over the dimensions, a term is the KL of one. Where p is an :class:`AR1` and q factorises, it is
-    the average over q of the KL to p(z_t | z_{t-1}): the terms of the chain rule, none of them negative.
+    Where both factorise over the dimensions, a term is the KL of one. Where p is an :class:`AR1` and q a diagonal
+    normal, it is the average over q of KL(q(z_t) ‖ p(z_t | z_{t-1})): the chain rule's terms, none of them negative.
     """
     if isinstance(p, AR1):
         return _ar1_terms(q, p) if _is_diagonal(q) else None

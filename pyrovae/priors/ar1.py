@@ -14,7 +14,7 @@ _MIN_INNOVATION = (
 
 
 class AR1(Prior):
-    """p(z): C stationary Gaussian chains of length n = Z/C, from which no factorised posterior comes nearer than δ nats.
+    """p(z): C stationary Gaussian chains of length n = Z/C, at least δ nats from every factorised posterior.
 
     In each chain z₁ ~ N(0, 1), z_t = α z_{t-1} + √(1 - α²) ε_t; the latent vector holds one chain after the other.
 
@@ -29,9 +29,9 @@ class AR1(Prior):
 
         KL(q ‖ p) ≥ ½ [ (n - 2) ln(1 + α²) - ln(1 - α²) ] = δ/C,
 
-    the paper's bound. It needs no constraint on the posterior's scales: a posterior whose scales are kept in an interval
-    or shared between the z_t can only lie farther away. It holds for every factorised q, as the normal is the nearest
-    to p of those with its means and variances. It does not hold for posteriors with correlated dimensions
+    the paper's bound. It needs no constraint on the posterior's scales: a posterior whose scales are kept in an
+    interval, or shared between the z_t, can only lie farther away. It holds for every factorised q, as the normal is
+    the nearest to p of those with its means and variances. It does not hold for posteriors with correlated dimensions
     (``full_rank``, flows), which may come as near to this prior as they like. The right-hand side rises from 0 with α,
     so that δ determines α.
 

@@ -31,8 +31,9 @@ def delta_vae(event_shape: Sequence[int], latent_dim: int, *, delta: float, chan
     family = lookup(POSTERIORS, posterior, "posterior") if isinstance(posterior, str) else type(posterior)
     if not issubclass(family, MeanFieldNormal):
         raise ValueError(
-            f"posterior must be 'mean_field'; got {family.__name__}. A posterior with correlated dimensions can equal the AR(1) "
-            f"prior, so that no rate is committed; for that combination build pv.VAE(prior='ar1', posterior=...)."
+            f"posterior must be 'mean_field'; got {family.__name__}. A posterior with correlated "
+            f"dimensions can equal the AR(1) prior, so that no rate is committed; for that combination build "
+            f"pv.VAE(prior='ar1', posterior=...)."
         )
     for name in ("prior", "prior_options"):
         if name in options:
