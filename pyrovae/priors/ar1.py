@@ -59,13 +59,17 @@ class AR1(Prior):
                 f"channels must divide latent_dim into chains of at least 2; got latent_dim={latent_dim} and "
                 f"channels={channels}. An independent dimension commits no rate."
             )
+        try:
+            delta = float(delta)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"delta must be a number of nats; got {delta!r}.") from error
         most = channels * minimum_rate(-math.log(_MIN_INNOVATION), length)
         if not 0.0 < delta <= most:
             raise ValueError(
                 f"delta must be in (0, {most:.4g}] nats for {channels} chain(s) of length {length}; got {delta}. "
                 f"More channels or a larger latent_dim reach further."
             )
-        self.delta, self.channels, self.length = float(delta), channels, length
+        self.delta, self.channels, self.length = delta, channels, length
         decay = _decay(self.delta / channels, length)
         self.alpha, self._scale = math.sqrt(-math.expm1(-decay)), math.exp(-0.5 * decay)
         self.register_buffer("zeros", torch.zeros(channels), persistent=False)
