@@ -26,6 +26,7 @@ PRIORS: dict[str, Callable[[], priors.Prior]] = {
     "standard_normal": lambda: priors.StandardNormal(LATENT),
     "mixture": lambda: priors.MixtureOfGaussians(LATENT, num_components=4),
     "vamp": lambda: priors.VampPrior(LATENT, event_shape=(CONTEXT,), num_pseudo_inputs=4),
+    "ar1": lambda: priors.AR1(LATENT, delta=0.7),
 }
 
 LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
@@ -35,6 +36,10 @@ LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
     "gaussian_per_pixel": lambda: likelihoods.Gaussian(1, scale="per_pixel"),
     "categorical": lambda: likelihoods.Categorical(1, num_levels=17),
     "categorical_256": lambda: likelihoods.Categorical(1),
+    "discretized_logistic": lambda: likelihoods.DiscretizedLogistic(1, num_levels=17),
+    "discretized_logistic_256": lambda: likelihoods.DiscretizedLogistic(1),
+    "discretized_logistic_mixture": lambda: likelihoods.DiscretizedLogisticMixture(1, num_components=3),
+    "continuous_bernoulli": lambda: likelihoods.ContinuousBernoulli(1),
 }
 
 

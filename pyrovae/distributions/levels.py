@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 
-class _OnLevels(constraints.Constraint):
+class OnLevels(constraints.Constraint):
     """Values k/(L-1) for k = 0 … L-1."""
 
     is_discrete = True
@@ -43,7 +43,7 @@ class Levels(TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        return _OnLevels(self.num_levels)
+        return OnLevels(self.num_levels)
 
     @property
     def mean(self) -> Tensor:

@@ -117,10 +117,12 @@ def collapse(
     **Dimensions.** ``activity`` is Var_x(E_q[z_i]) (Burda et al. 2016, arXiv:1509.00519, sec. 5.3), unbiased: where the
     posterior's mean is not known it is estimated, and the variance that K draws add is taken off. The threshold is
     meant for priors of about unit variance. ``kl`` is exact (``kl_method`` "closed form") where prior and posterior
-    both factorise over the dimensions and torch knows their KL; such KLs sum to the site's. Sites of one dimension and
-    discrete sites have the site's KL, by "Monte Carlo" if need be. Elsewhere it is a "normal approximation": the KL of
-    normals with the moments of q(z_i | x) and of the prior given the sites drawn before it. For normal priors that is
-    at most the KL of the dimension's marginal, and these sum to at most the site's KL.
+    both factorise over the dimensions and torch knows their KL, and for a diagonal normal posterior under the AR(1)
+    prior, where a dimension's is the average of KL(q(z_i | x) ‖ p(z_i | z_{i-1})); such KLs sum to the site's. Sites
+    of one dimension and discrete sites have the site's KL, by "Monte Carlo" if need be. Elsewhere it is a "normal
+    approximation": the KL of normals with the moments of q(z_i | x) and of the prior given the sites drawn before it.
+    For normal priors that is at most the KL of the dimension's marginal, and where the prior's dimensions are
+    independent these sum to at most the site's KL.
 
     **Rate, distortion, ELBO** (Alemi et al. 2018, arXiv:1711.00464): means over data and draws, unbiased.
 

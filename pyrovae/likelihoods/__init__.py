@@ -7,12 +7,26 @@ To add one, write its file, its line in ``LIKELIHOODS`` and its test case.
 from pyrovae.likelihoods.base import Likelihood
 from pyrovae.likelihoods.bernoulli import Bernoulli
 from pyrovae.likelihoods.categorical import Categorical
+from pyrovae.likelihoods.continuous_bernoulli import ContinuousBernoulli
+from pyrovae.likelihoods.discretized_logistic import DiscretizedLogistic, DiscretizedLogisticMixture
 from pyrovae.likelihoods.gaussian import Gaussian
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
     "bernoulli": Bernoulli,
     "gaussian": Gaussian,
     "categorical": Categorical,
+    "discretized_logistic": DiscretizedLogistic,
+    "discretized_logistic_mixture": DiscretizedLogisticMixture,
+    "continuous_bernoulli": ContinuousBernoulli,
 }
 
-__all__ = ["LIKELIHOODS", "Bernoulli", "Categorical", "Gaussian", "Likelihood"]
+__all__ = [
+    "LIKELIHOODS",
+    "Bernoulli",
+    "Categorical",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
+    "Gaussian",
+    "Likelihood",
+]

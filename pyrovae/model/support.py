@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrovae.distributions.independent import innermost
+from pyrovae.distributions.levels import OnLevels
 from pyrovae.model.log_terms import LogTerms
 
 
@@ -28,9 +29,12 @@ def check_values(site: str, likelihood: Distribution, value: Tensor, name: str =
         fix = ""
         if isinstance(element, torch.distributions.Bernoulli):
             fix = " Binarise the data (datasets.load(..., binarize=...)) or use another likelihood."
+        shown = getattr(support, "base_constraint", support)  # a mixture's is its components'
+        if isinstance(shown, OnLevels):
+            fix = " Quantise the data, or set the likelihood's num_levels to what they have."
         raise ValueError(
             f"{name} holds {int((~inside).sum())} value(s) outside the support of the likelihood at site "
-            f"{site!r} ({type(element).__name__}: {support}), e.g. {bad.flatten()[0].item():.6g}.{fix}"
+            f"{site!r} ({type(element).__name__}: {shown}), e.g. {bad.flatten()[0].item():.6g}.{fix}"
         )
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import pyrovae as pv
 from pyrovae.posteriors import MeanFieldNormal
 from pyrovae.priors import PRIORS, VampPrior
 from tests.cases import CONTEXT, LATENT, randomized
@@ -45,6 +46,28 @@ def test_vamp_is_the_mixture_of_posteriors() -> None:
     by_hand = torch.stack([q.log_prob(z[i].expand(4, LATENT)).logsumexp(0) - math.log(4) for i in range(7)])
     torch.testing.assert_close(prior(posterior_at).log_prob(z), by_hand)
     assert 0 < prior.pseudo_inputs.min() < prior.pseudo_inputs.max() < 1
+
+
+def test_vamp_passes_a_gradient_to_its_pseudo_inputs() -> None:
+    """The exact one: central differences of log p(z), in float64."""
+    prior = randomized(VampPrior(LATENT, event_shape=(CONTEXT,), num_pseudo_inputs=4))
+    z = torch.randn(7, LATENT, dtype=torch.float64)
+
+    def log_p(raw: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(prior, {"raw": raw}, (posterior_at,)).log_prob(z)
+
+    raw = prior.raw.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(log_p, raw)
+    assert (torch.autograd.grad(log_p(raw).sum(), raw)[0].abs() > 1e-6).all()
+
+
+def test_training_moves_vamps_pseudo_inputs() -> None:
+    torch.manual_seed(0)
+    vae = pv.VAE((6,), LATENT, prior="vamp", prior_options={"num_pseudo_inputs": 5}, hidden=(16,))
+    before = vae.prior.pseudo_inputs.detach().clone()
+    pv.fit(vae, (torch.rand(40, 6) < 0.4).float(), epochs=2, seed=0, progress=False)
+    moved = (vae.prior.pseudo_inputs - before).abs()
+    assert (moved > 1e-5).all(), "every coordinate of every pseudo-input"
 
 
 def test_vamp_without_a_posterior_says_so() -> None:
