@@ -1,1 +1,33 @@
 """The systems of the VAE lecture: recipes where parts suffice, classes where the structure is new."""
+
+from pyrovae.zoo.autoencoder_parts import (
+    ContractionPenalty,
+    GaussianNoise,
+    KLPenalty,
+    L1Penalty,
+    MaskingNoise,
+)
+from pyrovae.zoo.autoencoder_recipes import (
+    contractive_autoencoder,
+    deep_autoencoder,
+    denoising_autoencoder,
+    linear_autoencoder,
+    pretrain,
+    sparse_autoencoder,
+)
+from pyrovae.zoo.autoencoders import Autoencoder
+
+__all__ = [
+    "Autoencoder",
+    "ContractionPenalty",
+    "GaussianNoise",
+    "KLPenalty",
+    "L1Penalty",
+    "MaskingNoise",
+    "contractive_autoencoder",
+    "deep_autoencoder",
+    "denoising_autoencoder",
+    "linear_autoencoder",
+    "pretrain",
+    "sparse_autoencoder",
+]
