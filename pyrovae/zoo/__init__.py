@@ -1,12 +1,6 @@
 """The systems of the VAE lecture: recipes where parts suffice, classes where the structure is new."""
 
-from pyrovae.zoo.autoencoder_parts import (
-    ContractionPenalty,
-    GaussianNoise,
-    KLPenalty,
-    L1Penalty,
-    MaskingNoise,
-)
+from pyrovae.zoo.autoencoder_parts import GaussianNoise, MaskingNoise
 from pyrovae.zoo.autoencoder_recipes import (
     contractive_autoencoder,
     deep_autoencoder,
@@ -16,6 +10,7 @@ from pyrovae.zoo.autoencoder_recipes import (
     sparse_autoencoder,
 )
 from pyrovae.zoo.autoencoders import Autoencoder
+from pyrovae.zoo.code_penalties import ContractionPenalty, KLPenalty, L1Penalty
 
 __all__ = [
     "Autoencoder",

@@ -140,7 +140,7 @@ def pretrain(model: Autoencoder, data: Any, *, epochs: int = 20, seed: int | Non
 
     Layer by layer from the data inwards, each layer of the encoder and its mirror image in the decoder are trained
     to reconstruct what the layers before give out: the data by the model's own error, codes by squared error. A
-    corruption applies to what every level encodes, the penalty to none. Then fine-tune the whole: ``pv.fit(model, data)``.
+    corruption applies to what every level encodes, the penalty to none. Then fine-tune: ``pv.fit(model, data)``.
 
     Args:
         model: an autoencoder, trained in place.

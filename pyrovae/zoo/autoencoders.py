@@ -1,7 +1,6 @@
 """``Autoencoder``: an encoder and a decoder trained on reconstruction, without a density."""
 
-from __future__ import annotations
-
+import json
 from collections.abc import Sequence
 from math import prod
 from typing import Any, cast
@@ -15,18 +14,8 @@ from pyrovae._random import seeded
 from pyrovae.model import LossModel
 from pyrovae.model.modes import evaluation_mode
 from pyrovae.networks import MLP
-from pyrovae.zoo.autoencoder_parts import (
-    ACTIVATIONS,
-    CORRUPTIONS,
-    ERRORS,
-    PENALTIES,
-    Corruption,
-    Penalty,
-    Transposed,
-    build,
-    hutchinson,
-    squared_jacobian_norm,
-)
+from pyrovae.zoo.autoencoder_parts import ACTIVATIONS, CORRUPTIONS, ERRORS, Transposed, build
+from pyrovae.zoo.code_penalties import PENALTIES, hutchinson, squared_jacobian_norm
 
 _AT_ONCE = 256  # data whose Jacobian is taken at once
 
@@ -81,11 +70,12 @@ class Autoencoder(LossModel):
             raise ValueError(f"event_shape must hold positive sizes, e.g. (784,); got {tuple(event_shape)}.")
         at_least(1, code_dim=code_dim)
         one_of(tuple(ERRORS), reconstruction=reconstruction)
-        layer = lookup(ACTIVATIONS, activation, "activation").layer
+        names = {name: name for name in ACTIVATIONS}
+        activation = lookup(names, activation, "activation")
+        code_activation = lookup(names, code_activation, "activation")
         self.code_dim, self.reconstruction = int(code_dim), reconstruction
-        self.code_activation = lookup(ACTIVATIONS, code_activation, "activation").layer()
-        self.code_activation_name = code_activation
-        hidden = tuple(int(n) for n in hidden)
+        self.code_activation, self.code_activation_name = ACTIVATIONS[code_activation].layer(), code_activation
+        layer, hidden = ACTIVATIONS[activation].layer, tuple(hidden)
         self.encoder = MLP(prod(self.event_shape), hidden, self.code_dim, activation=layer)
         if tied:
             layers: list[nn.Module] = []
@@ -94,26 +84,28 @@ class Autoencoder(LossModel):
             self.decoder = nn.Sequential(*layers[:-1])
         else:
             self.decoder = MLP(self.code_dim, hidden[::-1], prod(self.event_shape), activation=layer)
-        self.corruption = cast(Corruption | None, build(CORRUPTIONS, "corruption", corruption, corruption_options))
-        self.penalty = cast(Penalty | None, build(PENALTIES, "penalty", penalty, penalty_options))
+        self.corruption = build(CORRUPTIONS, "corruption", corruption, corruption_options)
+        self.penalty = build(PENALTIES, "penalty", penalty, penalty_options)
         if self.penalty is not None and code_activation not in self.penalty.code_activations:
             raise ValueError(
                 f"penalty {penalty!r} needs code_activation {' or '.join(map(repr, self.penalty.code_activations))}, "
                 f"whose values are those of a probability; got {code_activation!r}."
             )
-        self.config = {
-            "event_shape": list(self.event_shape),
+        config = {
+            "event_shape": self.event_shape,
             "code_dim": self.code_dim,
-            "hidden": list(hidden),
+            "hidden": hidden,
             "activation": activation,
             "code_activation": code_activation,
             "reconstruction": reconstruction,
             "tied": tied,
             "corruption": corruption,
             "penalty": penalty,
-            "corruption_options": dict(corruption_options or {}),
-            "penalty_options": dict(penalty_options or {}),
+            "corruption_options": corruption_options,
+            "penalty_options": penalty_options,
         }
+        # As it will come back from a file; numbers of numpy and torch become Python's.
+        self.config = json.loads(json.dumps(config, default=lambda number: number.item()))
 
     def loss(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch"]:
         """Error of the reconstruction plus penalty, one value for each datum."""
