@@ -59,7 +59,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "learning_rate": 3e-3 if digits else 1e-3,
         "train_size": None,
     }
-    for name, value in (usual | ({"epochs": 5, "train_size": 500} if args.quick else {})).items():
+    for name, value in (usual | ({"epochs": 10} if args.quick else {})).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.pretrain_epochs is None:
@@ -72,7 +72,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def recipes(event_shape: tuple[int, ...], args: argparse.Namespace) -> dict[str, zoo.Autoencoder]:
     """The models by name, each from the same random state."""
     noise, masked = {"scale": args.noise}, {"fraction": args.masked}
-    shallow, target = {"code_activation": "sigmoid", "tied": True}, {"target": args.target}
+    target = {"target": args.target}
     small, wide, hidden = (event_shape, args.code_dim), (event_shape, args.wide), args.hidden
     makers = {
         "linear": lambda: zoo.linear_autoencoder(*small),
@@ -82,11 +82,11 @@ def recipes(event_shape: tuple[int, ...], args: argparse.Namespace) -> dict[str,
         "denoising (masking)": lambda: zoo.denoising_autoencoder(
             *small, hidden=hidden, noise="masking", noise_options=masked
         ),
-        "shallow": lambda: zoo.Autoencoder(*wide, **shallow),
+        "shallow": lambda: zoo.Autoencoder(*wide, code_activation="sigmoid", tied=True),
         "sparse (L1)": lambda: zoo.sparse_autoencoder(*wide, penalty="l1"),
         "sparse (KL)": lambda: zoo.sparse_autoencoder(*wide, penalty="kl", penalty_options=target),
         "contractive": lambda: zoo.contractive_autoencoder(*wide),
-        "contractive (deep)": lambda: zoo.contractive_autoencoder(*small, hidden=hidden, activation="softplus"),
+        "contractive (deep)": lambda: zoo.contractive_autoencoder(*wide, hidden=hidden[:1], activation="softplus"),
         "linear, 2-D": lambda: zoo.linear_autoencoder(event_shape, 2),
         "deep, 2-D": lambda: zoo.deep_autoencoder(event_shape, 2, hidden=hidden),
     }
@@ -140,19 +140,23 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         }
     table = pd.DataFrame(rows).T.rename_axis("model").astype({"code": int})
     table.to_csv(args.out / "comparison.csv")
-    pictures(args.out, data, noisy, models)
+    pictures(args.out, data, {"Gaussian": noisy, "masking": masked}, models)
     left_in = [0.5 * (given - test).square().sum(-1).mean().item() for given in (noisy, masked)]
     report(table, starts, left_in, args)
     return table
 
 
-def pictures(out: Path, data: pv.datasets.Data, noisy: torch.Tensor, models: dict[str, zoo.Autoencoder]) -> None:
+def pictures(
+    out: Path, data: pv.datasets.Data, given: dict[str, torch.Tensor], models: dict[str, zoo.Autoencoder]
+) -> None:
     x, shape = data.test[:SHOWN], data.image_shape
     pv.plots.reconstructions(models, x, shape, title="test data and their reconstructions")
-    plt.gcf().savefig(out / "reconstructions.png", dpi=150)
-    shown = {name: models[name] for name in ("deep", "denoising (Gaussian)")}
-    pv.plots.denoising(shown, x, noisy[:SHOWN], shape, title="reconstructed from noisy data")
-    plt.gcf().savefig(out / "denoising.png", dpi=150)
+    plt.gcf().savefig(out / "reconstructions.png", dpi=150, bbox_inches="tight")
+    figure, axes = plt.subplots(2, 1, figsize=(10, 7.5), layout="constrained")
+    for ax, (noise, corrupted) in zip(axes, given.items(), strict=True):
+        shown = {name: models[name] for name in ("deep", f"denoising ({noise})")}
+        pv.plots.denoising(shown, x, corrupted[:SHOWN], shape, title=f"{noise} noise", ax=ax)
+    figure.savefig(out / "denoising.png", dpi=150, bbox_inches="tight")
     figure, axes = plt.subplots(1, 2, figsize=(11, 5.5), layout="constrained")
     labels = data.labels.get("test", torch.zeros(len(data.test), dtype=torch.int64))
     for ax, name in zip(axes, ("linear, 2-D", "deep, 2-D"), strict=True):

@@ -40,7 +40,7 @@ def test_quick(script: Path, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "comparison.csv", index_col="model")
     assert len(table) >= 2
     if script.name == "autoencoders.py":  # which have no density
-        assert table["error"].between(0.3, 3.5).all()  # nothing worse than a blank; pixels of the digits are in [0, 1]
+        assert table["error"].between(0.1, 3.0).all()  # of the mean digit: 2.35; of a blank: 7.5
         return
     assert table["log_px"].between(-45, -20).all()
     for name in table.index:

@@ -59,6 +59,11 @@ class Transposed(nn.Module):
         return nn.functional.linear(x, self.weight, self.bias)
 
 
+def affine_layers(network: nn.Sequential) -> list[nn.Linear | Transposed]:
+    """The layers of an encoder or decoder that have weights, in order."""
+    return [layer for layer in network if isinstance(layer, (nn.Linear, Transposed))]
+
+
 class Corruption(nn.Module):
     """Noise that a denoising autoencoder is trained to undo (Vincent et al. 2008, ICML). Calling it always corrupts;
     an :class:`Autoencoder` calls it in training mode only.

@@ -12,8 +12,8 @@ from pyrovae.model import LossModel
 from pyrovae.model.modes import evaluation_mode
 from pyrovae.training import Run, fit
 from pyrovae.training.batches import Splits
-from pyrovae.zoo.autoencoder_parts import ERRORS
-from pyrovae.zoo.autoencoders import Autoencoder, affine_layers
+from pyrovae.zoo.autoencoder_parts import ERRORS, affine_layers
+from pyrovae.zoo.autoencoders import Autoencoder
 
 
 def linear_autoencoder(event_shape: Sequence[int], code_dim: int, **options: Any) -> Autoencoder:
@@ -163,6 +163,7 @@ def pretrain(model: Autoencoder, data: Any, *, epochs: int = 20, seed: int | Non
     if isinstance(data, Splits):
         data, transform = data.train, transform or data.batch_transform
     x = as_data(data, "data", model.event_shape)
+    model.check(x.to(model.like()), name="data")
     runs = []
     for index in range(len(affine_layers(model.encoder))):
         level = _Level(model, index)

@@ -14,7 +14,7 @@ from pyrovae._random import seeded
 from pyrovae.model import LossModel
 from pyrovae.model.modes import evaluation_mode
 from pyrovae.networks import MLP
-from pyrovae.zoo.autoencoder_parts import ACTIVATIONS, CORRUPTIONS, ERRORS, Transposed, build
+from pyrovae.zoo.autoencoder_parts import ACTIVATIONS, CORRUPTIONS, ERRORS, Transposed, affine_layers, build
 from pyrovae.zoo.code_penalties import PENALTIES, hutchinson, squared_jacobian_norm
 
 _AT_ONCE = 256  # data whose Jacobian is taken at once
@@ -210,8 +210,3 @@ class Autoencoder(LossModel):
 
     def _encode(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch code"]:
         return self.code_activation(self.encoder(x))
-
-
-def affine_layers(network: nn.Sequential) -> list[nn.Linear | Transposed]:
-    """The layers of an encoder or decoder that have weights, in order."""
-    return [layer for layer in network if isinstance(layer, (nn.Linear, Transposed))]

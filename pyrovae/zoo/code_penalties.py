@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyrovae._checks import at_least
-from pyrovae.zoo.autoencoder_parts import ACTIVATIONS, between, positive
+from pyrovae.zoo.autoencoder_parts import ACTIVATIONS, affine_layers, between, positive
 
 if TYPE_CHECKING:
     from pyrovae.zoo.autoencoders import Autoencoder
@@ -56,7 +56,7 @@ class L1Penalty(Penalty):
         super().__init__(weight=weight)
 
     def forward(self, model: "Autoencoder", x: Tensor, before: Tensor) -> Float[Tensor, "batch"]:
-        sizes = model.decoder[0].weight.norm(dim=0)
+        sizes = affine_layers(model.decoder)[0].weight.norm(dim=0)
         return (model.code_activation(before).abs() * sizes).sum(-1)
 
 
@@ -105,7 +105,7 @@ class ContractionPenalty(Penalty):
     def forward(self, model: "Autoencoder", x: Tensor, before: Tensor) -> Float[Tensor, "batch"]:
         if len(model.encoder) == 1:
             slopes = ACTIVATIONS[model.code_activation_name].derivative(before)
-            return slopes.square() @ model.encoder[0].weight.square().sum(1)
+            return slopes.square() @ affine_layers(model.encoder)[0].weight.square().sum(1)
         return hutchinson(lambda given: model.code_activation(model.encoder(given)), x, self.num_probes)
 
 
@@ -119,7 +119,7 @@ def hutchinson(
         x: where.
         num_probes: vectors per datum.
     """
-    out, pull = torch.func.vjp(function, x)
+    out, pull, *_ = torch.func.vjp(function, x)
     signs = 2.0 * torch.randint(2, (num_probes, *out.shape), device=out.device).to(out.dtype) - 1.0
     return torch.vmap(pull)(signs)[0].square().sum(-1).mean(0)
 
@@ -128,7 +128,7 @@ def squared_jacobian_norm(
     function: Callable[[Tensor], Tensor], x: Float[Tensor, "batch features"]
 ) -> Float[Tensor, "batch"]:
     """‖∂f/∂x‖²_F for every datum, exactly: one pass back for each number that comes out."""
-    out, pull = torch.func.vjp(function, x)
+    out, pull, *_ = torch.func.vjp(function, x)
     units = torch.eye(out.shape[1], dtype=out.dtype, device=out.device)
     return sum((pull(unit.expand_as(out))[0].square().sum(-1) for unit in units), torch.zeros_like(out[:, 0]))
 
