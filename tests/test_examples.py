@@ -24,6 +24,7 @@ def run(script: Path, *args: str) -> subprocess.CompletedProcess:
 
 
 PICTURES = {
+    "autoencoders.py": ("reconstructions", "denoising", "codes"),
     "flow_posterior.py": ("curves", "reconstructions", "samples", "forest"),
     "evaluation_report.py": ("bounds", "gaps", "khats", "kl", "weights", "aggregate"),
 }
@@ -38,6 +39,9 @@ def test_quick(script: Path, tmp_path: Path) -> None:
         assert (tmp_path / f"{picture}.png").stat().st_size > 10_000
     table = pd.read_csv(tmp_path / "comparison.csv", index_col="model")
     assert len(table) >= 2
+    if script.name == "autoencoders.py":  # which have no density
+        assert table["error"].between(0.1, 3.0).all()  # of the mean digit: 2.35; of a blank: 7.5
+        return
     assert table["log_px"].between(-45, -20).all()
     for name in table.index:
         pointwise = pd.read_csv(tmp_path / f"{name}.pointwise.csv")

@@ -390,13 +390,50 @@ def test_aggregate_posterior_with_covariates_and_refusals() -> None:
         pv.plots.aggregate_posterior(Known(), torch.randn(5, 3), num_samples=0)
 
 
+def test_strips_have_a_row_for_every_model() -> None:
+    """The shown pixels are the data's, the noisy data's, and each model's reconstruction of its input."""
+    x, noisy = torch.rand(3, 64), torch.rand(3, 64)
+    models = {name: pv.zoo.linear_autoencoder((64,), 4, reconstruction="bernoulli") for name in "ab"}
+    strips = {
+        pv.plots.reconstructions(models, x, (8, 8)): {"data": x, **{n: m.reconstruct(x) for n, m in models.items()}},
+        pv.plots.denoising(models, x, noisy, (8, 8)): {
+            "clean": x,
+            "noisy": noisy,
+            **{n: m.reconstruct(noisy) for n, m in models.items()},
+        },
+    }
+    for ax, rows in strips.items():
+        assert [t.get_text() for t in ax.get_yticklabels()] == list(rows)
+        canvas = ax.get_images()[0].get_array()
+        for r, expected in enumerate(rows.values()):
+            for c in range(3):
+                shown = canvas[r * 9 + 1 : r * 9 + 9, c * 9 + 1 : c * 9 + 9]
+                np.testing.assert_allclose(shown, expected[c].reshape(8, 8), atol=1e-6)
+    with pytest.raises(ValueError, match=r"noisy has shape \(2, 64\) and x has \(3, 64\)"):
+        pv.plots.denoising(models, x, noisy[:2], (8, 8))
+
+
+def test_codes_are_drawn_by_class() -> None:
+    code, labels = torch.randn(30, 4), torch.arange(30) % 3
+    ax = pv.plots.codes(code, labels, dims=(3, 1))
+    for name, drawn in enumerate(ax.collections):
+        np.testing.assert_allclose(drawn.get_offsets(), code[labels == name][:, [3, 1]], rtol=1e-6)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("code[3]", "code[1]")
+    with pytest.raises(ValueError, match="two different dimensions from 0 to 3"):
+        pv.plots.codes(code, labels, dims=(0, 4))
+    with pytest.raises(ValueError, match=r"\(30, 4\) and 29 labels"):
+        pv.plots.codes(code, labels[1:])
+
+
 def test_everything_draws_where_it_is_told(marginal, report) -> None:
     vae, x, result = marginal
     history = pd.DataFrame({"val_loss": [2.0, 1.0]})
     calls = {
         "aggregate_posterior": lambda ax: pv.plots.aggregate_posterior(vae, x, ax=ax),
         "bounds": lambda ax: pv.plots.bounds(result, ax=ax),
+        "codes": lambda ax: pv.plots.codes(torch.randn(5, 2), torch.arange(5), ax=ax),
         "curves": lambda ax: pv.plots.curves({"a": history}, ax=ax),
+        "denoising": lambda ax: pv.plots.denoising({"a": vae}, x, x, (2, 3), ax=ax),
         "forest": lambda ax: pv.plots.forest(pv.compare({"a": result, "b": result}), reference="a", ax=ax),
         "gaps": lambda ax: pv.plots.gaps({"a": Gaps(1, 1, 1, 1)}, ax=ax),
         "images": lambda ax: pv.plots.images(x, (2, 3), ax=ax),

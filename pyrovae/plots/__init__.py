@@ -1,7 +1,8 @@
 """Pictures. Every function draws on an ``Axes`` (a new one by default) and returns it."""
 
+from pyrovae.plots.codes import codes
 from pyrovae.plots.evaluation import bounds, forest, gaps
-from pyrovae.plots.images import images, reconstructions, samples
+from pyrovae.plots.images import denoising, images, reconstructions, samples
 from pyrovae.plots.latents import aggregate_posterior, kl_per_dimension
 from pyrovae.plots.training import curves
 from pyrovae.plots.weights import khats, log_weights
@@ -9,7 +10,9 @@ from pyrovae.plots.weights import khats, log_weights
 __all__ = [
     "aggregate_posterior",
     "bounds",
+    "codes",
     "curves",
+    "denoising",
     "forest",
     "gaps",
     "images",

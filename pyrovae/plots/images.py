@@ -1,7 +1,7 @@
 """Images: data, reconstructions, samples."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,10 +58,11 @@ def images(
 def reconstructions(
     model: Any, x: Tensor, image_shape: Sequence[int], *, title: str = "", ax: Axes | None = None
 ) -> Axes:
-    """Data above their reconstructions: the mean of p(x | z) at one draw z ~ q(z | x).
+    """Data above their reconstructions: the mean of p(x | z) at one draw z ~ q(z | x), or what an autoencoder makes
+    of its code.
 
     Args:
-        model: a :class:`~pyrovae.VAEModel`.
+        model: a :class:`~pyrovae.VAEModel`, a :class:`~pyrovae.zoo.Autoencoder`, or several by name, a row for each.
         x: data ``(N, *event_shape)``; one column each.
         image_shape: ``(1, H, W)`` or ``(H, W)``.
         title: above the grid.
@@ -73,8 +74,46 @@ def reconstructions(
         >>> reconstructions(vae, torch.zeros(5, 64), (8, 8), title="untrained").get_title()
         'untrained'
     """
-    pair = torch.cat([x.cpu(), model.reconstruct(x).cpu()])
-    return images(pair, image_shape, columns=len(x), row_labels=("data", "decoded"), title=title, ax=ax)
+    models = model if isinstance(model, Mapping) else {"decoded": model}
+    rows = [x.cpu(), *(m.reconstruct(x).cpu() for m in models.values())]
+    return images(torch.cat(rows), image_shape, columns=len(x), row_labels=("data", *models), title=title, ax=ax)
+
+
+def denoising(
+    models: Mapping[str, Any],
+    x: Tensor,
+    noisy: Tensor,
+    image_shape: Sequence[int],
+    *,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Clean data, the same with noise, and what each model makes of the latter.
+
+    Args:
+        models: models with ``reconstruct(x)``, by name, such as :class:`~pyrovae.zoo.Autoencoder`; a row each.
+        x: data ``(N, *event_shape)``; one column each.
+        noisy: the same data with noise.
+        image_shape: ``(1, H, W)`` or ``(H, W)``.
+        title: above the grid.
+        ax: where to draw.
+
+    Raises:
+        ValueError: ``noisy`` has another shape than ``x``.
+
+    Example:
+        >>> import pyrovae, torch
+        >>> models = {"plain": pyrovae.zoo.linear_autoencoder((64,), 4)}
+        >>> ax = denoising(models, torch.zeros(5, 64), torch.rand(5, 64), (8, 8))
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['clean', 'noisy', 'plain']
+    """
+    if noisy.shape != x.shape:
+        raise ValueError(f"noisy has shape {tuple(noisy.shape)} and x has {tuple(x.shape)}; they must be equal.")
+    rows = [x.cpu(), noisy.cpu(), *(m.reconstruct(noisy).cpu() for m in models.values())]
+    return images(
+        torch.cat(rows), image_shape, columns=len(x), row_labels=("clean", "noisy", *models), title=title, ax=ax
+    )
 
 
 def samples(

@@ -1,5 +1,30 @@
 """The systems of the VAE lecture: recipes where parts suffice, classes where the structure is new."""
 
+from pyrovae.zoo.autoencoder_parts import GaussianNoise, MaskingNoise
+from pyrovae.zoo.autoencoder_recipes import (
+    contractive_autoencoder,
+    deep_autoencoder,
+    denoising_autoencoder,
+    linear_autoencoder,
+    pretrain,
+    sparse_autoencoder,
+)
+from pyrovae.zoo.autoencoders import Autoencoder
+from pyrovae.zoo.code_penalties import ContractionPenalty, KLPenalty, L1Penalty
 from pyrovae.zoo.delta_vae import delta_vae
 
-__all__ = ["delta_vae"]
+__all__ = [
+    "Autoencoder",
+    "ContractionPenalty",
+    "GaussianNoise",
+    "KLPenalty",
+    "L1Penalty",
+    "MaskingNoise",
+    "contractive_autoencoder",
+    "deep_autoencoder",
+    "delta_vae",
+    "denoising_autoencoder",
+    "linear_autoencoder",
+    "pretrain",
+    "sparse_autoencoder",
+]

@@ -1,0 +1,58 @@
+"""Codes: where an encoder puts the data."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from pyrovae.plots._axes import new_axes
+
+
+def codes(
+    code: Float[Tensor, "data code"] | Any,
+    labels: Int[Tensor, "data"] | Any,
+    *,
+    dims: tuple[int, int] = (0, 1),
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Two dimensions of codes, each datum drawn as the number of its class, so that no legend is needed.
+
+    Args:
+        code: codes or latents ``(N, Z)``, such as ``model.transform(x)`` or ``model.encode(x)``.
+        labels: class of each datum ``(N,)``.
+        dims: the two dimensions to show.
+        title: above the axes.
+        ax: where to draw.
+
+    Raises:
+        ValueError: labels of another length, dimensions that are not there.
+
+    Example:
+        >>> import torch
+        >>> ax = codes(torch.randn(20, 3), torch.arange(20) % 10, dims=(0, 2))
+        >>> ax.get_ylabel(), len(ax.collections)
+        ('code[2]', 10)
+    """
+    points = torch.as_tensor(code).detach().cpu().float().numpy()
+    names = torch.as_tensor(labels).cpu().numpy()
+    if points.ndim != 2 or len(points) != len(names):
+        raise ValueError(f"code must be (N, Z) with N labels; got {points.shape} and {len(names)} labels.")
+    across, up = dims
+    if across == up or not all(0 <= d < points.shape[1] for d in dims):
+        raise ValueError(f"dims must be two different dimensions from 0 to {points.shape[1] - 1}; got {tuple(dims)}.")
+    ax = ax or new_axes(5.5, 5.5)
+    classes = np.unique(names)
+    palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
+    for i, name in enumerate(classes):
+        of = points[names == name]
+        color = palette(i % palette.N)
+        ax.scatter(of[:, across], of[:, up], s=28, color=color, marker=f"${name}$", linewidths=0.2, rasterized=True)
+    ax.set_xlabel(f"code[{across}]")
+    ax.set_ylabel(f"code[{up}]")
+    ax.set_title(title)
+    return ax

@@ -1,0 +1,138 @@
+"""What an autoencoder is made of besides its two networks: activations, errors, tied layers, corruptions."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyrovae._checks import lookup
+
+Part = TypeVar("Part", bound=nn.Module)
+
+
+class Activation(NamedTuple):
+    """A layer's class and, for the Jacobian by formula, its derivative as a function of what comes in."""
+
+    layer: Callable[[], nn.Module]
+    derivative: Callable[[Tensor], Tensor]
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "identity": Activation(nn.Identity, torch.ones_like),
+    "relu": Activation(nn.ReLU, lambda a: (a > 0).to(a)),
+    "sigmoid": Activation(nn.Sigmoid, lambda a: a.sigmoid() * (-a).sigmoid()),
+    "softplus": Activation(nn.Softplus, torch.sigmoid),
+    "tanh": Activation(nn.Tanh, lambda a: 1.0 - a.tanh().square()),
+}
+
+
+def squared_error(out: Float[Tensor, "batch features"], x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch"]:
+    """½‖x − out‖²: −log N(x; out, 1) in nats, without its constant."""
+    return 0.5 * (out - x).square().sum(-1)
+
+
+def bernoulli_error(out: Float[Tensor, "batch features"], x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch"]:
+    """−log p(x) in nats under Bernoullis with logits ``out``."""
+    return nn.functional.binary_cross_entropy_with_logits(out, x, reduction="none").sum(-1)
+
+
+ERRORS = {"squared_error": squared_error, "bernoulli": bernoulli_error}
+
+
+class Transposed(nn.Module):
+    """An affine layer with the transposed weights of another one and a bias of its own."""
+
+    def __init__(self, of: nn.Linear) -> None:
+        super().__init__()
+        self.theirs = of.weight  # the parameter, not the layer: a step's graph replaces it under each of its names
+        self.bias = nn.Parameter(torch.zeros(of.in_features))
+
+    @property
+    def weight(self) -> Tensor:
+        """``(out_features, in_features)``, as a ``Linear`` has it."""
+        return self.theirs.T
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+def affine_layers(network: nn.Sequential) -> list[nn.Linear | Transposed]:
+    """The layers of an encoder or decoder that have weights, in order."""
+    return [layer for layer in network if isinstance(layer, (nn.Linear, Transposed))]
+
+
+class Corruption(nn.Module):
+    """Noise that a denoising autoencoder is trained to undo (Vincent et al. 2008, ICML). Calling it always corrupts;
+    an :class:`Autoencoder` calls it in training mode only.
+    """
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "*batch_event"]) -> Float[Tensor, "*batch_event"]:
+        """``x`` with noise, drawn by torch's generator."""
+
+
+class GaussianNoise(Corruption):
+    """x + ε, ε ~ N(0, scale²) for every number.
+
+    Args:
+        scale: standard deviation, in the data's unit.
+    """
+
+    def __init__(self, *, scale: float = 0.3) -> None:
+        super().__init__()
+        self.scale = positive("scale", scale)
+
+    def forward(self, x: Float[Tensor, "*batch_event"]) -> Float[Tensor, "*batch_event"]:
+        return x + self.scale * torch.randn_like(x)
+
+
+class MaskingNoise(Corruption):
+    """Every number becomes 0 with probability ``fraction``: dropout on the input, without its rescaling.
+
+    Args:
+        fraction: of the numbers that are lost.
+    """
+
+    def __init__(self, *, fraction: float = 0.3) -> None:
+        super().__init__()
+        self.fraction = between("fraction", fraction)
+
+    def forward(self, x: Float[Tensor, "*batch_event"]) -> Float[Tensor, "*batch_event"]:
+        return x * (torch.rand_like(x) >= self.fraction)
+
+
+CORRUPTIONS: dict[str, type[Corruption]] = {"gaussian": GaussianNoise, "masking": MaskingNoise}
+
+
+def build(registry: dict[str, type[Part]], kind: str, name: str | None, options: dict[str, Any] | None) -> Part | None:
+    """The part called ``name`` with its options, or ``None`` for ``None``.
+
+    Raises:
+        ValueError: an unknown name, an unknown option, a value out of range.
+    """
+    if name is None:
+        if options:
+            raise ValueError(f"{kind}_options are given without a {kind}: name one of {', '.join(registry)}.")
+        return None
+    cls = lookup(registry, name, kind)
+    try:
+        return cls(**(options or {}))
+    except TypeError as error:
+        raise ValueError(f"{kind}_options do not fit {kind} {name!r}: {error}") from error
+
+
+def positive(name: str, value: float) -> float:
+    """The value as a float, or a ``ValueError``."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite; got {value}.")
+    return float(value)
+
+
+def between(name: str, value: float) -> float:
+    """The value as a float, or a ``ValueError`` unless it lies strictly between 0 and 1."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must lie between 0 and 1, without either; got {value}.")
+    return float(value)
