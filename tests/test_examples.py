@@ -25,6 +25,7 @@ def run(script: Path, *args: str) -> subprocess.CompletedProcess:
 
 PICTURES = {
     "flow_posterior.py": ("curves", "reconstructions", "samples", "forest"),
+    "hierarchical.py": ("kl", "samples", "layer_samples", "kl_over_epochs"),
     "evaluation_report.py": ("bounds", "gaps", "khats", "kl", "weights", "aggregate"),
 }
 

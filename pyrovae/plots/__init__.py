@@ -3,6 +3,7 @@
 from pyrovae.plots.evaluation import bounds, forest, gaps
 from pyrovae.plots.images import images, reconstructions, samples
 from pyrovae.plots.latents import aggregate_posterior, kl_per_dimension
+from pyrovae.plots.layers import kl_per_site, layer_samples
 from pyrovae.plots.training import curves
 from pyrovae.plots.weights import khats, log_weights
 
@@ -15,6 +16,8 @@ __all__ = [
     "images",
     "khats",
     "kl_per_dimension",
+    "kl_per_site",
+    "layer_samples",
     "log_weights",
     "reconstructions",
     "samples",

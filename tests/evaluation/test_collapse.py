@@ -465,6 +465,15 @@ def test_monitor_leaves_the_trajectory_as_it_was_bit_for_bit() -> None:
         assert "rate" not in plain.history
 
 
+def test_monitor_records_every_site_where_there_are_several() -> None:
+    x = binary(30)
+    run = pv.fit(TwoSites(), x, epochs=3, seed=0, callbacks=[pv.CollapseMonitor(x)], progress=False)
+    assert (run.history["kl_z1"] + run.history["kl_z2"]).tolist() == pytest.approx(run.history["rate"].tolist())
+    last = pv.collapse(run.model, x, num_samples=16, progress=False).sites["kl"]
+    assert [run.history[f"kl_{site}"].iloc[-1] for site in last.index] == pytest.approx(last.tolist(), rel=1e-5)
+    assert "kl_z" not in train(1.0, [pv.CollapseMonitor(DATA)], epochs=1).history
+
+
 class Records(pv.Run):
     """A run whose looks are scripted."""
 
