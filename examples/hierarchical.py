@@ -33,6 +33,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--latent-dims", nargs=2, type=int, default=None, help="default: 8 4 on digits, else 40 20")
     parser.add_argument("--hidden", nargs="+", type=int, default=None, help="default: 128 128 on digits, else 200 200")
+    parser.add_argument("--layer-norm", action=argparse.BooleanOptionalAction, default=True, help="of dense layers")
     parser.add_argument("--channels", type=int, default=16, help="of the NVAE at its finest resolution")
     parser.add_argument("--epochs", type=int, default=None, help="default: 100 on digits, else 20")
     parser.add_argument("--warmup", type=float, default=None, help="epochs of KL warm-up; default: a third")
@@ -65,7 +66,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def build(name: str, event_shape: tuple[int, ...], args: argparse.Namespace) -> pv.VAEModel:
-    options = {"hidden": args.hidden}
+    options = {"hidden": args.hidden, "layer_norm": args.layer_norm}
     if name == "one_layer":
         return pv.zoo.HierarchicalVAE(event_shape, args.latent_dims[:1], **options)
     if name == "two_layers":
@@ -145,7 +146,7 @@ def pictures(out: Path, image_shape: tuple[int, int, int], models: dict, runs: d
         figure, axes = plt.subplots(
             len(several),
             1,
-            figsize=(7, 0.75 * sum(rows) + 0.5 * len(rows)),
+            figsize=(7, 0.65 * sum(rows) + 0.4 * len(rows)),
             squeeze=False,
             layout="constrained",
             height_ratios=rows,

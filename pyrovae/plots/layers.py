@@ -83,12 +83,13 @@ def kl_per_site(report: CollapseReport | Mapping[str, CollapseReport], *, ax: Ax
     ax = ax or new_axes(min(14.0, max(5.0, 0.8 * len(sites) * len(tables))), 4.5)
     for i, ((name, table), style) in enumerate(zip(tables.items(), styles(), strict=False)):
         at = np.array([sites.index(site) for site in table.index]) + (i - (len(tables) - 1) / 2) * width
-        bars = ax.bar(at, table["kl"], width, color=style["color"], label=name or None)
-        ax.errorbar(at, table["kl"], yerr=2.0 * table["kl_se"], fmt="none", ecolor="black", elinewidth=0.8)
+        error = {"yerr": 2.0 * table["kl_se"], "error_kw": {"elinewidth": 0.8}}
+        bars = ax.bar(at, table["kl"], width, color=style["color"], label=name or None, **error)
         counts = [f"{a}/{d}" if d else "" for a, d in zip(table["active"], table["dimensions"], strict=True)]
-        ax.bar_label(bars, counts, padding=4, fontsize="x-small")
+        ax.bar_label(bars, counts, padding=2, fontsize="x-small")
     ax.axhline(0.0, color="0.5", linewidth=0.8)
     ax.margins(y=0.12)
+    ax.set_xlim(-0.6, len(sites) - 0.4)
     ax.set_xticks(range(len(sites)), sites)
     ax.set_xlabel("latent site; above the bars: active dimensions of all")
     ax.set_ylabel("KL (nats per datum)")

@@ -27,6 +27,7 @@ class _Layered(VAEModel):
         latent_dims: Sequence[int] = (40, 20),
         *,
         hidden: Sequence[int] = (200, 200),
+        layer_norm: bool = False,
         likelihood: str = "bernoulli",
         likelihood_options: dict[str, Any] | None = None,
     ) -> None:
@@ -47,14 +48,16 @@ class _Layered(VAEModel):
         options = dict(likelihood_options or {})
         self.likelihood = lookup(LIKELIHOODS, likelihood, "likelihood")(event_dim=len(self.event_shape), **options)
         self.priors = nn.ModuleList(
-            nn.Sequential(_trunk(above, hidden), MeanFieldNormal(here, _width(above, hidden)))
+            nn.Sequential(_trunk(above, hidden, layer_norm), MeanFieldNormal(here, _width(above, hidden)))
             for here, above in pairwise(dims)
         )
-        self.decoder = MLP(dims[0], hidden[::-1], self.likelihood.num_params * prod(self.event_shape))
+        outputs = self.likelihood.num_params * prod(self.event_shape)
+        self.decoder = MLP(dims[0], hidden[::-1], outputs, layer_norm=layer_norm)
         self.config = {
             "event_shape": list(self.event_shape),
             "latent_dims": list(dims),
             "hidden": list(hidden),
+            "layer_norm": layer_norm,
             "likelihood": likelihood,
             "likelihood_options": options,
         }
@@ -84,12 +87,15 @@ class HierarchicalVAE(_Layered):
     reported for it, E_q log q(z_1 | x) - log p(z_1 | z_2), is that layer's share of the rate but no divergence: it may
     be negative. Only the top layer's is one.
 
-    Dense layers without normalisation: statistics over a batch of data times particles would tie draws to each other.
+    ``layer_norm`` normalises over features and not over the batch, which here holds particles as well as data:
+    statistics over it would tie the log-density of every draw to the other draws, and the model would change with
+    their number.
 
     Args:
         event_shape: shape of one datum.
         latent_dims: sizes of the layers, from the one next to the data upwards.
         hidden: widths of the hidden layers of every network; none makes every conditional affine.
+        layer_norm: normalise the hidden layers over their features.
         likelihood: a name in ``likelihoods.LIKELIHOODS``.
         likelihood_options: of its constructor.
 
@@ -103,6 +109,7 @@ class HierarchicalVAE(_Layered):
         latent_dims: Sequence[int] = (40, 20),
         *,
         hidden: Sequence[int] = (200, 200),
+        layer_norm: bool = False,
         likelihood: str = "bernoulli",
         likelihood_options: dict[str, Any] | None = None,
     ) -> None:
@@ -110,12 +117,13 @@ class HierarchicalVAE(_Layered):
             event_shape,
             latent_dims,
             hidden=hidden,
+            layer_norm=layer_norm,
             likelihood=likelihood,
             likelihood_options=likelihood_options,
         )
         below = (prod(event_shape), *self.latent_dims[:-1])
         self.encoders = nn.ModuleList(
-            nn.Sequential(_trunk(source, hidden), MeanFieldNormal(here, _width(source, hidden)))
+            nn.Sequential(_trunk(source, hidden, layer_norm), MeanFieldNormal(here, _width(source, hidden)))
             for source, here in zip(below, self.latent_dims, strict=True)
         )
 
@@ -134,12 +142,14 @@ class LadderVAE(_Layered):
     upward pass proposes and of the prior p(z_l | z_{l+1}), so precisions weigh the means. Guide and model draw in the
     same order, and every layer's KL has a closed form given the draws above it.
 
-    The paper adds batch normalisation; see :class:`HierarchicalVAE` for why this does not. Warm the KL up, as it does.
+    The paper finds batch normalisation and a warm-up of the KL essential. Here layers are normalised over their
+    features (see :class:`HierarchicalVAE` for why); without that, the ladder lost its upper layer on digits.
 
     Args:
         event_shape: shape of one datum.
         latent_dims: sizes of the layers, from the one next to the data upwards.
         hidden: widths of the hidden layers of every network; none makes every conditional affine.
+        layer_norm: normalise the hidden layers over their features.
         likelihood: a name in ``likelihoods.LIKELIHOODS``.
         likelihood_options: of its constructor.
 
@@ -153,6 +163,7 @@ class LadderVAE(_Layered):
         latent_dims: Sequence[int] = (40, 20),
         *,
         hidden: Sequence[int] = (200, 200),
+        layer_norm: bool = True,
         likelihood: str = "bernoulli",
         likelihood_options: dict[str, Any] | None = None,
     ) -> None:
@@ -160,12 +171,13 @@ class LadderVAE(_Layered):
             event_shape,
             latent_dims,
             hidden=hidden,
+            layer_norm=layer_norm,
             likelihood=likelihood,
             likelihood_options=likelihood_options,
         )
         size, ups, heads = prod(event_shape), [], []
         for here in self.latent_dims:
-            ups.append(_trunk(size, hidden))
+            ups.append(_trunk(size, hidden, layer_norm))
             size = _width(size, hidden)
             heads.append(MeanFieldNormal(here, size))
         self.ups, self.heads = nn.ModuleList(ups), nn.ModuleList(heads)
@@ -182,8 +194,10 @@ class LadderVAE(_Layered):
                 z = pyro.sample(site, product_of_normals(proposals.pop(), prior(z)))
 
 
-def _trunk(in_features: int, hidden: Sequence[int]) -> nn.Module:
-    return MLP(in_features, hidden[:-1], hidden[-1], final_activation=True) if hidden else nn.Identity()
+def _trunk(in_features: int, hidden: Sequence[int], layer_norm: bool) -> nn.Module:
+    if not hidden:
+        return nn.Identity()
+    return MLP(in_features, hidden[:-1], hidden[-1], final_activation=True, layer_norm=layer_norm)
 
 
 def _width(in_features: int, hidden: Sequence[int]) -> int:
