@@ -26,6 +26,7 @@ def run(script: Path, *args: str) -> subprocess.CompletedProcess:
 PICTURES = {
     "autoencoders.py": ("reconstructions", "denoising", "codes"),
     "flow_posterior.py": ("curves", "reconstructions", "samples", "forest"),
+    "hierarchical.py": ("kl", "samples", "layer_samples", "kl_over_epochs"),
     "evaluation_report.py": ("bounds", "gaps", "khats", "kl", "weights", "aggregate"),
 }
 

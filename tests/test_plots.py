@@ -331,6 +331,55 @@ def test_kl_names_dimensions_by_site_where_there_are_several() -> None:
     assert {t.get_text() for t in ax.get_xticklabels()} == {"z1[0]", "z1[1]", "z1[2]", "z2[0]", "z2[1]"}
 
 
+def canvas(ax: Axes, columns: int, rows: int) -> np.ndarray:
+    """The images of a grid of (2, 3) ones, ``(rows, columns, 2, 3)``."""
+    pixels = np.asarray(ax.get_images()[0].get_array())[1:, 1:].reshape(rows, 3, columns, 4)
+    return pixels[:, :2, :, :3].transpose(0, 2, 1, 3)
+
+
+class Split(pv.VAEModel):
+    """The top site decides the first pixel, the next the second, and the last one the third."""
+
+    event_shape = (6,)
+
+    def model(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = [pyro.sample(name, dist.Normal(x.new_zeros(1), 1.0).to_event(1)) for name in ("z3", "z2", "z1")]
+            logits = torch.cat([*z, z[0].new_zeros(*z[0].shape[:-1], 3)], -1)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+def test_layer_samples_hold_one_site_more_in_every_row() -> None:
+    ax = pv.plots.layer_samples(Split(), (2, 3), n=7, title="split")
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["all drawn", "z3 held", "… z2 held"]
+    rows = canvas(ax, 7, 3)
+    assert (rows[:, 0] == rows[0, 0]).all()  # the draw itself
+    for r, row in enumerate(rows):
+        first = row[:, 0, :]  # the three pixels that vary
+        for site in range(3):
+            assert len(np.unique(first[:, site])) == (1 if site < r else 7)
+    with pytest.raises(ValueError, match="this model has one"):
+        pv.plots.layer_samples(Known(), (1, 3))
+    with pytest.raises(ValueError, match="n must be at least 2"):
+        pv.plots.layer_samples(Split(), (2, 3), n=1)
+
+
+def test_kl_per_site_is_the_reports() -> None:
+    two = pv.collapse(TwoSites(), binary(20), progress=False)
+    one = pv.collapse(pv.VAE((6,), 3, hidden=(8,)), binary(20), progress=False)
+    ax = pv.plots.kl_per_site({"one": one, "two": two})
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["z2", "z1", "z"]
+    heights = [bar.get_height() for bar in ax.patches]
+    assert heights == pytest.approx([*one.sites["kl"], *two.sites["kl"]])
+    centers = [bar.get_x() + bar.get_width() / 2 for bar in ax.patches]
+    assert centers == pytest.approx([2 - 0.2, 0 + 0.2, 1 + 0.2])
+    assert [t.get_text() for t in ax.texts] == [f"{a}/{d}" for r in (one, two) for a, d in r.sites.iloc[:, 2:].values]
+    assert legend(ax) == ["one", "two"]
+    assert pv.plots.kl_per_site(two).get_legend() is None
+    with pytest.raises(ValueError, match="report is empty"):
+        pv.plots.kl_per_site({})
+
+
 class Known(pv.VAEModel):
     """z ~ N(1, 2²), q(z | x) = N(x, 0.001²)."""
 
@@ -439,6 +488,8 @@ def test_everything_draws_where_it_is_told(marginal, report) -> None:
         "images": lambda ax: pv.plots.images(x, (2, 3), ax=ax),
         "khats": lambda ax: pv.plots.khats(result, ax=ax),
         "kl_per_dimension": lambda ax: pv.plots.kl_per_dimension(report, ax=ax),
+        "kl_per_site": lambda ax: pv.plots.kl_per_site(report, ax=ax),
+        "layer_samples": lambda ax: pv.plots.layer_samples(TwoSites(), (2, 3), ax=ax),
         "log_weights": lambda ax: pv.plots.log_weights(torch.randn(100), ax=ax),
         "reconstructions": lambda ax: pv.plots.reconstructions(vae, x, (2, 3), ax=ax),
         "samples": lambda ax: pv.plots.samples(vae, (2, 3), ax=ax),

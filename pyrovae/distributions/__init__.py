@@ -7,6 +7,7 @@ from pyrovae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyrovae.distributions.discretized_logistic import DiscretizedLogistic
 from pyrovae.distributions.flow import Flow
 from pyrovae.distributions.levels import Levels
+from pyrovae.distributions.normals import product_of_normals, residual_normal
 from pyrovae.distributions.sylvester import SylvesterTransform
 
 __all__ = [
@@ -17,4 +18,6 @@ __all__ = [
     "IndependentBernoulli",
     "Levels",
     "SylvesterTransform",
+    "product_of_normals",
+    "residual_normal",
 ]

@@ -19,7 +19,8 @@ class CollapseMonitor:
     """A callback for :func:`~pyrovae.fit` that watches the latents and warns once when they die.
 
     At every look the epoch's record, and so ``run.history``, gets ``rate`` (E KL(q(z | x) ‖ p(z)), in nats) and
-    ``active_units`` (Burda et al. 2016; see :func:`~pyrovae.collapse`). The warning comes when for five looks in a
+    ``active_units`` (Burda et al. 2016; see :func:`~pyrovae.collapse`); with several latent sites also ``kl_<site>``
+    for each, which sum to the rate. The warning comes when for five looks in a
     row no dimension is active, or fewer than half of the most seen at this KL weight or a higher one (so that a
     warm-up may prune dimensions); after ten where none has been active yet, because many models start with all
     latents silent. Looks at weight zero do not count.
@@ -73,6 +74,8 @@ class CollapseMonitor:
             measured = measure(model, data, self._num_samples, self._threshold, target, tqdm(disable=True))
         active, total = int(measured.dimensions["active"].sum()), int(measured.dimensions["activity"].notna().sum())
         record["rate"], record["active_units"] = float(measured.rate.mean()), active
+        if len(measured.kl) > 1:
+            record.update({f"kl_{site}": float(kl.mean()) for site, kl in measured.kl.items()})
         weight = record.get("beta", 1.0)
         if weight > 0 and total:
             self._judge(record, weight, active, total)

@@ -2,5 +2,16 @@
 
 from pyrovae.networks.conv import ConvDecoder, ConvEncoder
 from pyrovae.networks.mlp import MLP, GatedMLP
+from pyrovae.networks.residual import ConvCell, DepthwiseCell, SqueezeExcitation
+from pyrovae.networks.spectral import SpectralSum
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP"]
+__all__ = [
+    "MLP",
+    "ConvCell",
+    "ConvDecoder",
+    "ConvEncoder",
+    "DepthwiseCell",
+    "GatedMLP",
+    "SpectralSum",
+    "SqueezeExcitation",
+]

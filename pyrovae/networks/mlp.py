@@ -30,6 +30,8 @@ class MLP(nn.Sequential):
         activation: module class after every hidden layer.
         final_activation: put the activation after the last layer too (for an encoder whose output
             feeds further layers).
+        layer_norm: normalise what goes into every activation over its features (Ba et al. 2016, arXiv:1607.06450). It
+            looks at one datum, and one particle, at a time.
     """
 
     def __init__(
@@ -40,12 +42,15 @@ class MLP(nn.Sequential):
         *,
         activation: Callable[[], nn.Module] = nn.ReLU,
         final_activation: bool = False,
+        layer_norm: bool = False,
     ) -> None:
         sizes = _sizes(in_features, hidden, out_features)
         layers: list[nn.Module] = []
-        for n_in, n_out in pairwise(sizes):
-            layers += [nn.Linear(n_in, n_out), activation()]
-        super().__init__(*(layers if final_activation else layers[:-1]))
+        for i, (n_in, n_out) in enumerate(pairwise(sizes)):
+            layers.append(nn.Linear(n_in, n_out))
+            if i < len(hidden) or final_activation:
+                layers += [nn.LayerNorm(n_out), activation()] if layer_norm else [activation()]
+        super().__init__(*layers)
 
 
 class GatedMLP(nn.Sequential):

@@ -4,6 +4,7 @@ from pyrovae.plots.codes import codes
 from pyrovae.plots.evaluation import bounds, forest, gaps
 from pyrovae.plots.images import denoising, images, reconstructions, samples
 from pyrovae.plots.latents import aggregate_posterior, kl_per_dimension
+from pyrovae.plots.layers import kl_per_site, layer_samples
 from pyrovae.plots.training import curves
 from pyrovae.plots.weights import khats, log_weights
 
@@ -18,6 +19,8 @@ __all__ = [
     "images",
     "khats",
     "kl_per_dimension",
+    "kl_per_site",
+    "layer_samples",
     "log_weights",
     "reconstructions",
     "samples",

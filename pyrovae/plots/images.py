@@ -119,7 +119,7 @@ def denoising(
 def samples(
     model: Any, image_shape: Sequence[int], *, n: int = 20, seed: int = 0, title: str = "", ax: Axes | None = None
 ) -> Axes:
-    """Means of p(x | z) at draws z ~ p(z), from a model with a single latent site.
+    """Means of p(x | z) at draws z ~ p(z).
 
     Args:
         model: a :class:`~pyrovae.VAE`.

@@ -12,13 +12,18 @@ from pyrovae.zoo.autoencoder_recipes import (
 from pyrovae.zoo.autoencoders import Autoencoder
 from pyrovae.zoo.code_penalties import ContractionPenalty, KLPenalty, L1Penalty
 from pyrovae.zoo.delta_vae import delta_vae
+from pyrovae.zoo.hierarchical import HierarchicalVAE, LadderVAE
+from pyrovae.zoo.nvae import NVAE
 
 __all__ = [
+    "NVAE",
     "Autoencoder",
     "ContractionPenalty",
     "GaussianNoise",
+    "HierarchicalVAE",
     "KLPenalty",
     "L1Penalty",
+    "LadderVAE",
     "MaskingNoise",
     "contractive_autoencoder",
     "deep_autoencoder",

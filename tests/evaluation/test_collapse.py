@@ -465,6 +465,18 @@ def test_monitor_leaves_the_trajectory_as_it_was_bit_for_bit() -> None:
         assert "rate" not in plain.history
 
 
+def test_monitor_records_every_site_where_there_are_several() -> None:
+    x = binary(30)
+    run = pv.fit(TwoSites(), x, epochs=3, seed=0, callbacks=[pv.CollapseMonitor(x)], progress=False)
+    assert (run.history["kl_z1"] + run.history["kl_z2"]).tolist() == pytest.approx(run.history["rate"].tolist())
+    terms = run.model.log_terms(x, num_particles=2000)
+    for site in ("z2", "z1"):  # in closed form given the draws before it: none for z2
+        kl = terms.closed_form_kl(site).mean(1).detach()
+        se = float(kl.std()) * (1 / 16 + 1 / 2000) ** 0.5
+        assert run.history[f"kl_{site}"].iloc[-1] == pytest.approx(float(kl.mean()), abs=4.5 * se + 1e-6)
+    assert "kl_z" not in train(1.0, [pv.CollapseMonitor(DATA)], epochs=1).history
+
+
 class Records(pv.Run):
     """A run whose looks are scripted."""
 

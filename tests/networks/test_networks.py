@@ -4,7 +4,16 @@ import torch
 from pyrovae.networks import MLP, ConvDecoder, ConvEncoder, GatedMLP
 
 
-@pytest.mark.parametrize("network", [MLP(6, [5], 4), GatedMLP(6, [5], 4), MLP(6, [], 4), ConvDecoder(6, (1, 8, 12), 2)])
+@pytest.mark.parametrize(
+    "network",
+    [
+        MLP(6, [5], 4),
+        GatedMLP(6, [5], 4),
+        MLP(6, [], 4),
+        MLP(6, [5, 5], 4, layer_norm=True),
+        ConvDecoder(6, (1, 8, 12), 2),
+    ],
+)
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
 def test_leading_dimensions_do_not_matter(network: torch.nn.Module, lead: tuple[int, ...]) -> None:
     x = torch.randn(*lead, 6)

@@ -1,0 +1,204 @@
+"""VAEs with several layers of latents: the bottom-up posterior, and the ladder."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyrovae._checks import at_least, lookup
+from pyrovae.distributions import product_of_normals
+from pyrovae.likelihoods import LIKELIHOODS
+from pyrovae.model import VAEModel
+from pyrovae.networks import MLP
+from pyrovae.posteriors import MeanFieldNormal
+
+
+class _Layered(VAEModel):
+    """p(z_L) p(z_{L-1} | z_L) ... p(z_1 | z_2) p(x | z_1), every factor but the last a diagonal normal."""
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        latent_dims: Sequence[int] = (40, 20),
+        *,
+        hidden: Sequence[int] = (200, 200),
+        layer_norm: bool = False,
+        likelihood: str = "bernoulli",
+        likelihood_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.event_shape, dims, hidden = tuple(event_shape), tuple(latent_dims), tuple(hidden)
+        if not self.event_shape:
+            raise ValueError("event_shape must hold positive sizes, e.g. (784,); got ().")
+        if not dims:
+            raise ValueError("latent_dims must name at least one layer's size, e.g. (40, 20) for two; got none.")
+        for size in self.event_shape:
+            at_least(1, event_shape=size)
+        for size in dims:
+            at_least(1, latent_dims=size)
+        for size in hidden:
+            at_least(1, hidden=size)
+        self.latent_dims = dims
+        self.sites = tuple(f"z{layer}" for layer in range(1, len(dims) + 1))
+        options = dict(likelihood_options or {})
+        self.likelihood = lookup(LIKELIHOODS, likelihood, "likelihood")(event_dim=len(self.event_shape), **options)
+        self.priors = nn.ModuleList(
+            nn.Sequential(_trunk(above, hidden, layer_norm), MeanFieldNormal(here, _width(above, hidden)))
+            for here, above in pairwise(dims)
+        )
+        outputs = self.likelihood.num_params * prod(self.event_shape)
+        self.decoder = MLP(dims[0], hidden[::-1], outputs, layer_norm=layer_norm)
+        self.config = {
+            "event_shape": list(self.event_shape),
+            "latent_dims": list(dims),
+            "hidden": list(hidden),
+            "layer_norm": layer_norm,
+            "likelihood": likelihood,
+            "likelihood_options": options,
+        }
+
+    def p(self, z: Float[Tensor, "*batch latent"]) -> dist.TorchDistribution:
+        """p(x | z_1): batch ``(...)`` for ``z`` of shape ``(..., Z_1)``."""
+        assert self.event_shape is not None
+        params = self.decoder(z)
+        return self.likelihood(params.reshape(*z.shape[:-1], self.likelihood.num_params, *self.event_shape))
+
+    def model(self, x: Tensor) -> None:
+        *lower, top = self.sites
+        with pyro.plate("data", len(x)):
+            z = pyro.sample(top, dist.Normal(x.new_zeros(self.latent_dims[-1]), 1.0).to_event(1))
+            for site, prior in zip(reversed(lower), reversed(self.priors), strict=True):
+                z = pyro.sample(site, prior(z))
+            pyro.sample("x", self.p(z), obs=x)
+
+
+class HierarchicalVAE(_Layered):
+    """Several stochastic layers, inferred bottom-up: q(z_1 | x) q(z_2 | z_1) ... q(z_L | z_{L-1}), as in Rezende et al.
+    (2014, arXiv:1401.4082) and Burda et al. (2016, arXiv:1509.00519).
+
+    Sites are ``z1``, next to the data, to ``zL``; with one layer this is a mean-field :class:`~pyrovae.VAE`.
+
+    The guide draws z_1 before the latents that its prior depends on. Its KL therefore has no closed form, and what is
+    reported for it, E_q log q(z_1 | x) - log p(z_1 | z_2), is that layer's share of the rate but no divergence: it may
+    be negative. Only the top layer's is one.
+
+    ``layer_norm`` normalises over features and not over the batch, which here holds particles as well as data:
+    statistics over it would tie the log-density of every draw to the other draws, and the model would change with
+    their number.
+
+    Args:
+        event_shape: shape of one datum.
+        latent_dims: sizes of the layers, from the one next to the data upwards.
+        hidden: widths of the hidden layers of every network; none makes every conditional affine.
+        layer_norm: normalise the hidden layers over their features.
+        likelihood: a name in ``likelihoods.LIKELIHOODS``.
+        likelihood_options: of its constructor.
+
+    Raises:
+        ValueError: no layer, a size that is not positive, an unknown likelihood.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        latent_dims: Sequence[int] = (40, 20),
+        *,
+        hidden: Sequence[int] = (200, 200),
+        layer_norm: bool = False,
+        likelihood: str = "bernoulli",
+        likelihood_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            event_shape,
+            latent_dims,
+            hidden=hidden,
+            layer_norm=layer_norm,
+            likelihood=likelihood,
+            likelihood_options=likelihood_options,
+        )
+        below = (prod(event_shape), *self.latent_dims[:-1])
+        self.encoders = nn.ModuleList(
+            nn.Sequential(_trunk(source, hidden, layer_norm), MeanFieldNormal(here, _width(source, hidden)))
+            for source, here in zip(below, self.latent_dims, strict=True)
+        )
+
+    def guide(self, x: Tensor) -> None:
+        h = x.flatten(1)
+        with pyro.plate("data", len(x)):
+            for site, encoder in zip(self.sites, self.encoders, strict=True):
+                h = pyro.sample(site, encoder(h))
+
+
+class LadderVAE(_Layered):
+    """The ladder VAE (Sønderby et al. 2016, arXiv:1602.02282): a deterministic pass upwards, then a posterior downwards
+    that shares the generative path.
+
+    q(z_L | x) comes from the top of the upward pass. Below, q(z_l | z_{l+1}, x) is the product of the normal that the
+    upward pass proposes and of the prior p(z_l | z_{l+1}), so precisions weigh the means. Guide and model draw in the
+    same order, and every layer's KL has a closed form given the draws above it.
+
+    The paper finds batch normalisation and a warm-up of the KL essential. Here layers are normalised over their
+    features (see :class:`HierarchicalVAE` for why); without that, the ladder lost its upper layer on digits.
+
+    Args:
+        event_shape: shape of one datum.
+        latent_dims: sizes of the layers, from the one next to the data upwards.
+        hidden: widths of the hidden layers of every network; none makes every conditional affine.
+        layer_norm: normalise the hidden layers over their features.
+        likelihood: a name in ``likelihoods.LIKELIHOODS``.
+        likelihood_options: of its constructor.
+
+    Raises:
+        ValueError: no layer, a size that is not positive, an unknown likelihood.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        latent_dims: Sequence[int] = (40, 20),
+        *,
+        hidden: Sequence[int] = (200, 200),
+        layer_norm: bool = True,
+        likelihood: str = "bernoulli",
+        likelihood_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            event_shape,
+            latent_dims,
+            hidden=hidden,
+            layer_norm=layer_norm,
+            likelihood=likelihood,
+            likelihood_options=likelihood_options,
+        )
+        size, ups, heads = prod(event_shape), [], []
+        for here in self.latent_dims:
+            ups.append(_trunk(size, hidden, layer_norm))
+            size = _width(size, hidden)
+            heads.append(MeanFieldNormal(here, size))
+        self.ups, self.heads = nn.ModuleList(ups), nn.ModuleList(heads)
+
+    def guide(self, x: Tensor) -> None:
+        h, proposals = x.flatten(1), []
+        for up, head in zip(self.ups, self.heads, strict=True):
+            h = up(h)
+            proposals.append(head(h))
+        *lower, top = self.sites
+        with pyro.plate("data", len(x)):
+            z = pyro.sample(top, proposals.pop())
+            for site, prior in zip(reversed(lower), reversed(self.priors), strict=True):
+                z = pyro.sample(site, product_of_normals(proposals.pop(), prior(z)))
+
+
+def _trunk(in_features: int, hidden: Sequence[int], layer_norm: bool) -> nn.Module:
+    if not hidden:
+        return nn.Identity()
+    return MLP(in_features, hidden[:-1], hidden[-1], final_activation=True, layer_norm=layer_norm)
+
+
+def _width(in_features: int, hidden: Sequence[int]) -> int:
+    return hidden[-1] if hidden else in_features
