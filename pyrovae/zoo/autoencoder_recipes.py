@@ -144,7 +144,7 @@ def pretrain(model: Autoencoder, data: Any, *, epochs: int = 20, seed: int | Non
 
     Args:
         model: an autoencoder, trained in place.
-        data: as for ``fit``; of splits, ``data.train`` is used.
+        data: tensor, array or DataFrame ``(N, *event_shape)``, or ``datasets.load(...)``, of which the training split.
         epochs: of every level.
         seed: seed of every level's ``fit``.
         options: passed to ``fit``: ``learning_rate``, ``batch_size``, ``compile``, ``progress``, ...
