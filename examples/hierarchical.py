@@ -5,7 +5,7 @@ NVAE, with the same data, likelihood and number of epochs. Evaluates each by imp
 layers, and measures every layer's share of the rate. Prints one table and writes it, the per-datum results, samples,
 per-layer samples, and the layers' KL at the end and over the epochs.
 
-    python examples/hierarchical.py                                                     # digits, a minute on a CPU
+    python examples/hierarchical.py                                                     # digits, three minutes on a CPU
     python examples/hierarchical.py --data mnist --models one_layer two_layers ladder   # minutes
     python examples/hierarchical.py --data mnist --train-size 5000 --test-size 100      # all four, minutes
 """

@@ -1,5 +1,7 @@
 """The largest singular values of a network's weights: how far its layers can stretch their inputs."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -49,7 +51,8 @@ class SpectralSum(nn.Module):
         """Σ σ_max(W) for the weights that ``network`` has now."""
         terms = []
         for (rows, columns), names in self.names.items():
-            w = torch.stack([network.get_submodule(name).weight.flatten(1) for name in names])
+            layers: list[Any] = [network.get_submodule(name) for name in names]
+            w = torch.stack([layer.weight.flatten(1) for layer in layers])
             buffer = self.get_buffer(f"v_{rows}x{columns}")
             u, v = _iterate(w.detach(), buffer, self.iterations)
             buffer.copy_(v)  # u and v themselves are kept for the backward pass

@@ -83,8 +83,15 @@ def kl_per_site(report: CollapseReport | Mapping[str, CollapseReport], *, ax: Ax
     ax = ax or new_axes(min(14.0, max(5.0, 0.8 * len(sites) * len(tables))), 4.5)
     for i, ((name, table), style) in enumerate(zip(tables.items(), styles(), strict=False)):
         at = np.array([sites.index(site) for site in table.index]) + (i - (len(tables) - 1) / 2) * width
-        error = {"yerr": 2.0 * table["kl_se"], "error_kw": {"elinewidth": 0.8}}
-        bars = ax.bar(at, table["kl"], width, color=style["color"], label=name or None, **error)
+        bars = ax.bar(
+            at,
+            table["kl"],
+            width,
+            yerr=2.0 * table["kl_se"],
+            error_kw={"elinewidth": 0.8},
+            color=style["color"],
+            label=name or None,
+        )
         counts = [f"{a}/{d}" if d else "" for a, d in zip(table["active"], table["dimensions"], strict=True)]
         ax.bar_label(bars, counts, padding=2, fontsize="x-small")
     ax.axhline(0.0, color="0.5", linewidth=0.8)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -143,7 +144,8 @@ class LadderVAE(_Layered):
     same order, and every layer's KL has a closed form given the draws above it.
 
     The paper finds batch normalisation and a warm-up of the KL essential. Here layers are normalised over their
-    features (see :class:`HierarchicalVAE` for why); without that, the ladder lost its upper layer on digits.
+    features (see :class:`HierarchicalVAE` for why), and the upward pass starts at scales well below the prior's: without
+    either, one of the layers was lost in training on digits.
 
     Args:
         event_shape: shape of one datum.
@@ -179,7 +181,7 @@ class LadderVAE(_Layered):
         for here in self.latent_dims:
             ups.append(_trunk(size, hidden, layer_norm))
             size = _width(size, hidden)
-            heads.append(MeanFieldNormal(here, size))
+            heads.append(_narrow(MeanFieldNormal(here, size)))
         self.ups, self.heads = nn.ModuleList(ups), nn.ModuleList(heads)
 
     def guide(self, x: Tensor) -> None:
@@ -192,6 +194,13 @@ class LadderVAE(_Layered):
             z = pyro.sample(top, proposals.pop())
             for site, prior in zip(reversed(lower), reversed(self.priors), strict=True):
                 z = pyro.sample(site, product_of_normals(proposals.pop(), prior(z)))
+
+
+def _narrow(q: MeanFieldNormal) -> MeanFieldNormal:
+    """Start at a scale of 0.21 in place of 1, the prior's, which would drown what the upward pass says."""
+    with torch.no_grad():
+        q.head.bias[q.latent_dim :] -= 2.0
+    return q
 
 
 def _trunk(in_features: int, hidden: Sequence[int], layer_norm: bool) -> nn.Module:

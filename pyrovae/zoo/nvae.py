@@ -119,7 +119,7 @@ class NVAE(VAEModel):
     def model(self, x: Tensor) -> None:
         h = self.start
         with pyro.plate("data", len(x)):
-            for site, group in zip(self.sites, self.path, strict=True):
+            for site, group in self._groups():
                 h = group.grow(h)
                 h = group.merge(h, pyro.sample(site, group.prior(h, x)))
             params = over_leading(self.out, h, 3)
@@ -129,11 +129,16 @@ class NVAE(VAEModel):
     def guide(self, x: Tensor) -> None:
         features, h = self._features(x), self.start
         with pyro.plate("data", len(x)):
-            for i, (site, group, feature) in enumerate(zip(self.sites, self.path, features, strict=True)):
+            for (site, group), feature in zip(self._groups(), features, strict=True):
                 h = group.grow(h)
                 z = pyro.sample(site, group.posterior(h, feature, x))
-                if i + 1 < len(self.sites):
+                if site != self.sites[-1]:
                     h = group.merge(h, z)
+
+    def _groups(self) -> list[tuple[str, "_Group"]]:
+        """The path's groups with their sites, from the top."""
+        path: Any = self.path
+        return list(zip(self.sites, path, strict=True))
 
     def _features(self, x: Float[Tensor, "batch c h w"]) -> list[Tensor]:
         """What the encoder says to every group, from the top."""
@@ -162,11 +167,12 @@ class _Group(nn.Module):
             nn.Conv2d(channels + latents, channels, 1),
             *(DepthwiseCell(channels, expansion=expansion) for _ in range(cells)),
         )
-        with torch.no_grad():  # posterior and prior start near N(0, 1)
-            for head in (self.prior_head, self.delta_head):
-                if head is not None:
-                    head[1].weight.mul_(0.1)
-                    head[1].bias.zero_()
+        for head in (self.prior_head, self.delta_head):
+            if head is not None:  # posterior and prior start near N(0, 1)
+                last: Any = head[1]
+                with torch.no_grad():
+                    last.weight.mul_(0.1)
+                    last.bias.zero_()
 
     def grow(self, h: Tensor) -> Tensor:
         """The path at this group's resolution."""
