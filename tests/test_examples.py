@@ -24,6 +24,7 @@ def run(script: Path, *args: str) -> subprocess.CompletedProcess:
 
 
 PICTURES = {
+    "beta_vae.py": ("sprites", "mig", "traversals"),
     "flow_posterior.py": ("curves", "reconstructions", "samples", "forest"),
     "evaluation_report.py": ("bounds", "gaps", "khats", "kl", "weights", "aggregate"),
 }
@@ -38,6 +39,12 @@ def test_quick(script: Path, tmp_path: Path) -> None:
         assert (tmp_path / f"{picture}.png").stat().st_size > 10_000
     table = pd.read_csv(tmp_path / "comparison.csv", index_col="model")
     assert len(table) >= 2
+    if script.name == "beta_vae.py":  # which scores latents, not log p(x)
+        assert table["neg_elbo"].between(20, 180).all()  # 256 pixels at log 2 nats are 177
+        assert (table["neg_elbo"] - table["distortion"] - table["rate"]).abs().max() < 1e-3
+        assert table["factor_vae"].between(0.1, 1).all()
+        assert len(pd.read_csv(tmp_path / "runs.csv")) == 2 * len(table)
+        return
     assert table["log_px"].between(-45, -20).all()
     for name in table.index:
         pointwise = pd.read_csv(tmp_path / f"{name}.pointwise.csv")

@@ -15,7 +15,7 @@ FACTORS = ("shape", "scale", "rotation", "x", "y")
 _SHAPES: dict[str, tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], float]] = {
     "square": (lambda u, v: np.maximum(np.abs(u), np.abs(v)) <= 0.7, pi / 2),
     "ellipse": (lambda u, v: u**2 + (v / 0.62) ** 2 <= 1, pi),
-    "heart": (lambda u, v: _heart(u / 0.78, v / 0.78 + 0.1), 2 * pi),
+    "heart": (lambda u, v: _heart(u / 0.73, v / 0.73 + 0.1), 2 * pi),
 }
 SHAPES = tuple(_SHAPES)
 _OVERSAMPLING = 4  # points along each side of a pixel whose share inside is the pixel's intensity
@@ -63,7 +63,7 @@ def draw(factors: np.ndarray, counts: tuple[int, ...], size: int) -> np.ndarray:
     radius = _RADIUS * (1 - (1 - _SMALLEST) * (scales - 1 - scale) / max(scales - 1, 1))
     period = np.array([period for _, period in _SHAPES.values()])[shape]
     angle = period * rotation / rotations
-    room = 0.5 - _RADIUS - 0.5 / size  # half a pixel of black all around
+    room = 0.5 - _RADIUS - 1 / size  # a pixel of black all around
     centre_x, centre_y = (2 * room * (c / max(positions - 1, 1) - 0.5) * (positions > 1) for c in (x, y))
 
     points = (np.arange(size * _OVERSAMPLING) + 0.5) / (size * _OVERSAMPLING) - 0.5
@@ -85,4 +85,5 @@ def draw(factors: np.ndarray, counts: tuple[int, ...], size: int) -> np.ndarray:
 
 
 def _heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return (u**2 + v**2 - 1) ** 3 - u**2 * v**3 <= 0
+    w = u * u + v * v - 1
+    return w * w * w <= u * u * v * v * v  # products: numpy's third powers take ten times as long

@@ -75,7 +75,7 @@ def disentanglement(
 
     A dimension is active where the variance of its posterior means is above ``threshold``, as in
     :func:`~pyrovae.collapse`. The others are set to a constant for all scores: their means follow the data in digits
-    that the posterior's noise drowns. (Published code does so for the FactorVAE score only; ``threshold=0`` leaves all.)
+    that the posterior's noise drowns. (Published code does so for FactorVAE's alone; ``threshold=0`` leaves all.)
 
     Args:
         model: a :class:`~pyrovae.VAEModel`, or a :class:`~pyrovae.LossModel` with ``encode(x)``. The latents of several

@@ -94,9 +94,7 @@ class BetaTCVAE(Objective):
         log_weights = self._log_weights(b, z)
         log_q = (each.sum(-1) + log_weights).logsumexp(-1)
         log_q_by_dim = (each + log_weights.unsqueeze(-1)).logsumexp(-2).sum(-1)
-        return RateParts(
-            terms.log_posterior[site] - log_q, log_q - log_q_by_dim, log_q_by_dim - terms.log_prior[site]
-        )
+        return RateParts(terms.log_posterior[site] - log_q, log_q - log_q_by_dim, log_q_by_dim - terms.log_prior[site])
 
     def _log_weights(self, b: int, like: Tensor) -> Float[Tensor, "batch batch"]:
         """Log weight of datum j's posterior in the mixture that scores datum i's draw."""
@@ -120,7 +118,9 @@ def _factorised(terms: LogTerms) -> tuple[str, Normal]:
                     f"BetaTCVAE needs a prior that factorises over the dimensions, such as 'standard_normal', at site "
                     f"{site!r}; got {type(terms.prior.get(site)).__name__}. Use ELBO(beta=...)."
                 )
-    found = ", ".join(f"{site}: {type(q).__name__} of event {tuple(q.event_shape)}" for site, q in terms.posterior.items())
+    found = ", ".join(
+        f"{site}: {type(q).__name__} of event {tuple(q.event_shape)}" for site, q in terms.posterior.items()
+    )
     raise ValueError(
         f"BetaTCVAE needs one latent site, whose posterior is a normal of independent dimensions such as 'mean_field'; "
         f"got {found}. Use ELBO(beta=...)."

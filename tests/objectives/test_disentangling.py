@@ -1,6 +1,7 @@
 """The controlled capacity and the β-TCVAE: against what can be computed, and trained."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -191,7 +192,7 @@ class Correlated(pv.VAEModel):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: pv.VAE((6,), 3, hidden=(16,), posterior=name) for name in ("full_rank", "iaf", "planar")] + [TwoSites],
+    [*(partial(pv.VAE, (6,), 3, hidden=(16,), posterior=name) for name in ("full_rank", "iaf", "planar")), TwoSites],
 )
 def test_other_posteriors_are_refused(make) -> None:
     with pytest.raises(ValueError, match=r"one latent site, whose posterior is a normal of independent dim.*; got z"):
