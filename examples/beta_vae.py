@@ -6,7 +6,7 @@ the disentanglement scores on the whole grid, as mean ± standard error over see
 model, seed by seed. Writes the tables (CSV), traversals of the latents, the mutual information gap by model and some
 of the images (PNG), and the models.
 
-    python examples/beta_vae.py                                   # four objectives, five seeds: eight minutes on one core
+    python examples/beta_vae.py                    # four objectives, five seeds: eight minutes on one core
     python examples/beta_vae.py --betas 1 2 4 8 16 --seeds 0 1 2 --size 32
 """
 
@@ -15,6 +15,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -77,14 +78,15 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     if args.threads:
         torch.set_num_threads(args.threads)
     progress = not args.no_progress
-    grid = {"scales": 3, "rotations": 3, "positions": 5} if args.quick else {}
+    grid: dict[str, Any] = {"scales": 3, "rotations": 3, "positions": 5} if args.quick else {}
     data = pv.datasets.load("sprites", binarize="threshold", size=args.size, **grid)
     splits = ("train", "val", "test")
     images = torch.cat([getattr(data, split) for split in splits])
     factors = torch.cat([data.factors[split] for split in splits])
     args.out.mkdir(parents=True, exist_ok=True)
 
-    rows, models = [], {}
+    rows: list[dict[str, Any]] = []
+    models: dict[str, pv.VAE] = {}
     for name, objective in objectives(args, len(data.train)).items():
         for seed in args.seeds:
             print(f"{name}, seed {seed}: training", flush=True)
@@ -168,7 +170,7 @@ def pictures(out: Path, data: pv.datasets.Data, models: dict, runs: pd.DataFrame
     ax.legend()
     figure.savefig(out / "mig.png", dpi=150)
 
-    figure, axes = plt.subplots(1, len(models), figsize=(3.1 * len(models), 3.4), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(models), figsize=(3.1 * len(models), 2.9), squeeze=False, layout="constrained")
     for (name, model), ax in zip(models.items(), axes[0], strict=True):
         traversals(model, data.test[shown[len(shown) // 2]], data, name, ax)
     figure.suptitle("Decoded means as one latent moves from -2 to 2, the six with the highest KL, at one image's code")

@@ -241,7 +241,9 @@ def _information(z: np.ndarray, v: np.ndarray) -> float:
 
 def _gaps(scores: np.ndarray) -> np.ndarray:
     """Best minus second best in each column; against zero where there is but one row."""
-    ordered = np.sort(np.vstack([scores, np.zeros_like(scores[:1])] if len(scores) == 1 else scores), axis=0)
+    if len(scores) == 1:
+        scores = np.concatenate([scores, np.zeros_like(scores)])
+    ordered = np.sort(scores, axis=0)
     return ordered[-1] - ordered[-2]
 
 

@@ -2,5 +2,6 @@
 
 from pyrovae.networks.conv import ConvDecoder, ConvEncoder
 from pyrovae.networks.mlp import MLP, GatedMLP
+from pyrovae.networks.strided import StridedDecoder, StridedEncoder
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "StridedDecoder", "StridedEncoder"]
