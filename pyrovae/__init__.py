@@ -9,6 +9,7 @@ from pyrovae.evaluation import (
     BDMCResult,
     CollapseMonitor,
     CollapseReport,
+    Disentanglement,
     ElboTerms,
     GapsResult,
     MarginalResult,
@@ -16,13 +17,14 @@ from pyrovae.evaluation import (
     bdmc,
     collapse,
     compare,
+    disentanglement,
     elbo_terms,
     inference_gaps,
     log_marginal,
     refit_posterior,
 )
 from pyrovae.model import VAE, LogTerms, LossModel, VAEModel, load
-from pyrovae.objectives import ELBO, IWAE, cosine_warmup, cyclical, linear_warmup
+from pyrovae.objectives import ELBO, IWAE, BetaTCVAE, CapacityELBO, cosine_warmup, cyclical, linear_warmup
 from pyrovae.training import CheckpointError, NonFiniteLoss, Run, fit
 
 __all__ = [
@@ -31,9 +33,12 @@ __all__ = [
     "VAE",
     "AISResult",
     "BDMCResult",
+    "BetaTCVAE",
+    "CapacityELBO",
     "CheckpointError",
     "CollapseMonitor",
     "CollapseReport",
+    "Disentanglement",
     "ElboTerms",
     "GapsResult",
     "LogTerms",
@@ -49,6 +54,7 @@ __all__ = [
     "cosine_warmup",
     "cyclical",
     "datasets",
+    "disentanglement",
     "distributions",
     "elbo_terms",
     "evaluation",

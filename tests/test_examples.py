@@ -25,6 +25,7 @@ def run(script: Path, *args: str) -> subprocess.CompletedProcess:
 
 PICTURES = {
     "autoencoders.py": ("reconstructions", "denoising", "codes"),
+    "beta_vae.py": ("sprites", "mig", "traversals"),
     "flow_posterior.py": ("curves", "reconstructions", "samples", "forest"),
     "hierarchical.py": ("kl", "samples", "layer_samples", "kl_over_epochs"),
     "evaluation_report.py": ("bounds", "gaps", "khats", "kl", "weights", "aggregate"),
@@ -42,6 +43,11 @@ def test_quick(script: Path, tmp_path: Path) -> None:
     assert len(table) >= 2
     if script.name == "autoencoders.py":  # which have no density
         assert table["error"].between(0.1, 3.0).all()  # of the mean digit: 2.35; of a blank: 7.5
+    if script.name == "beta_vae.py":  # which scores latents, not log p(x)
+        assert table["neg_elbo"].between(20, 180).all()  # 256 pixels at log 2 nats are 177
+        assert (table["neg_elbo"] - table["distortion"] - table["rate"]).abs().max() < 1e-3
+        assert table["factor_vae"].between(0.1, 1).all()
+        assert len(pd.read_csv(tmp_path / "runs.csv")) == 2 * len(table)
         return
     assert table["log_px"].between(-45, -20).all()
     for name in table.index:

@@ -1,5 +1,6 @@
 """``load``: a data set by name."""
 
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,13 +14,15 @@ from torch import Tensor
 from pyrovae._checks import lookup
 from pyrovae._hash import content_hash
 from pyrovae.datasets import files, sources
+from pyrovae.datasets.sprites import sprites
 
-DATASETS: dict[str, Callable[[sources.Read], sources.Raw]] = {
+DATASETS: dict[str, Callable[..., sources.Raw]] = {
     "digits": sources.digits,
     "mnist": sources.mnist,
     "fashion_mnist": sources.fashion_mnist,
     "caltech101_silhouettes": sources.caltech101_silhouettes,
     "frey_faces": sources.frey_faces,
+    "sprites": sprites,
 }
 
 Binarize = Literal["dynamic", "static", "threshold"]
@@ -38,6 +41,8 @@ class Data:
         image_shape: ``(1, H, W)``.
         batch_transform: what ``fit`` applies to every training batch (dynamic binarisation), or ``None``.
         labels: class labels by split; empty where the data set has none.
+        factors: by split, the factors that the images were made from ``(N, F)``, int64; empty where nobody knows them.
+        factor_names: their names.
     """
 
     name: str
@@ -48,6 +53,8 @@ class Data:
     image_shape: tuple[int, int, int]
     batch_transform: Callable[[Tensor], Tensor] | None = None
     labels: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    factor_names: tuple[str, ...] = ()
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -69,14 +76,21 @@ def load(
     root: str | os.PathLike[str] | None = None,
     download: bool = True,
     progress: bool = True,
+    **options: int,
 ) -> Data:
     """Load a data set: ``digits`` (comes with scikit-learn), ``mnist``, ``fashion_mnist``,
-    ``caltech101_silhouettes`` or ``frey_faces``.
+    ``caltech101_silhouettes``, ``frey_faces``, or ``sprites``.
 
     Binarisation of an intensity p: ``"static"`` draws Bernoulli(p) once; ``"dynamic"`` does so for validation
     and test data and leaves the training data to be drawn anew in every batch; ``"threshold"`` is p > ½. The
     draws depend on ``seed`` alone, so that results are comparable: a :class:`~pyrovae.MarginalResult`
     carries the hash of its data.
+
+    Sprites are drawn by formula: one shape on a 32×32 image for every combination of five factors, on a grid of
+    3·4·8·8·8 = 6144 by default, after dSprites (Matthey et al. 2017). The factors, whose values count from 0, are
+    ``shape`` (square, ellipse, heart), ``scale``, ``rotation``, ``x`` (to the right) and ``y`` (upwards). A shape turns
+    in equal steps through the angle after which it looks the same (90°, 180°, 360°): in dSprites all turn through 360°,
+    and a square's rotation cannot be read off its image. Rotation is periodic: its last value is next to its first.
 
     Args:
         name: the data set.
@@ -86,15 +100,22 @@ def load(
         root: folder with the files, in place of ``PYROVAE_DATA``.
         download: fetch a missing file into the cache.
         progress: show a progress bar while downloading.
+        options: of ``sprites``: ``size`` in pixels, and the numbers of ``scales``, ``rotations`` and ``positions``
+            along each axis.
 
     Raises:
-        ValueError: an unknown name or binarisation, or a damaged file.
+        ValueError: an unknown name, binarisation or option, or a damaged file.
         FileNotFoundError: a file is missing and was not, or could not be, downloaded.
     """
     make = lookup(DATASETS, name, "data set")
     if binarize not in (None, "dynamic", "static", "threshold"):
         raise ValueError(f"binarize must be 'dynamic', 'static', 'threshold' or None; got {binarize!r}.")
-    raw = make(partial(files.read, root=root, download=download, progress=progress))
+    known = [name for name in inspect.signature(make).parameters if name != "read"]
+    for option in options:
+        if option not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes no options"
+            raise ValueError(f"unknown option {option!r} of the data set {make.__name__!r}, which {takes}.")
+    raw = make(partial(files.read, root=root, download=download, progress=progress), **options)
     height, width = raw.images["train"].shape[1:]
     generator = np.random.default_rng(seed)
     splits = {}
@@ -113,4 +134,6 @@ def load(
         image_shape=(1, height, width),
         batch_transform=torch.bernoulli if binarize == "dynamic" else None,
         labels={split: torch.from_numpy(y.astype(np.int64)) for split, y in raw.labels.items()},
+        factors={split: torch.from_numpy(f.astype(np.int64)) for split, f in raw.factors.items()},
+        factor_names=raw.factor_names,
     )

@@ -4,7 +4,7 @@ import gzip
 import io
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.io
@@ -18,16 +18,18 @@ Read = Callable[[Source], dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Raw:
-    """Images ``(N, H, W)`` in [0, 1] by split, and labels where the data set has them."""
+    """Images ``(N, H, W)`` in [0, 1] by split, and labels and factors ``(N, F)`` where the data set has them."""
 
     images: Splits
     labels: Splits
+    factors: Splits = field(default_factory=dict)
+    factor_names: tuple[str, ...] = ()
 
 
 def digits(read: Read) -> Raw:
     """1797 handwritten digits of 8×8 pixels in 17 levels, from scikit-learn (UCI): 1297/200/300, shuffled."""
     data = load_digits()
-    parts = _shuffled(len(data.images), 200, 300)
+    parts = shuffled(len(data.images), 200, 300)
     return _pick((data.images / 16).astype(np.float32), data.target, parts)
 
 
@@ -55,7 +57,7 @@ def caltech101_silhouettes(read: Read) -> Raw:
 def frey_faces(read: Read) -> Raw:
     """1965 frames of Brendan Frey's face, 28×20 pixels in 256 levels: 1565/200/200, shuffled."""
     images = read(_FREY)["images"]
-    return _pick((images / 255).astype(np.float32), None, _shuffled(len(images), 200, 200))
+    return _pick((images / 255).astype(np.float32), None, shuffled(len(images), 200, 200))
 
 
 def _idx_dataset(read: Read, name: str) -> Raw:
@@ -68,7 +70,8 @@ def _idx_dataset(read: Read, name: str) -> Raw:
     )
 
 
-def _shuffled(n: int, num_val: int, num_test: int) -> dict[str, np.ndarray]:
+def shuffled(n: int, num_val: int, num_test: int) -> dict[str, np.ndarray]:
+    """Indices of the three splits of n data, always the same."""
     order = np.random.default_rng(0).permutation(n)
     cuts = np.split(order, [n - num_val - num_test, n - num_test])
     return dict(zip(("train", "val", "test"), cuts, strict=True))

@@ -3,6 +3,8 @@
 from pyrovae.evaluation.ais import AISResult, BDMCResult, ais, bdmc
 from pyrovae.evaluation.collapse import CollapseReport, collapse
 from pyrovae.evaluation.compare import arviz_comparison, compare
+from pyrovae.evaluation.disentanglement import Disentanglement, disentanglement
+from pyrovae.evaluation.factors import DCI, dci, factor_vae_score, mig, mutual_information, sap
 from pyrovae.evaluation.gaps import GapsResult, inference_gaps
 from pyrovae.evaluation.log_marginal import log_marginal
 from pyrovae.evaluation.monitor import CollapseMonitor
@@ -13,10 +15,12 @@ from pyrovae.evaluation.terms import ElboTerms, elbo_terms
 from pyrovae.evaluation.weights import log_weights
 
 __all__ = [
+    "DCI",
     "AISResult",
     "BDMCResult",
     "CollapseMonitor",
     "CollapseReport",
+    "Disentanglement",
     "ElboTerms",
     "GapsResult",
     "MarginalResult",
@@ -25,11 +29,17 @@ __all__ = [
     "bdmc",
     "collapse",
     "compare",
+    "dci",
+    "disentanglement",
     "elbo_terms",
+    "factor_vae_score",
     "inference_gaps",
     "khat_threshold",
     "log_marginal",
     "log_weights",
+    "mig",
+    "mutual_information",
     "pareto_khat",
     "refit_posterior",
+    "sap",
 ]

@@ -95,7 +95,7 @@ def as_test_set(function: str, model: Any, x: Any, covariates: tuple[Any, ...]) 
     return TestSet(x, tuple(as_tensor(c, "a covariate") if isinstance(c, ARRAYS) else c for c in covariates))
 
 
-def model_name(model: VAEModel) -> str:
+def model_name(model: VAEModel | LossModel) -> str:
     """The class of a model, with that of its posterior where it has one."""
     posterior = getattr(model, "posterior", None)
     name = type(model).__name__

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from pyrovae._checks import at_least, lookup
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model.base import VAEModel
-from pyrovae.networks import MLP, ConvDecoder, ConvEncoder, GatedMLP
+from pyrovae.networks import MLP, ConvDecoder, ConvEncoder, GatedMLP, StridedDecoder, StridedEncoder
 from pyrovae.networks.conv import as_image_shape
 from pyrovae.posteriors import POSTERIORS, Posterior
 from pyrovae.priors import PRIORS, Prior
 
 _MLPS: dict[str, type[MLP] | type[GatedMLP]] = {"mlp": MLP, "gated_mlp": GatedMLP}
-NETWORKS = (*_MLPS, "conv")
+NETWORKS = (*_MLPS, "conv", "strided_conv")
 
 
 class VAE(VAEModel):
@@ -34,9 +34,11 @@ class VAE(VAEModel):
         posterior: a name in ``posteriors.POSTERIORS``, or a module ``(..., C) -> distribution``.
         prior: a name in ``priors.PRIORS``, or a module.
         likelihood: a name in ``likelihoods.LIKELIHOODS``, or a module.
-        network: ``"mlp"``, ``"gated_mlp"`` or ``"conv"``, for whichever of ``encoder`` and ``decoder`` is not given.
+        network: ``"mlp"``, ``"gated_mlp"``, ``"conv"`` (gated, :class:`~pyrovae.networks.ConvEncoder`) or
+            ``"strided_conv"`` (plain, :class:`~pyrovae.networks.StridedEncoder`), for whichever of ``encoder`` and
+            ``decoder`` is not given.
         hidden: widths of the MLPs' hidden layers, encoder order; the decoder mirrors them. The last one is
-            the context's width. For ``conv`` only the last one counts.
+            the context's width. For the conv networks only the last one counts.
         encoder: a module ``(..., *event_shape) -> (..., hidden[-1])`` instead of ``network``.
         decoder: a module ``(..., Z) -> (..., P, *event_shape)``, or with those last dimensions flattened in
             any way, where P is the likelihood's ``num_params``.
@@ -164,6 +166,9 @@ def _networks(
         image_shape = as_image_shape(event_shape)
         decoder: nn.Module = ConvDecoder(latent_dim, image_shape, outputs * image_shape[0])
         return ConvEncoder(image_shape, hidden[-1]), decoder
+    if name == "strided_conv":
+        strided = StridedEncoder(event_shape, hidden[-1])
+        return strided, StridedDecoder(latent_dim, event_shape, outputs * event_shape[0])
     mlp = _MLPS[name]
     encoder: nn.Module = mlp(prod(event_shape), hidden[:-1], hidden[-1], final_activation=True)
     if len(event_shape) > 1:

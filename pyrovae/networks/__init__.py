@@ -15,3 +15,6 @@ __all__ = [
     "SpectralSum",
     "SqueezeExcitation",
 ]
+from pyrovae.networks.strided import StridedDecoder, StridedEncoder
+
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "StridedDecoder", "StridedEncoder"]

@@ -1,6 +1,5 @@
 """The evidence lower bound."""
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from pyrovae.model import LogTerms
 from pyrovae.objectives.base import Objective
-from pyrovae.objectives.schedules import Schedule
+from pyrovae.objectives.schedules import has_ended
 
 
 class ELBO(Objective):
@@ -63,9 +62,7 @@ class ELBO(Objective):
 
     @property
     def settled(self) -> bool:
-        if isinstance(self.beta, Schedule):
-            return self._time >= self.beta.ends
-        return not callable(self.beta) or self.weight == self.beta(math.inf)
+        return has_ended(self.beta, self._time)
 
     def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
         return self._per_particle(terms).mean(0)

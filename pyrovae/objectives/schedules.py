@@ -71,6 +71,13 @@ def cyclical(period: float, *, rise: float = 0.5, cycles: int = 4, end: float = 
     return Schedule(weight, cycles * period)
 
 
+def has_ended(value: float | Callable[[float], float], t: float) -> bool:
+    """Whether a number, or a schedule at time ``t``, has its final value."""
+    if isinstance(value, Schedule):
+        return t >= value.ends
+    return not callable(value) or value(t) == value(math.inf)
+
+
 def _positive(name: str, value: float) -> None:
     if not value > 0:
         raise ValueError(f"{name} must be positive; got {value}.")

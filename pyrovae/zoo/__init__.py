@@ -10,6 +10,7 @@ from pyrovae.zoo.autoencoder_recipes import (
     sparse_autoencoder,
 )
 from pyrovae.zoo.autoencoders import Autoencoder
+from pyrovae.zoo.beta_vae import beta_vae
 from pyrovae.zoo.code_penalties import ContractionPenalty, KLPenalty, L1Penalty
 from pyrovae.zoo.delta_vae import delta_vae
 from pyrovae.zoo.hierarchical import HierarchicalVAE, LadderVAE
@@ -25,6 +26,7 @@ __all__ = [
     "L1Penalty",
     "LadderVAE",
     "MaskingNoise",
+    "beta_vae",
     "contractive_autoencoder",
     "deep_autoencoder",
     "delta_vae",

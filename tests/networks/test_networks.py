@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pyrovae.networks import MLP, ConvDecoder, ConvEncoder, GatedMLP
+from pyrovae.networks import MLP, ConvDecoder, ConvEncoder, GatedMLP, StridedDecoder, StridedEncoder
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,8 @@ from pyrovae.networks import MLP, ConvDecoder, ConvEncoder, GatedMLP
         MLP(6, [], 4),
         MLP(6, [5, 5], 4, layer_norm=True),
         ConvDecoder(6, (1, 8, 12), 2),
+        ConvDecoder(6, (1, 8, 12), 2),
+        StridedDecoder(6, (1, 8, 12), 2),
     ],
 )
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
@@ -26,6 +28,28 @@ def test_conv_shapes_on_every_image_size_in_the_data_sets() -> None:
         h = ConvEncoder(shape, 10)(torch.randn(2, 5, *shape))
         assert h.shape == (2, 5, 10)
         assert ConvDecoder(10, shape, 3 * shape[0])(h).shape == (2, 5, 3 * shape[0], *shape[1:])
+
+
+def test_strided_shapes() -> None:
+    """Both sides are halved until one is odd, or 4 pixels or less."""
+    sizes = {
+        (1, 8, 8): 1,
+        (1, 28, 28): 2,
+        (1, 28, 20): 2,
+        (3, 16, 16): 2,
+        (1, 64, 64): 4,
+        (1, 24, 24): 3,
+        (1, 6, 10): 1,
+    }
+    for shape, halvings in sizes.items():
+        encoder = StridedEncoder(shape, 10)
+        assert sum(isinstance(layer, torch.nn.Conv2d) for layer in encoder) == halvings
+        h = encoder(torch.randn(2, 5, *shape))
+        assert h.shape == (2, 5, 10)
+        assert StridedDecoder(10, shape, 3 * shape[0])(h).shape == (2, 5, 3 * shape[0], *shape[1:])
+    for shape in ((1, 27, 28), (784,), (1, 4, 4)):
+        with pytest.raises(ValueError, match="even and above 4"):
+            StridedEncoder(shape)
 
 
 def test_every_pixel_reaches_the_code_and_back() -> None:
