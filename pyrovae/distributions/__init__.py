@@ -2,8 +2,10 @@
 
 from pyrovae.distributions import kl as kl  # registers closed forms
 from pyrovae.distributions.bernoulli import IndependentBernoulli
+from pyrovae.distributions.code_grid import AutoregressiveGrid
 from pyrovae.distributions.flow import Flow
 from pyrovae.distributions.levels import Levels
+from pyrovae.distributions.point_mass import PointMass
 from pyrovae.distributions.sylvester import SylvesterTransform
 
-__all__ = ["Flow", "IndependentBernoulli", "Levels", "SylvesterTransform"]
+__all__ = ["AutoregressiveGrid", "Flow", "IndependentBernoulli", "Levels", "PointMass", "SylvesterTransform"]

@@ -1,6 +1,21 @@
 """Networks: tensors ``(..., features)`` in, tensors out, with any leading dimensions."""
 
 from pyrovae.networks.conv import ConvDecoder, ConvEncoder
+from pyrovae.networks.grid import GridDecoder, GridEncoder
 from pyrovae.networks.mlp import MLP, GatedMLP
+from pyrovae.networks.pixelcnn import GatedPixelCNN
+from pyrovae.networks.quantizer import Quantized, VectorQuantizer, code_counts, perplexity
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP"]
+__all__ = [
+    "MLP",
+    "ConvDecoder",
+    "ConvEncoder",
+    "GatedMLP",
+    "GatedPixelCNN",
+    "GridDecoder",
+    "GridEncoder",
+    "Quantized",
+    "VectorQuantizer",
+    "code_counts",
+    "perplexity",
+]

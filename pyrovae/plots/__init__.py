@@ -1,5 +1,6 @@
 """Pictures. Every function draws on an ``Axes`` (a new one by default) and returns it."""
 
+from pyrovae.plots.codebook import codebook_usage
 from pyrovae.plots.evaluation import bounds, forest, gaps
 from pyrovae.plots.images import images, reconstructions, samples
 from pyrovae.plots.latents import aggregate_posterior, kl_per_dimension
@@ -9,6 +10,7 @@ from pyrovae.plots.weights import khats, log_weights
 __all__ = [
     "aggregate_posterior",
     "bounds",
+    "codebook_usage",
     "curves",
     "forest",
     "gaps",
