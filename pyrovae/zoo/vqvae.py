@@ -173,7 +173,8 @@ class VQVAE(VAEModel):
         Args:
             data: ``datasets.load(...)``, or images ``(N, C, H, W)``. Where they are transformed (dynamic
                 binarisation), every batch is transformed and encoded anew.
-            validation: images; by default ``data.val`` where there is one. The prior of the best epoch is kept.
+            validation: images, or a fraction of ``data`` to hold out; by default ``data.val`` where there is one. The
+                prior of the best epoch is kept.
             prior_options: of :class:`PixelCNNPrior`.
             batch_transform: of training images, before they are encoded; by default ``data.batch_transform`` where
                 there is one.
@@ -189,7 +190,8 @@ class VQVAE(VAEModel):
         prior = PixelCNNPrior(self.grid_shape, self.num_codes, **(prior_options or {})).to(self.like())
         options.setdefault("device", self.like().device)
         if validation is not None:
-            options["validation"] = self.codes(validation).to(self.like())
+            fraction = isinstance(validation, float)
+            options["validation"] = validation if fraction else self.codes(validation).to(self.like())
         if batch_transform is None:
             run = fit(prior, self.codes(data).to(self.like()), **options)
         else:
@@ -198,6 +200,7 @@ class VQVAE(VAEModel):
                 with torch.no_grad():
                     return self.quantizer.nearest(self._features(batch_transform(x))).to(x)
 
+            prior.event_shape = None  # what comes in are images; fit sees the shape of what the transform makes of them
             run = fit(prior, as_data(data, "data", self.event_shape), batch_transform=encoded, **options)
         self.prior = prior
         return run

@@ -34,7 +34,7 @@ def test_point_mass_is_a_categorical_with_its_mass_on_one_value() -> None:
 
 def table(num_codes: int, seed: int = 0):
     """p(z_ij | row above and code to the left), as logits that depend on all earlier codes of the grid."""
-    weights = 2.0 * torch.randn(num_codes, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    weights = 0.5 * torch.randn(num_codes, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
     def logits_at(z: Tensor) -> Tensor:
         values = z.double()

@@ -68,7 +68,7 @@ def test_the_bound_is_log_p_of_x_and_its_codes_and_lies_below_log_p(prior: str) 
     with torch.no_grad():
         joint = model.log_joint(x.double(), latents={"z": model.codes(x.double()).unsqueeze(0)})[0]
     result = pv.log_marginal(model, x.double(), num_samples=1, progress=False)
-    bound = torch.from_numpy(result.pointwise["log_px"].to_numpy())
+    bound = torch.tensor(result.pointwise["log_px"].to_numpy())
     torch.testing.assert_close(bound, joint)
     assert (bound < log_px).all()  # no code has posterior probability 1
     gap = (log_px - bound).mean().item()
@@ -159,7 +159,7 @@ def test_sampling_goes_through_the_prior(with_prior: VQVAE, trained: VQVAE, data
         of_draws, of_test = prior.log_prob(codes).mean(), prior.log_prob(trained.codes(data.test)).mean()
         of_uniform = prior.log_prob(trained.sample_latents(400, seed=0)).mean()
     assert of_uniform < -16 * math.log(32) < of_test - 10.0
-    assert abs(of_draws - of_test) < 8.0
+    assert abs(of_draws - of_test) < 3.0
     assert with_prior.sample(3, seed=1).shape == (3, 1, 8, 8)
     assert with_prior.decode(codes[:6].reshape(2, 3, 4, 4)).shape == (2, 3, 1, 8, 8)
 
@@ -223,6 +223,7 @@ def test_the_prior_is_traced_with_images_drawn_anew_in_every_batch() -> None:
     run = model.fit_prior(data, prior_options=options, epochs=2, compile="graph", **QUIET)
     assert run.engine == "graph"
     assert {"loss", "val_loss"} <= set(run.history.columns)
+    assert model.prior.event_shape == (4, 4)
     after = model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())  # stage one stays as it was
 
