@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     seconds = {"uniform": time.perf_counter() - start}
     results = {"uniform": pv.log_marginal(vqvae, test, num_samples=2, seed=args.seed, progress=False)}
     terms = {"uniform": pv.elbo_terms(vqvae, test, num_samples=1, progress=False).summary()}
-    uniform_samples = vqvae.decode(vqvae.sample_latents(40, seed=args.seed))
+    uniform_samples = vqvae.decode(vqvae.sample_latents(36, seed=args.seed))
 
     print(f"stage two: a PixelCNN over the codes, {args.prior_epochs} epochs", flush=True)
     start = time.perf_counter()
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     seconds["pixelcnn"] = time.perf_counter() - start
     results["pixelcnn"] = pv.log_marginal(vqvae, test, num_samples=2, seed=args.seed, progress=False)
     terms["pixelcnn"] = pv.elbo_terms(vqvae, test, num_samples=1, progress=False).summary()
-    learnt_samples = vqvae.decode(vqvae.sample_latents(40, seed=args.seed))
+    learnt_samples = vqvae.decode(vqvae.sample_latents(36, seed=args.seed))
 
     counts = vqvae.code_counts(test)
     table = pv.compare(results, reference="uniform").loc[list(results)]
@@ -164,7 +164,7 @@ def pictures(
     for ax, images, title in zip(
         axes, (uniform_samples, learnt_samples), ("codes drawn uniformly", "codes drawn by the PixelCNN"), strict=True
     ):
-        pv.plots.images(images, image_shape, columns=5 if len(images) <= 25 else 6, title=title, ax=ax)
+        pv.plots.images(images, image_shape, columns=6, title=title, ax=ax)
     figure.savefig(out / "samples.png", dpi=150)
     figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
     pv.plots.codebook_usage(counts, title=f"codes of {len(test)} test images", ax=ax)
@@ -175,7 +175,7 @@ def pictures(
 def curves(out: Path, stage_one: pv.Run, stage_two: pv.Run, in_use: list[float]) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     pv.plots.curves({"stage one": stage_one}, ax=axes[0])
-    axes[0].set_ylabel("-(-log p(x | z) + commitment), validation")
+    axes[0].set_ylabel("log p(x | z) - commitment, validation, nats")
     axes[1].plot(range(1, len(in_use) + 1), in_use)
     axes[1].set(xlabel="epoch", ylabel="perplexity of the codebook, training")
     pv.plots.curves({"stage two": stage_two}, ax=axes[2])

@@ -38,8 +38,10 @@ def codebook_usage(counts: Int[Tensor, "codes"], *, title: str = "", ax: Axes | 
     label = f"{used} of {k} codes in use ({used / k:.0%})"
     ax.bar(np.arange(1, k + 1), share, width=1.0, color=BLUE, edgecolor="white", linewidth=30.0 / k, label=label)
     ax.axhline(1.0 / k, color=ORANGE, linestyle="--", label="all equally often")
-    ax.axvline(effective + 0.5, color=VERMILION, linestyle=":", label=f"perplexity {effective:.1f}")
+    at = effective + 0.5  # so many bars lie to its left
+    ax.plot([at, at], [0.0, share[0]], color=VERMILION, linestyle=":", label=f"perplexity {effective:.1f}")
     ax.set_xlim(0.5, k + 0.5)
+    ax.set_ylim(0.0, 1.35 * share[0])  # room for the legend
     ax.set_xlabel("code, by frequency")
     ax.set_ylabel("share of all positions")
     ax.set_title(title)
