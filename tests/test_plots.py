@@ -409,6 +409,7 @@ def test_everything_draws_where_it_is_told(marginal, report) -> None:
     calls = {
         "aggregate_posterior": lambda ax: pv.plots.aggregate_posterior(vae, x, ax=ax),
         "bounds": lambda ax: pv.plots.bounds(result, ax=ax),
+        "codebook_usage": lambda ax: pv.plots.codebook_usage(torch.tensor([3, 1]), ax=ax),
         "curves": lambda ax: pv.plots.curves({"a": history}, ax=ax),
         "forest": lambda ax: pv.plots.forest(pv.compare({"a": result, "b": result}), reference="a", ax=ax),
         "gaps": lambda ax: pv.plots.gaps({"a": Gaps(1, 1, 1, 1)}, ax=ax),

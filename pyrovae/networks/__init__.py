@@ -5,6 +5,7 @@ from pyrovae.networks.grid import GridDecoder, GridEncoder
 from pyrovae.networks.mlp import MLP, GatedMLP
 from pyrovae.networks.pixelcnn import GatedPixelCNN
 from pyrovae.networks.quantizer import Quantized, VectorQuantizer, code_counts, perplexity
+from pyrovae.networks.rowgru import RowGRU
 
 __all__ = [
     "MLP",
@@ -15,6 +16,7 @@ __all__ = [
     "GridDecoder",
     "GridEncoder",
     "Quantized",
+    "RowGRU",
     "VectorQuantizer",
     "code_counts",
     "perplexity",

@@ -26,7 +26,7 @@ def codebook_usage(counts: Int[Tensor, "codes"], *, title: str = "", ax: Axes | 
     Example:
         >>> import torch
         >>> ax = codebook_usage(torch.tensor([5, 0, 10, 5]), title="four codes")
-        >>> [round(bar.get_height(), 2) for bar in ax.patches]
+        >>> [round(float(bar.get_height()), 2) for bar in ax.patches]
         [0.5, 0.25, 0.25, 0.0]
     """
     if counts.dim() != 1:

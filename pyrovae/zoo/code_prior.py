@@ -71,13 +71,16 @@ class PixelCNNPrior(LossModel):
         self.grid_shape, self.num_codes = (height, width), num_codes
         self.event_shape = self.grid_shape
         self.embedding = nn.Embedding(num_codes, embedding_dim)
-        sizes = {"hidden": hidden, "num_layers": num_layers, "kernel_size": kernel_size}
-        self.network = GatedPixelCNN(embedding_dim, num_codes, **sizes)
+        self.network = GatedPixelCNN(
+            embedding_dim, num_codes, hidden=hidden, num_layers=num_layers, kernel_size=kernel_size
+        )
         self.config: dict[str, Any] = {
             "grid_shape": list(self.grid_shape),
             "num_codes": num_codes,
             "embedding_dim": embedding_dim,
-            **sizes,
+            "hidden": hidden,
+            "num_layers": num_layers,
+            "kernel_size": kernel_size,
         }
 
     def logits(self, codes: Int[Tensor, "*batch rows width"]) -> Float[Tensor, "*batch codes rows width"]:

@@ -227,5 +227,6 @@ class VQVAE(VAEModel):
         return self.encoder(x).movedim(-3, -1)
 
     def _decoded(self, vectors: Tensor) -> dist.TorchDistribution:
+        assert self.event_shape is not None
         params = self.decoder(vectors.movedim(-1, -3))
         return self.likelihood(params.reshape(*vectors.shape[:-3], self.likelihood.num_params, *self.event_shape))
