@@ -7,7 +7,7 @@ both priors, the use of the codebook and the training curves (PNG), and the mode
 
     python examples/vqvae.py                              # 10 000 images of MNIST, minutes on one core
     python examples/vqvae.py --data digits                # 20 seconds
-    python examples/vqvae.py --data digits --downsampling 4 --num-codes 64   # a coarser grid: fewer bits, a better bound
+    python examples/vqvae.py --data digits --downsampling 4 --num-codes 64       # a coarser grid: a better bound
     python examples/vqvae.py --data fashion_mnist --train-size 50000 --epochs 30 --prior-epochs 30 --hidden 64
 """
 
@@ -176,11 +176,11 @@ def pictures(
 def curves(out: Path, stage_one: pv.Run, stage_two: pv.Run, in_use: list[float]) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     pv.plots.curves({"stage one": stage_one}, ax=axes[0])
-    axes[0].set_ylabel("log p(x | z) - commitment, validation, nats")
+    axes[0].set(title="log p(x | z) - commitment", ylabel="validation (nats)")
     axes[1].plot(range(1, len(in_use) + 1), in_use)
-    axes[1].set(xlabel="epoch", ylabel="perplexity of the codebook, training")
+    axes[1].set(title="perplexity of the codebook", xlabel="epoch", ylabel="training (running means)")
     pv.plots.curves({"stage two": stage_two}, ax=axes[2])
-    axes[2].set_ylabel("log p(z), validation, nats")
+    axes[2].set(title="log p(z)", ylabel="validation (nats)")
     figure.savefig(out / "curves.png", dpi=150)
     plt.close(figure)
 
