@@ -84,6 +84,19 @@ def test_images_are_placed_row_by_row() -> None:
     assert grid[5, 2] == 1.0
 
 
+def test_codebook_usage_is_sorted_and_named() -> None:
+    counts = torch.tensor([0, 6, 2, 4, 0, 0, 0, 0])
+    ax = pv.plots.codebook_usage(counts)
+    bars = [bar for bar in ax.patches if isinstance(bar, Rectangle)]
+    assert [bar.get_height() for bar in bars] == pytest.approx([0.5, 1 / 3, 1 / 6, 0, 0, 0, 0, 0])
+    assert "3 of 8 codes in use (38%)" in legend(ax)
+    effective = math.exp(0.5 * math.log(2) + math.log(3) / 3 + math.log(6) / 6)
+    assert f"perplexity {effective:.1f}" in legend(ax)
+    assert line(ax, "all equally often").get_ydata()[0] == 1 / 8
+    with pytest.raises(ValueError, match="one number for each code"):
+        pv.plots.codebook_usage(counts.reshape(2, 4))
+
+
 # -- log_weights -------------------------------------------------------------------------------------------
 
 
@@ -481,6 +494,7 @@ def test_everything_draws_where_it_is_told(marginal, report) -> None:
         "aggregate_posterior": lambda ax: pv.plots.aggregate_posterior(vae, x, ax=ax),
         "bounds": lambda ax: pv.plots.bounds(result, ax=ax),
         "codes": lambda ax: pv.plots.codes(torch.randn(5, 2), torch.arange(5), ax=ax),
+        "codebook_usage": lambda ax: pv.plots.codebook_usage(torch.tensor([3, 1]), ax=ax),
         "curves": lambda ax: pv.plots.curves({"a": history}, ax=ax),
         "denoising": lambda ax: pv.plots.denoising({"a": vae}, x, x, (2, 3), ax=ax),
         "forest": lambda ax: pv.plots.forest(pv.compare({"a": result, "b": result}), reference="a", ax=ax),

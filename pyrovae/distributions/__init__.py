@@ -21,3 +21,7 @@ __all__ = [
     "product_of_normals",
     "residual_normal",
 ]
+from pyrovae.distributions.code_grid import AutoregressiveGrid
+from pyrovae.distributions.point_mass import PointMass
+
+__all__ = ["AutoregressiveGrid", "Flow", "IndependentBernoulli", "Levels", "PointMass", "SylvesterTransform"]

@@ -1,5 +1,6 @@
 """Pictures. Every function draws on an ``Axes`` (a new one by default) and returns it."""
 
+from pyrovae.plots.codebook import codebook_usage
 from pyrovae.plots.codes import codes
 from pyrovae.plots.evaluation import bounds, forest, gaps
 from pyrovae.plots.images import denoising, images, reconstructions, samples
@@ -11,6 +12,7 @@ from pyrovae.plots.weights import khats, log_weights
 __all__ = [
     "aggregate_posterior",
     "bounds",
+    "codebook_usage",
     "codes",
     "curves",
     "denoising",

@@ -12,12 +12,15 @@ from pyrovae.zoo.autoencoder_recipes import (
 from pyrovae.zoo.autoencoders import Autoencoder
 from pyrovae.zoo.beta_vae import beta_vae
 from pyrovae.zoo.code_penalties import ContractionPenalty, KLPenalty, L1Penalty
+from pyrovae.zoo.code_prior import PixelCNNPrior, UniformCodes
 from pyrovae.zoo.delta_vae import delta_vae
 from pyrovae.zoo.hierarchical import HierarchicalVAE, LadderVAE
 from pyrovae.zoo.nvae import NVAE
+from pyrovae.zoo.vqvae import VQVAE
 
 __all__ = [
     "NVAE",
+    "VQVAE",
     "Autoencoder",
     "ContractionPenalty",
     "GaussianNoise",
@@ -26,6 +29,8 @@ __all__ = [
     "L1Penalty",
     "LadderVAE",
     "MaskingNoise",
+    "PixelCNNPrior",
+    "UniformCodes",
     "beta_vae",
     "contractive_autoencoder",
     "deep_autoencoder",

@@ -1,0 +1,96 @@
+"""Priors over grids of codes: the uniform one, and a PixelCNN."""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pyrovae._checks import at_least
+from pyrovae.distributions import AutoregressiveGrid
+from pyrovae.model import LossModel
+from pyrovae.networks import GatedPixelCNN
+
+
+class UniformCodes(nn.Module):
+    """p(z) = K^(-H·W): every code equally likely at every position of a grid.
+
+    Args:
+        grid_shape: ``(H, W)``.
+        num_codes: K.
+    """
+
+    logits: Tensor
+
+    def __init__(self, grid_shape: tuple[int, int], num_codes: int) -> None:
+        super().__init__()
+        self.grid_shape, self.num_codes = tuple(grid_shape), num_codes
+        self.register_buffer("logits", torch.zeros(*grid_shape, num_codes), persistent=False)
+
+    def forward(self) -> dist.TorchDistribution:
+        """The distribution p(z): batch ``()``, event ``(H, W)``."""
+        return dist.Categorical(logits=self.logits).to_event(2)
+
+
+class PixelCNNPrior(LossModel):
+    """p(z) = Π p(z_ij | codes before it in raster order) by a :class:`~pyrovae.networks.GatedPixelCNN`, as the second
+    stage of a VQ-VAE has it (van den Oord et al. 2017, arXiv:1711.00937, sec. 3.2).
+
+    ``fit`` trains it on codes by maximum likelihood: its loss is -log p(z), exact, in nats. Codes go in as floats,
+    as all data do, ``fit(prior, codes.float())``.
+
+    Args:
+        grid_shape: ``(H, W)``.
+        num_codes: K.
+        embedding_dim: size of the vector that the network is given for each code.
+        hidden: channels of the network.
+        num_layers: gated layers.
+        kernel_size: width of its convolutions.
+
+    Raises:
+        ValueError: bad sizes.
+    """
+
+    def __init__(
+        self,
+        grid_shape: tuple[int, int],
+        num_codes: int,
+        *,
+        embedding_dim: int = 16,
+        hidden: int = 48,
+        num_layers: int = 4,
+        kernel_size: int = 3,
+    ) -> None:
+        super().__init__()
+        at_least(2, num_codes=num_codes)
+        at_least(1, embedding_dim=embedding_dim)
+        height, width = grid_shape
+        at_least(1, grid_shape=height)
+        at_least(1, grid_shape=width)
+        self.grid_shape, self.num_codes = (height, width), num_codes
+        self.event_shape = self.grid_shape
+        self.embedding = nn.Embedding(num_codes, embedding_dim)
+        self.network = GatedPixelCNN(
+            embedding_dim, num_codes, hidden=hidden, num_layers=num_layers, kernel_size=kernel_size
+        )
+        self.config: dict[str, Any] = {
+            "grid_shape": list(self.grid_shape),
+            "num_codes": num_codes,
+            "embedding_dim": embedding_dim,
+            "hidden": hidden,
+            "num_layers": num_layers,
+            "kernel_size": kernel_size,
+        }
+
+    def logits(self, codes: Int[Tensor, "*batch rows width"]) -> Float[Tensor, "*batch codes rows width"]:
+        """Logits of the code at every position given those before it, for the whole grid or its uppermost rows."""
+        return self.network(self.embedding(codes).movedim(-1, -3))
+
+    def forward(self) -> AutoregressiveGrid:
+        """The distribution p(z): batch ``()``, event ``(H, W)``."""
+        return AutoregressiveGrid(self.logits, self.grid_shape, self.num_codes, self.embedding.weight.device)
+
+    def loss(self, x: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch"]:
+        """-log p(z) of codes, in nats."""
+        return -self().log_prob(x.long())
