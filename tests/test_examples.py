@@ -45,13 +45,13 @@ def test_quick(script: Path, tmp_path: Path) -> None:
     assert len(table) >= 2
     if script.name == "autoencoders.py":  # which have no density
         assert table["error"].between(0.1, 3.0).all()  # of the mean digit: 2.35; of a blank: 7.5
+        return
     if script.name == "beta_vae.py":  # which scores latents, not log p(x)
         assert table["neg_elbo"].between(20, 180).all()  # 256 pixels at log 2 nats are 177
         assert (table["neg_elbo"] - table["distortion"] - table["rate"]).abs().max() < 1e-3
         assert table["factor_vae"].between(0.1, 1).all()
         assert len(pd.read_csv(tmp_path / "runs.csv")) == 2 * len(table)
         return
-    assert table["log_px"].between(-45, -20).all()
     assert table["log_px"].between(*BOUNDS.get(script.name, (-45, -20))).all()
     for name in table.index:
         pointwise = pd.read_csv(tmp_path / f"{name}.pointwise.csv")

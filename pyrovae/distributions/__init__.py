@@ -3,25 +3,25 @@
 from pyrovae.distributions import kl as kl  # registers closed forms
 from pyrovae.distributions.ar1 import AR1
 from pyrovae.distributions.bernoulli import IndependentBernoulli
+from pyrovae.distributions.code_grid import AutoregressiveGrid
 from pyrovae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyrovae.distributions.discretized_logistic import DiscretizedLogistic
 from pyrovae.distributions.flow import Flow
 from pyrovae.distributions.levels import Levels
 from pyrovae.distributions.normals import product_of_normals, residual_normal
+from pyrovae.distributions.point_mass import PointMass
 from pyrovae.distributions.sylvester import SylvesterTransform
 
 __all__ = [
     "AR1",
+    "AutoregressiveGrid",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "Flow",
     "IndependentBernoulli",
     "Levels",
+    "PointMass",
     "SylvesterTransform",
     "product_of_normals",
     "residual_normal",
 ]
-from pyrovae.distributions.code_grid import AutoregressiveGrid
-from pyrovae.distributions.point_mass import PointMass
-
-__all__ = ["AutoregressiveGrid", "Flow", "IndependentBernoulli", "Levels", "PointMass", "SylvesterTransform"]

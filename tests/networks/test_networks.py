@@ -12,7 +12,6 @@ from pyrovae.networks import MLP, ConvDecoder, ConvEncoder, GatedMLP, StridedDec
         MLP(6, [], 4),
         MLP(6, [5, 5], 4, layer_norm=True),
         ConvDecoder(6, (1, 8, 12), 2),
-        ConvDecoder(6, (1, 8, 12), 2),
         StridedDecoder(6, (1, 8, 12), 2),
     ],
 )
