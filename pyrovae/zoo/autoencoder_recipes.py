@@ -23,7 +23,7 @@ def linear_autoencoder(event_shape: Sequence[int], code_dim: int, **options: Any
     Args:
         event_shape: shape of one datum.
         code_dim: number of components.
-        options: of :class:`Autoencoder`, other than the activations.
+        options: of :class:`Autoencoder`, other than ``hidden`` and ``code_activation``.
     """
     return Autoencoder(event_shape, code_dim, hidden=(), code_activation="identity", **options)
 
