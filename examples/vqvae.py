@@ -158,10 +158,10 @@ def pictures(
     uniform_samples: torch.Tensor,
     learnt_samples: torch.Tensor,
 ) -> None:
-    figure, ax = plt.subplots(figsize=(8, 2.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(8, 2.0), layout="constrained")
     pv.plots.reconstructions(vqvae, test[:10], image_shape, title="test images and their reconstructions", ax=ax)
     figure.savefig(out / "reconstructions.png", dpi=150)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 5.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.9), layout="constrained")
     for ax, images, title in zip(
         axes, (uniform_samples, learnt_samples), ("codes drawn uniformly", "codes drawn by the PixelCNN"), strict=True
     ):
@@ -181,6 +181,8 @@ def curves(out: Path, stage_one: pv.Run, stage_two: pv.Run, in_use: list[float])
     axes[1].set(title="perplexity of the codebook", xlabel="epoch", ylabel="training (running means)")
     pv.plots.curves({"stage two": stage_two}, ax=axes[2])
     axes[2].set(title="log p(z)", ylabel="validation (nats)")
+    for ax in axes:
+        ax.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(out / "curves.png", dpi=150)
     plt.close(figure)
 
