@@ -4,6 +4,7 @@ from pyrovae.evaluation.ais import AISResult, BDMCResult, ais, bdmc
 from pyrovae.evaluation.collapse import CollapseReport, collapse
 from pyrovae.evaluation.compare import arviz_comparison, compare
 from pyrovae.evaluation.gaps import GapsResult, inference_gaps
+from pyrovae.evaluation.latent_space import completeness, continuity
 from pyrovae.evaluation.log_marginal import log_marginal
 from pyrovae.evaluation.monitor import CollapseMonitor
 from pyrovae.evaluation.refit import refit_posterior
@@ -25,6 +26,8 @@ __all__ = [
     "bdmc",
     "collapse",
     "compare",
+    "completeness",
+    "continuity",
     "elbo_terms",
     "inference_gaps",
     "khat_threshold",

@@ -2,6 +2,7 @@
 
 from pyrovae.plots.evaluation import bounds, forest, gaps
 from pyrovae.plots.images import images, reconstructions, samples
+from pyrovae.plots.latent_walks import manifold, traversals
 from pyrovae.plots.latents import aggregate_posterior, kl_per_dimension
 from pyrovae.plots.training import curves
 from pyrovae.plots.weights import khats, log_weights
@@ -16,6 +17,8 @@ __all__ = [
     "khats",
     "kl_per_dimension",
     "log_weights",
+    "manifold",
     "reconstructions",
     "samples",
+    "traversals",
 ]
