@@ -47,6 +47,46 @@ class LinearGaussian(VAEModel):
         self.guide_kind = guide
         self.shift, self.stretch = (shift, stretch) if guide == "detuned" else (0.0, 1.0)
 
+    @classmethod
+    @torch.no_grad()
+    def maximum_likelihood(
+        cls,
+        x: Float[Tensor, "data d"],
+        latent_dim: int,
+        *,
+        noise: float | None = None,
+        guide: Literal["exact", "mean_field", "detuned"] = "mean_field",
+    ) -> "LinearGaussian":
+        """Probabilistic PCA: the model of highest likelihood for ``x`` (Tipping & Bishop 1999, eqs. 7 and 8).
+
+        With eigenvalues λ and eigenvectors U of the data's covariance, W = U max(λ - σ², 0)^½ and σ² is the mean of
+        the eigenvalues left out. The columns of W are orthogonal, so the posterior is factorised: the mean-field guide
+        is exact. A column is zero, and its latent not used, where λ ≤ σ². Computed in float64.
+
+        Args:
+            x: data ``(N, D)``.
+            latent_dim: Z.
+            noise: σ, where it is given and not found.
+            guide: as in the constructor.
+
+        Raises:
+            ValueError: no eigenvalue over that is left out, or all of these are 0: the likelihood has no maximum.
+        """
+        at_least(1, latent_dim=latent_dim)
+        d = x.shape[1]
+        if latent_dim > d or (latent_dim == d and noise is None):
+            raise ValueError(f"latent_dim must be under {d}, the dimension of x, for σ² to be found; got {latent_dim}.")
+        values, vectors = torch.linalg.eigh(torch.cov(x.double().T, correction=0).reshape(d, d))
+        values, vectors = values.flip(0).clamp(min=0.0), vectors.flip(1)[:, :latent_dim]
+        variance = values[latent_dim:].mean() if noise is None else torch.tensor(noise).double().square()
+        if not variance > 1e-12 * values[0]:
+            raise ValueError(
+                f"the data lie in {latent_dim} dimensions or fewer, so that the likelihood grows without bound as σ "
+                f"goes to 0: take a smaller latent_dim, or give noise a positive value."
+            )
+        w = vectors * (values[:latent_dim] - variance).clamp(min=0.0).sqrt()
+        return cls(w.to(x.dtype), x.double().mean(0).to(x.dtype), variance.sqrt().item(), guide=guide)
+
     def model(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(self.w.new_zeros(self.w.shape[1]), 1.0).to_event(1))

@@ -11,6 +11,7 @@ LATENT, CONTEXT = 3, 5
 
 POSTERIORS: dict[str, Callable[[], posteriors.Posterior]] = {
     "mean_field": lambda: posteriors.MeanFieldNormal(LATENT, CONTEXT),
+    "mean_field_constant": lambda: posteriors.MeanFieldNormal(LATENT, CONTEXT, scale="constant"),
     "full_rank": lambda: posteriors.FullRankNormal(LATENT, CONTEXT),
     "planar": lambda: posteriors.Planar(LATENT, CONTEXT, num_flows=3),
     "radial": lambda: posteriors.Radial(LATENT, CONTEXT, num_flows=3),

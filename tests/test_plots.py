@@ -18,6 +18,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle, StepPatch
+from torch import nn
 
 import pyrovae as pv
 from pyrovae.evaluation.tail import pareto_tail, tail_length
@@ -487,6 +488,103 @@ def test_codes_are_drawn_by_class() -> None:
         pv.plots.codes(code, labels[1:])
 
 
+# -- walks through the latent space ------------------------------------------------------------------------
+
+
+class Pair(nn.Module):
+    """Decodes z to an image of two pixels, z itself."""
+
+    latent_dim = 3
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return z[..., :2]
+
+
+class Square(pv.VAEModel):
+    """z ~ U(0, 1)³, the image's two pixels are z[0] and z[1]."""
+
+    event_shape = (2,)
+
+    def model(self, x: torch.Tensor, shift: torch.Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(x.new_zeros(3), x.new_ones(3)).to_event(1))
+            loc = z[..., :2] if shift is None else z[..., :2] + shift.unsqueeze(-1)
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def guide(self, x: torch.Tensor, shift: torch.Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Uniform(0.4 * torch.ones(len(x), 3), 0.6 * torch.ones(len(x), 3)).to_event(1))
+
+
+def pixels(ax: Axes, rows: int, columns: int) -> np.ndarray:
+    """Images of one row and two columns, ``(rows, columns, 2)``."""
+    grid = ax.get_images()[0].get_array()
+    return np.stack([[grid[2 * r + 1, 3 * c + 1 : 3 * c + 3] for c in range(columns)] for r in range(rows)])
+
+
+def test_manifold_goes_through_the_priors_inverse_distribution_function() -> None:
+    found = pixels(pv.plots.manifold(Square(), (1, 2), n=4, dims=(1, 0)), 4, 4)
+    middles = np.array([0.125, 0.375, 0.625, 0.875])
+    error = 5 * 0.5 / math.sqrt(20_000)  # of an empirical quantile
+    assert np.abs(found[..., 1] - middles).max() < error  # z[1] goes across
+    assert np.abs(found[..., 0] - middles[::-1, None]).max() < error  # z[0] goes up
+    vae = pv.VAE((2,), 3, hidden=(), likelihood="gaussian")
+    with torch.no_grad():
+        vae.decoder[0].weight.copy_(torch.tensor([[0.2, 0.0, 0.0], [0.0, 0.2, 0.5]]))
+        vae.decoder[0].bias.copy_(torch.tensor([0.5, 0.5]))
+    ax = pv.plots.manifold(vae, (1, 2), n=4)
+    normal = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(middles)).numpy()
+    np.testing.assert_allclose(pixels(ax, 4, 4)[0, :, 0], 0.5 + 0.2 * normal, atol=1e-6)
+    np.testing.assert_allclose(pixels(ax, 4, 4)[:, 0, 1], 0.5 + 0.2 * normal[::-1], atol=1e-6)  # z[2] at its median, 0
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["-1.2", "-0.32", "0.32", "1.2"]
+
+
+def test_manifold_of_what_has_no_prior() -> None:
+    ax = pv.plots.manifold(Pair(), (1, 2), n=3, extent=(0.0, 1.0, 0.2, 0.4))
+    found = pixels(ax, 3, 3)
+    np.testing.assert_allclose(found[..., 0], [[0, 0.5, 1]] * 3, atol=1e-6)
+    np.testing.assert_allclose(found[..., 1], np.transpose([[0.4, 0.3, 0.2]] * 3), atol=1e-6)
+    with pytest.raises(TypeError, match="Pair has no prior whose quantiles could be taken: say where to go by extent="):
+        pv.plots.manifold(Pair(), (1, 2))
+    with pytest.raises(ValueError, match="extent must be left < right, bottom < top"):
+        pv.plots.manifold(Pair(), (1, 2), extent=(1.0, 0.0, 0.0, 1.0))
+    for dims in ((0, 3), (0, 0), (0,), (0, 1, 2), (-1, 0)):
+        with pytest.raises(ValueError, match="latent dimensions"):
+            pv.plots.manifold(Square(), (1, 2), n=2, dims=dims)
+    with pytest.raises(ValueError, match="latent sites z2, z1: a single one is needed"):
+        pv.plots.manifold(TwoSites(), (2, 3))
+    with pytest.raises(ValueError, match="n must be at least 2"):
+        pv.plots.manifold(Square(), (1, 2), n=1)
+
+
+def test_traversals_change_one_latent_and_hold_the_others() -> None:
+    ax = pv.plots.traversals(Square(), torch.zeros(1, 2), (1, 2), values=(0.0, 0.25, 1.0))
+    found = pixels(ax, 3, 3)
+    np.testing.assert_allclose(found[0], [[0.0, 0.5], [0.25, 0.5], [1.0, 0.5]], atol=1e-6)
+    np.testing.assert_allclose(found[1], [[0.5, 0.0], [0.5, 0.25], [0.5, 1.0]], atol=1e-6)
+    np.testing.assert_allclose(found[2], 0.5, atol=1e-6)  # the decoder does not use z[2]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["z[0]", "z[1]", "z[2]"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "0.25", "1"]
+
+
+def test_traversals_of_several_data_with_covariates() -> None:
+    shift = torch.tensor([0.0, 0.1])
+    ax = pv.plots.traversals(Square(), torch.zeros(2, 2), (1, 2), shift, dims=(1,), values=(0.0, 0.5))
+    np.testing.assert_allclose(pixels(ax, 2, 2)[..., 1], [[0.0, 0.5], [0.1, 0.6]], atol=1e-6)
+    np.testing.assert_allclose(pixels(ax, 2, 2)[..., 0], [[0.5, 0.5], [0.6, 0.6]], atol=1e-6)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["datum 0", "datum 1"]
+    both = pv.plots.traversals(Square(), torch.zeros(2, 2), (1, 2), shift, dims=(1, 0))
+    assert [t.get_text() for t in both.get_yticklabels()][:2] == ["datum 0, z[1]", "datum 0, z[0]"]
+    assert [t.get_text() for t in both.get_xticklabels()][::4] == ["1 %", "50 %", "99 %"]
+    assert np.abs(pixels(both, 4, 9)[0, :, 1] - np.linspace(0.01, 0.99, 9)).max() < 5 * 0.5 / math.sqrt(20_000)
+    with pytest.raises(ValueError, match="values is empty"):
+        pv.plots.traversals(Square(), torch.zeros(1, 2), (1, 2), values=())
+    with pytest.raises(ValueError, match="latent dimensions from 0 to 2"):
+        pv.plots.traversals(Square(), torch.zeros(1, 2), (1, 2), dims=(3,))
+    with pytest.raises(ValueError, match="x has shape"):
+        pv.plots.traversals(Square(), torch.zeros(1, 3), (1, 2))
+
+
 def test_everything_draws_where_it_is_told(marginal, report) -> None:
     vae, x, result = marginal
     history = pd.DataFrame({"val_loss": [2.0, 1.0]})
@@ -505,8 +603,10 @@ def test_everything_draws_where_it_is_told(marginal, report) -> None:
         "kl_per_site": lambda ax: pv.plots.kl_per_site(report, ax=ax),
         "layer_samples": lambda ax: pv.plots.layer_samples(TwoSites(), (2, 3), ax=ax),
         "log_weights": lambda ax: pv.plots.log_weights(torch.randn(100), ax=ax),
+        "manifold": lambda ax: pv.plots.manifold(vae, (2, 3), n=3, ax=ax),
         "reconstructions": lambda ax: pv.plots.reconstructions(vae, x, (2, 3), ax=ax),
         "samples": lambda ax: pv.plots.samples(vae, (2, 3), ax=ax),
+        "traversals": lambda ax: pv.plots.traversals(vae, x[:1], (2, 3), ax=ax),
     }
     assert list(calls) == sorted(pv.plots.__all__)
     for call in calls.values():

@@ -6,6 +6,7 @@ from pyrovae.evaluation.compare import arviz_comparison, compare
 from pyrovae.evaluation.disentanglement import Disentanglement, disentanglement
 from pyrovae.evaluation.factors import DCI, dci, factor_vae_score, mig, mutual_information, sap
 from pyrovae.evaluation.gaps import GapsResult, inference_gaps
+from pyrovae.evaluation.latent_space import completeness, continuity
 from pyrovae.evaluation.log_marginal import log_marginal
 from pyrovae.evaluation.monitor import CollapseMonitor
 from pyrovae.evaluation.refit import refit_posterior
@@ -29,6 +30,8 @@ __all__ = [
     "bdmc",
     "collapse",
     "compare",
+    "completeness",
+    "continuity",
     "dci",
     "disentanglement",
     "elbo_terms",

@@ -39,6 +39,8 @@ class VAE(VAEModel):
             ``decoder`` is not given.
         hidden: widths of the MLPs' hidden layers, encoder order; the decoder mirrors them. The last one is
             the context's width. For the conv networks only the last one counts.
+            the context's width. For ``conv`` only the last one counts. With none, ``()``, the context is the datum
+            itself, flat, and the decoder is affine (a gated MLP's last layer is too).
         encoder: a module ``(..., *event_shape) -> (..., hidden[-1])`` instead of ``network``.
         decoder: a module ``(..., Z) -> (..., P, *event_shape)``, or with those last dimensions flattened in
             any way, where P is the likelihood's ``num_params``.
@@ -48,7 +50,7 @@ class VAE(VAEModel):
 
     Raises:
         ValueError: an unknown name, options for a part given as a module, a VampPrior with a posterior
-            that cannot be scored.
+            that cannot be scored, no ``hidden`` width where a network of another kind needs one.
     """
 
     def __init__(
@@ -73,8 +75,9 @@ class VAE(VAEModel):
         if not self.event_shape or min(self.event_shape) < 1:
             raise ValueError(f"event_shape must hold positive sizes, e.g. (784,); got {tuple(event_shape)}.")
         hidden = tuple(hidden)
-        if not hidden:
-            raise ValueError("hidden must name at least one width, the context's; got none.")
+        if not hidden and (network == "conv" or encoder is not None):
+            raise ValueError("hidden must name at least one width, the context's, for this encoder; got none.")
+        context_dim = hidden[-1] if hidden else prod(self.event_shape)
         self.latent_dim = latent_dim
         parts = {"posterior": posterior, "prior": prior, "likelihood": likelihood}
         options = {
@@ -94,7 +97,7 @@ class VAE(VAEModel):
             "posterior",
             posterior,
             latent_dim=latent_dim,
-            context_dim=hidden[-1],
+            context_dim=context_dim,
             **options["posterior"],
         )
         if isinstance(prior, str) and lookup(PRIORS, prior, "prior").uses_posterior:
@@ -170,6 +173,8 @@ def _networks(
         strided = StridedEncoder(event_shape, hidden[-1])
         return strided, StridedDecoder(latent_dim, event_shape, outputs * event_shape[0])
     mlp = _MLPS[name]
+    if not hidden:
+        return _Flatten(len(event_shape)), mlp(latent_dim, (), outputs * prod(event_shape))
     encoder: nn.Module = mlp(prod(event_shape), hidden[:-1], hidden[-1], final_activation=True)
     if len(event_shape) > 1:
         encoder = nn.Sequential(_Flatten(len(event_shape)), encoder)

@@ -4,6 +4,7 @@ from pyrovae.plots.codebook import codebook_usage
 from pyrovae.plots.codes import codes
 from pyrovae.plots.evaluation import bounds, forest, gaps
 from pyrovae.plots.images import denoising, images, reconstructions, samples
+from pyrovae.plots.latent_walks import manifold, traversals
 from pyrovae.plots.latents import aggregate_posterior, kl_per_dimension
 from pyrovae.plots.layers import kl_per_site, layer_samples
 from pyrovae.plots.training import curves
@@ -24,6 +25,8 @@ __all__ = [
     "kl_per_site",
     "layer_samples",
     "log_weights",
+    "manifold",
     "reconstructions",
     "samples",
+    "traversals",
 ]

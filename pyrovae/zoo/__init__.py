@@ -15,6 +15,8 @@ from pyrovae.zoo.code_penalties import ContractionPenalty, KLPenalty, L1Penalty
 from pyrovae.zoo.code_prior import PixelCNNPrior, UniformCodes
 from pyrovae.zoo.delta_vae import delta_vae
 from pyrovae.zoo.hierarchical import HierarchicalVAE, LadderVAE
+from pyrovae.zoo.linear_vae import linear_vae
+from pyrovae.zoo.non_amortized import NonAmortizedVAE
 from pyrovae.zoo.nvae import NVAE
 from pyrovae.zoo.vqvae import VQVAE
 
@@ -29,6 +31,7 @@ __all__ = [
     "L1Penalty",
     "LadderVAE",
     "MaskingNoise",
+    "NonAmortizedVAE",
     "PixelCNNPrior",
     "UniformCodes",
     "beta_vae",
@@ -37,6 +40,7 @@ __all__ = [
     "delta_vae",
     "denoising_autoencoder",
     "linear_autoencoder",
+    "linear_vae",
     "pretrain",
     "sparse_autoencoder",
 ]

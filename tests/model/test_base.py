@@ -209,7 +209,9 @@ def test_vamp_refuses_posteriors_that_cannot_be_scored() -> None:
                 small(name, prior="vamp")
 
 
-@pytest.mark.parametrize("bad", [{"latent_dim": 0}, {"event_shape": ()}, {"hidden": ()}, {"event_shape": (0,)}])
+@pytest.mark.parametrize(
+    "bad", [{"latent_dim": 0}, {"event_shape": ()}, {"hidden": (), "network": "conv"}, {"event_shape": (0,)}]
+)
 def test_bad_arguments_are_named(bad: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         pv.VAE(**{"event_shape": (6,), "latent_dim": 3, **bad})
