@@ -2,5 +2,6 @@
 
 from pyrovae.networks.conv import ConvDecoder, ConvEncoder
 from pyrovae.networks.mlp import MLP, GatedMLP
+from pyrovae.networks.pixelcnn import GatedPixelCNN
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "GatedPixelCNN"]
