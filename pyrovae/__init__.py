@@ -23,7 +23,7 @@ from pyrovae.evaluation import (
 )
 from pyrovae.model import VAE, LogTerms, LossModel, VAEModel, load
 from pyrovae.objectives import ELBO, IWAE, cosine_warmup, cyclical, linear_warmup
-from pyrovae.training import CheckpointError, NonFiniteLoss, Run, fit
+from pyrovae.training import CheckpointError, NonFiniteLoss, Run, fit, lagging_inference
 
 __all__ = [
     "ELBO",
@@ -55,6 +55,7 @@ __all__ = [
     "fit",
     "inference_gaps",
     "is_main_process",
+    "lagging_inference",
     "likelihoods",
     "linear_warmup",
     "load",

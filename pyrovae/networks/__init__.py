@@ -3,5 +3,6 @@
 from pyrovae.networks.conv import ConvDecoder, ConvEncoder
 from pyrovae.networks.mlp import MLP, GatedMLP
 from pyrovae.networks.pixelcnn import GatedPixelCNN
+from pyrovae.networks.rowgru import RowGRU
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "GatedPixelCNN"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "GatedPixelCNN", "RowGRU"]

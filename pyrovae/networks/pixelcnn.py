@@ -1,11 +1,11 @@
 """Gated PixelCNN: a convolutional network in which a pixel's output depends on earlier pixels alone."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from pyrovae._checks import at_least
+from pyrovae.networks.context import check_context, with_context
 from pyrovae.networks.conv import over_leading
 
 
@@ -48,10 +48,7 @@ class GatedPixelCNN(nn.Module):
         at_least(3, kernel_size=kernel_size)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, e.g. 3 or 5; got {kernel_size}.")
-        if context_dim is not None:
-            at_least(1, context_dim=context_dim)
-        elif spatial_context:
-            raise ValueError("spatial_context=True needs context_dim, the number of channels of the map.")
+        check_context(context_dim, spatial_context)
         self.context_dim, self.spatial_context = context_dim, spatial_context
         self.layers = nn.ModuleList(
             _Layer(hidden if i else in_channels, hidden, kernel_size, context_dim, first=not i)
@@ -65,16 +62,10 @@ class GatedPixelCNN(nn.Module):
         self, x: Float[Tensor, "*batch channels height width"], context: Tensor | None = None
     ) -> Float[Tensor, "*batch out height width"]:
         """Leading dimensions of ``x`` and of ``context``, ``(..., context_dim)``, broadcast."""
-        if (context is None) != (self.context_dim is None):
-            came = "none" if context is None else f"one of shape {tuple(context.shape)}"
-            raise ValueError(f"the network was built with context_dim={self.context_dim}; context: {came}.")
-        if context is None:
-            return over_leading(lambda image: self._run(image, None), x, 3)
-        if not self.spatial_context:
-            context = context[..., None, None]
-        lead = torch.broadcast_shapes(x.shape[:-3], context.shape[:-3])
-        c = context.expand(*lead, *context.shape[-3:]).flatten(0, -4) if lead else context[None]
-        return over_leading(lambda image: self._run(image, c), x.expand(*lead, *x.shape[-3:]), 3)
+        x, context = with_context(x, context, self.context_dim, self.spatial_context)
+        if context is not None:
+            context = context.reshape(-1, *context.shape[-3:])
+        return over_leading(lambda image: self._run(image, context), x, 3)
 
     def _run(self, x: Tensor, context: Tensor | None) -> Tensor:
         above = left = x
