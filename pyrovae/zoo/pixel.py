@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import lookup
+from pyrovae._checks import at_least, lookup, one_of
 from pyrovae.distributions import Autoregressive
 from pyrovae.distributions.independent import innermost
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
@@ -19,13 +19,15 @@ from pyrovae.model import VAE, VAEModel
 from pyrovae.networks import MLP, ConvDecoder, GatedMLP, GatedPixelCNN, RowGRU
 
 DECODERS = ("pixelcnn", "gru")
+CONDITIONING = ("map", "vector")
 
 
 class PixelDecoder(nn.Module):
     """p(x | z) as a distribution over images whose pixels are drawn one after another.
 
-    z becomes a map of ``context_dim`` channels, of which the autoregressive network is told at every pixel (Gulrajani
-    et al. 2017, arXiv:1611.05013).
+    The autoregressive network is told a vector of ``context_dim`` numbers at every pixel: where the pixel is (learnt)
+    plus what z says, the same everywhere (van den Oord et al. 2016, arXiv:1606.05328, sec. 2.3) or pixel by pixel
+    (Gulrajani et al. 2017, arXiv:1611.05013).
 
     Args:
         event_shape: ``(C, H, W)``.
@@ -33,9 +35,9 @@ class PixelDecoder(nn.Module):
         network: ``"pixelcnn"`` (:class:`~pyrovae.networks.GatedPixelCNN`) or ``"gru"``
             (:class:`~pyrovae.networks.RowGRU`).
         network_options: their options.
-        upsample: ``(..., Z)`` to maps ``(..., context_dim, H, W)``, with those last dimensions flattened in any way;
-            ``None`` where there is no z.
-        context_dim: channels of the map.
+        upsample: what z says: ``(..., Z)`` to vectors ``(..., context_dim)`` or to maps ``(..., context_dim, H, W)``,
+            which may come with those last dimensions flattened in any way; ``None`` where there is no z.
+        context_dim: numbers that the network is told at a pixel.
         input_dropout: probability, in training, that the network does not see a pixel (Bowman et al. 2016,
             arXiv:1511.06349, "word dropout"). What it is to predict stays.
 
@@ -55,14 +57,13 @@ class PixelDecoder(nn.Module):
         input_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        channels, _, width = self.event_shape = as_image(event_shape)
+        channels, height, width = self.event_shape = as_image(event_shape)
+        at_least(1, context_dim=context_dim)
         if not 0 <= input_dropout < 1:
             raise ValueError(f"input_dropout must be in [0, 1); got {input_dropout}.")
-        options: dict[str, Any] = dict(network_options or {})
-        if upsample is not None:
-            options |= {"context_dim": context_dim, "spatial_context": True}
+        options = dict(network_options or {}) | {"context_dim": context_dim, "spatial_context": True}
         self.likelihood, self.upsample, self.input_dropout = likelihood, upsample, input_dropout
-        self.context_dim = context_dim
+        self.position = nn.Parameter(0.1 * torch.randn(context_dim, height, width))
         outputs = likelihood.num_params * channels
         self.network: nn.Module
         if lookup({name: name for name in DECODERS}, network, "decoder") == "pixelcnn":
@@ -74,18 +75,20 @@ class PixelDecoder(nn.Module):
 
     def forward(self, z: Float[Tensor, "*batch latent"] | None, batch_shape: tuple[int, ...] = ()) -> Autoregressive:
         """p(x | z), batch ``(...)``; without z of the ``batch_shape``."""
-        context = None
+        context: Tensor = self.position
         if self.upsample is not None:
             assert z is not None
             batch_shape = z.shape[:-1]
-            context = self.upsample(z).reshape(*batch_shape, self.context_dim, *self.event_shape[1:])
+            said = self.upsample(z).reshape(*batch_shape, len(context), -1)  # one number a channel, or one a pixel
+            said = said.unsqueeze(-1) if said.shape[-1] == 1 else said.reshape(*batch_shape, *context.shape)
+            context = context + said
 
         def conditional(x: Tensor) -> dist.TorchDistribution:
             params = self.network(self._seen(x), context)
             return self.likelihood(params.unflatten(-3, (self.likelihood.num_params, self.event_shape[0])))
 
-        like = next(self.network.parameters())
-        return Autoregressive(conditional, self.event_shape, batch_shape, support=self._support, like=like)
+        shape = tuple(batch_shape)
+        return Autoregressive(conditional, self.event_shape, shape, support=self._support, like=self.position)
 
     def _seen(self, x: Tensor) -> Tensor:
         """Pixels in [-1, 1]; 0, as beyond the border, for those that are dropped."""
@@ -161,10 +164,12 @@ class PixelVAE(VAE):
         decoder: ``"pixelcnn"`` or ``"gru"``.
         decoder_options: of :class:`~pyrovae.networks.GatedPixelCNN` (``hidden``, ``num_layers``, ``kernel_size``: few
             layers and a small kernel limit what it sees) or of :class:`~pyrovae.networks.RowGRU` (``hidden``).
-        context_dim: channels of the map that z becomes.
+        conditioning: how the decoder is told z: ``"map"``, as that paper does, through networks as of
+            :class:`~pyrovae.VAE`'s decoder; or ``"vector"``, the same at every pixel, which the decoder ignores sooner.
+        context_dim: numbers that the decoder is told at a pixel.
         input_dropout: probability, in training, that the decoder does not see a pixel.
         likelihood: a name in ``likelihoods.LIKELIHOODS``, of one pixel, or a module.
-        network: as in :class:`~pyrovae.VAE`; also makes the map from z.
+        network: as in :class:`~pyrovae.VAE`; also makes the map of z.
         hidden: as in :class:`~pyrovae.VAE`.
         parts: ``posterior``, ``prior``, ``encoder`` and options, as in :class:`~pyrovae.VAE`.
 
@@ -179,6 +184,7 @@ class PixelVAE(VAE):
         *,
         decoder: str = "pixelcnn",
         decoder_options: dict[str, Any] | None = None,
+        conditioning: str = "map",
         context_dim: int = 8,
         input_dropout: float = 0.0,
         likelihood: str | Likelihood = "bernoulli",
@@ -187,10 +193,14 @@ class PixelVAE(VAE):
         **parts: Any,
     ) -> None:
         shape = as_image(event_shape)
+        at_least(1, context_dim=context_dim)
+        one_of(CONDITIONING, conditioning=conditioning)
         super().__init__(shape, latent_dim, likelihood=likelihood, network=network, hidden=hidden, **parts)
         outputs = context_dim * prod(shape[1:])
         upsample: nn.Module
-        if network == "conv":
+        if conditioning == "vector":
+            upsample = nn.Linear(latent_dim, context_dim)
+        elif network == "conv":
             upsample = ConvDecoder(latent_dim, shape, context_dim)
         else:
             mlp = GatedMLP if isinstance(self.decoder, GatedMLP) else MLP
@@ -208,6 +218,7 @@ class PixelVAE(VAE):
             own = {
                 "decoder": decoder,
                 "decoder_options": decoder_options or {},
+                "conditioning": conditioning,
                 "context_dim": context_dim,
                 "input_dropout": input_dropout,
             }

