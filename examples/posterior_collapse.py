@@ -157,9 +157,9 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     )
     print(table.round(2).to_string(na_rep=""))
     print(
-        f"\nactive: latent dimensions of {args.latent_dim} whose posterior mean varies with x; rate: "
-        f"KL(q(z|x) ‖ p(z));\nmi: I(x; z), at most log of the number of data. {ALONE}: without z, so that log p(x) is exact. One "
-        f"training seed.\nTables, pictures and models: {args.out}"
+        f"\nactive: of {args.latent_dim} latent dimensions, those whose posterior mean varies with x; rate: KL(q(z|x) ‖ p(z));\n"
+        f"mi: I(x; z), at most log of the number of data. {ALONE}: without z, so that log p(x) is exact.\n"
+        f"One training seed. Tables, pictures and models: {args.out}"
     )
     return table
 

@@ -26,6 +26,7 @@ PRIORS: dict[str, Callable[[], priors.Prior]] = {
     "standard_normal": lambda: priors.StandardNormal(LATENT),
     "mixture": lambda: priors.MixtureOfGaussians(LATENT, num_components=4),
     "vamp": lambda: priors.VampPrior(LATENT, event_shape=(CONTEXT,), num_pseudo_inputs=4),
+    "ar1": lambda: priors.AR1(LATENT, delta=0.7),
 }
 
 LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {

@@ -1,8 +1,26 @@
 """Closed-form Kullback-Leibler divergences that torch and Pyro lack."""
 
+from typing import Any
+
 import torch
+from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal, register_kl
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence, register_kl
+
+from pyrovae.distributions.ar1 import AR1
+
+
+def kl_by_dimension(q: Any, p: Any) -> Tensor | None:
+    """The terms of KL(q ‖ p) by dimension, shaped like a draw, or ``None`` where there are none in closed form.
+
+    Where both factorise over the dimensions, a term is the KL of one. Where p is an :class:`AR1` and q factorises, it is
+    the average over q of the KL to p(z_t | z_{t-1}): the terms of the chain rule, none of them negative.
+    """
+    if isinstance(p, AR1):
+        return _ar1_terms(q, p) if _is_diagonal(q) else None
+    if isinstance(q, Independent) and isinstance(p, Independent) and q.event_shape == p.event_shape:
+        q, p = q.base_dist, p.base_dist
+    return None if q.event_shape or p.event_shape else kl_divergence(q, p)
 
 
 @register_kl(MultivariateNormal, Independent)
@@ -14,3 +32,32 @@ def _kl_mvn_diagonal(p: MultivariateNormal, q: Independent) -> Tensor:
     variance = p.scale_tril.square().sum(-1) + (p.loc - loc).square()
     terms = variance / scale.square() - 1.0 + 2.0 * torch.log(scale)
     return 0.5 * terms.sum(-1) - p.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+@register_kl(Independent, AR1)
+def _kl_diagonal_ar1(q: Independent, p: AR1) -> Tensor:
+    if not _is_diagonal(q):
+        raise NotImplementedError
+    return _ar1_terms(q, p).sum(-1)
+
+
+def _is_diagonal(q: Any) -> bool:
+    return isinstance(q, Independent) and isinstance(q.base_dist, Normal) and q.reinterpreted_batch_ndims == 1
+
+
+def _ar1_terms(q: Independent, p: AR1) -> Float[Tensor, "*batch dim"]:
+    """For q = N(m, diag s²), with m₀ = s₀ = 0 and σ₁ = 1:
+
+    ½ [ ((m_t - α m_{t-1})² + s_t² + α² s_{t-1}²) / σ_t² - 1 - ln(s_t² / σ_t²) ].
+    """
+    loc, scale = (v.unflatten(-1, (-1, p.length)) for v in (q.base_dist.loc, q.base_dist.scale))
+    alpha, sigma = p.alpha.unsqueeze(-1), p.scale.unsqueeze(-1)
+    first, rest, before = scale[..., :1], scale[..., 1:] / sigma, alpha * scale[..., :-1] / sigma
+    terms = torch.cat(
+        [
+            loc[..., :1].square() + first.square() - 2.0 * first.log(),
+            p.steps(loc).square() + rest.square() + before.square() - 2.0 * rest.log(),
+        ],
+        -1,
+    )
+    return (0.5 * (terms - 1.0)).flatten(-2)

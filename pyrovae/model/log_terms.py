@@ -17,9 +17,10 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import Distribution, Independent, kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 from pyrovae.distributions.independent import innermost
+from pyrovae.distributions.kl import kl_by_dimension
 from pyrovae.model.modes import without_statements
 
 PARTICLES = "_particles"
@@ -100,15 +101,12 @@ class LogTerms:
         return _to_particles_and_batch(kl, self.shape[0] if kl.dim() > 1 else 1, self.shape[1]).expand(self.shape)
 
     def closed_form_kl_by_dimension(self, site: str) -> Tensor | None:
-        """The terms of :meth:`closed_form_kl`, shaped like the site's latents, where posterior and prior both factorise
-        over the dimensions; else ``None``.
+        """The terms of :meth:`closed_form_kl`, shaped like the site's latents, where they are known (see
+        :func:`~pyrovae.distributions.kl.kl_by_dimension`); else ``None``.
         """
         if self.closed_form_kl(site) is None:
             return None
-        q, p = self.posterior[site], self.prior[site]
-        if isinstance(q, Independent) and isinstance(p, Independent) and q.event_shape == p.event_shape:
-            q, p = q.base_dist, p.base_dist
-        return None if q.event_shape or p.event_shape else kl_divergence(q, p)
+        return kl_by_dimension(self.posterior[site], self.prior[site])
 
     def kl(self, site: str, *, closed_form: bool = True) -> Float[Tensor, "particles batch"]:
         """KL at ``site``: in closed form where known and wanted, else log q(z | x) - log p(z) at the draws."""

@@ -4,6 +4,7 @@
 posterior (``uses_posterior``) need it. To add one, write its file, its line in ``PRIORS`` and its test case.
 """
 
+from pyrovae.priors.ar1 import AR1
 from pyrovae.priors.base import Prior
 from pyrovae.priors.mixture import MixtureOfGaussians
 from pyrovae.priors.standard_normal import StandardNormal
@@ -13,6 +14,7 @@ PRIORS: dict[str, type[Prior]] = {
     "standard_normal": StandardNormal,
     "mixture": MixtureOfGaussians,
     "vamp": VampPrior,
+    "ar1": AR1,
 }
 
-__all__ = ["PRIORS", "MixtureOfGaussians", "Prior", "StandardNormal", "VampPrior"]
+__all__ = ["AR1", "PRIORS", "MixtureOfGaussians", "Prior", "StandardNormal", "VampPrior"]
