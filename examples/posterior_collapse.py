@@ -30,7 +30,7 @@ import torch
 import pyrovae as pv
 from pyrovae.zoo import PixelCNN, PixelVAE
 
-MLP, ALONE = "MLP decoder", "PixelCNN alone"
+MLP, ALONE = "mlp", "alone"  # beside the remedies: a decoder that needs z, and the strong one without z
 
 
 @dataclass
@@ -54,10 +54,11 @@ def remedies(args: argparse.Namespace) -> dict[str, Remedy]:
         "lagging": Remedy(f"lagging, 1 in {args.every}", lagging=True),
         "dropout": Remedy(f"input dropout {args.dropout:g}", model={"input_dropout": args.dropout}),
     }
-    known["map"] = Remedy("z told pixel by pixel", model={"conditioning": "map", "context_dim": 8})
+    known["map"] = Remedy("z as a map", model={"conditioning": "map", "context_dim": 8})
     if pixels:
         weak = {"hidden": args.hidden_channels, "num_layers": 1, "kernel_size": 3}
-        known["small_field"] = Remedy("receptive field of 1 layer", model={"decoder_options": weak})
+        # What lies beyond its neighbours the decoder can only learn from z, which must say it pixel by pixel.
+        known["small_field"] = Remedy("small field, z a map", model=known["map"].model | {"decoder_options": weak})
     if "ar1" in pv.priors.PRIORS:
         committed = {"prior": "ar1", "prior_options": {"delta": args.rate}}
         known["delta"] = Remedy(f"δ-VAE, {args.rate:g} nats", model=committed)
@@ -123,11 +124,15 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     # z is told as a vector, the same for all pixels; "as a map" it is harder to ignore.
     strong = shared | {"decoder": args.decoder, "decoder_options": options, "conditioning": "vector", "context_dim": 16}
 
-    known = remedies(args)
+    known = {
+        MLP: Remedy("MLP decoder"),
+        ALONE: Remedy("PixelCNN alone" if args.decoder == "pixelcnn" else "GRU alone"),
+        **remedies(args),
+    }
     trained: dict[str, tuple[pv.VAEModel, pv.Run]] = {}
     rows, reports = {}, {}
     for name in [MLP, ALONE, *args.remedies]:
-        remedy = known.get(name, Remedy(name))
+        remedy = known[name]
         torch.manual_seed(args.seed)
         if name == MLP:
             model: pv.VAEModel = pv.VAE(**shared)
@@ -139,15 +144,16 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         start = time.perf_counter()
         run = train(model, data, remedy, args)
         seconds = time.perf_counter() - start
-        rows[remedy.title], report = evaluate(model, data, args)
-        rows[remedy.title]["train_seconds"] = seconds
+        result, report = evaluate(model, data, args)
+        rows[name] = {"title": remedy.title, **figures(result, report), "train_seconds": seconds}
         trained[remedy.title] = model, run
         if report is not None:
             reports[remedy.title] = report
-        model.save(args.out / f"{name.replace(' ', '_')}.safetensors")
-        run.history.to_csv(args.out / f"{name.replace(' ', '_')}.history.csv")
+        model.save(args.out / f"{name}.safetensors")
+        run.history.to_csv(args.out / f"{name}.history.csv")
+        result.pointwise.to_csv(args.out / f"{name}.pointwise.csv", index_label="datum")
 
-    table = pd.DataFrame(rows).T.rename_axis("model")
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
     table.to_csv(args.out / "comparison.csv")
     (args.out / "settings.json").write_text(json.dumps({**vars(args), "out": str(args.out)}, indent=2))
     pictures(args, data, trained, reports)
@@ -155,10 +161,11 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         f"\n{args.data}, trained on {len(data.train[: args.train_size])} images for {args.epochs} epochs, evaluated on "
         f"{len(data.test[: args.test_size])}; nats per datum, L_K with K = {args.num_samples}, seed {args.seed}:"
     )
-    print(table.round(2).to_string(na_rep=""))
+    shown = table.set_index("title").astype({"active": "Int64"}).round(2)
+    print(shown.to_string(na_rep=""))
     print(
-        f"\nactive: of {args.latent_dim} latent dimensions, those whose posterior mean varies with x; rate: KL(q(z|x) ‖ p(z));\n"
-        f"mi: I(x; z), at most log of the number of data. {ALONE}: without z, so that log p(x) is exact.\n"
+        f"\nactive: latent dimensions whose posterior mean varies with x, of {args.latent_dim}; rate:\n"
+        f"KL(q(z|x) ‖ p(z)); mi: I(x; z), at most log of the number of data; alone: no z, so that log p(x) is exact.\n"
         f"One training seed. Tables, pictures and models: {args.out}"
     )
     return table
@@ -190,22 +197,27 @@ def train(model: pv.VAEModel, data: pv.datasets.Data, remedy: Remedy, args: argp
 
 def evaluate(
     model: pv.VAEModel, data: pv.datasets.Data, args: argparse.Namespace
-) -> tuple[dict[str, float], pv.CollapseReport | None]:
+) -> tuple[pv.MarginalResult, pv.CollapseReport | None]:
     x, progress = data.test[: args.test_size], not args.no_progress
-    alone = isinstance(model, PixelCNN)
-    result = pv.log_marginal(model, x, num_samples=1 if alone else args.num_samples, progress=progress)
-    row = {"log_px": result.summary()["log_px"], "se": result.summary()["se_data"]}
-    if alone:
-        return {"neg_elbo": -row["log_px"], **row}, None
-    report = pv.collapse(model, x, num_samples=16, progress=progress)
+    if isinstance(model, PixelCNN):
+        return pv.log_marginal(model, x, num_samples=1, progress=progress), None
+    result = pv.log_marginal(model, x, num_samples=args.num_samples, progress=progress)
+    return result, pv.collapse(model, x, num_samples=16, progress=progress)
+
+
+def figures(result: pv.MarginalResult, report: pv.CollapseReport | None) -> dict[str, float]:
+    log_px, se = result.summary()[["log_px", "se_data"]]
+    if report is None:
+        return {"neg_elbo": -log_px, "log_px": log_px, "se": se}
     return {
         "neg_elbo": -report.elbo,
-        **row,
+        "log_px": log_px,
+        "se": se,
         "distortion": report.distortion,
         "rate": report.rate,
         "active": int(report.sites["active"].sum()),
         "mi": report.mutual_information,
-    }, report
+    }
 
 
 def pictures(
@@ -215,8 +227,9 @@ def pictures(
     reports: dict[str, pv.CollapseReport],
 ) -> None:
     with_z = {title: pair for title, pair in trained.items() if title in reports}
-    figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9.5, 5), layout="constrained")
     pv.plots.curves({title: run for title, (_, run) in with_z.items()}, column="rate", ax=ax)
+    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ax.set_title("Rate while training")
     figure.savefig(args.out / "rate.png", dpi=150)
     figure, ax = plt.subplots(figsize=(7, 0.4 * len(reports) + 1.3), layout="constrained")
@@ -229,12 +242,12 @@ def pictures(
     for title, (model, _) in with_z.items():
         strips.append(redraw(model, shown, args.seed))
         labels.append(title)
-    figure, ax = plt.subplots(figsize=(8, 0.62 * len(labels) + 0.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9, 0.68 * len(labels) + 0.6), layout="constrained")
     pv.plots.images(torch.cat(strips), data.image_shape, columns=columns, row_labels=labels, ax=ax)
     ax.set_title("One draw x ~ p(x | z), z ~ q(z | data): does it show the same digit?")
     figure.savefig(args.out / "reconstructions.png", dpi=150)
     strips = [model.sample(columns, seed=args.seed) for model, _ in trained.values()]
-    figure, ax = plt.subplots(figsize=(8, 0.62 * len(strips) + 0.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9, 0.68 * len(strips) + 0.6), layout="constrained")
     pv.plots.images(torch.cat(strips), data.image_shape, columns=columns, row_labels=list(trained), ax=ax)
     ax.set_title("Samples, z ~ p(z)")
     figure.savefig(args.out / "samples.png", dpi=150)

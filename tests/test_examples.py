@@ -25,6 +25,7 @@ def run(script: Path, *args: str) -> subprocess.CompletedProcess:
 
 PICTURES = {
     "flow_posterior.py": ("curves", "reconstructions", "samples", "forest"),
+    "posterior_collapse.py": ("reconstructions", "samples", "rate", "active_units"),
     "evaluation_report.py": ("bounds", "gaps", "khats", "kl", "weights", "aggregate"),
 }
 

@@ -102,7 +102,8 @@ def active_units(reports: Mapping[str, CollapseReport], *, ax: Axes | None = Non
         ax.text(of + 0.01 * max(total), at, f" {of}, {report.rate:.1f} nats", va="center", fontsize="small")
     ax.set_yticks(y, list(reports))
     ax.invert_yaxis()
-    ax.set_xlabel("latent dimensions; beside the bar: how many are active, and the rate")
+    ax.set_xlim(0, 1.25 * max(total))  # room for the text
+    ax.set_xlabel("latent dimensions (in figures: active ones, rate)")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
