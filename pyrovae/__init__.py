@@ -25,7 +25,7 @@ from pyrovae.evaluation import (
 )
 from pyrovae.model import VAE, LogTerms, LossModel, VAEModel, load
 from pyrovae.objectives import ELBO, IWAE, BetaTCVAE, CapacityELBO, cosine_warmup, cyclical, linear_warmup
-from pyrovae.training import CheckpointError, NonFiniteLoss, Run, fit
+from pyrovae.training import CheckpointError, NonFiniteLoss, Run, fit, lagging_inference
 
 __all__ = [
     "ELBO",
@@ -61,6 +61,7 @@ __all__ = [
     "fit",
     "inference_gaps",
     "is_main_process",
+    "lagging_inference",
     "likelihoods",
     "linear_warmup",
     "load",

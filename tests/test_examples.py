@@ -28,6 +28,7 @@ PICTURES = {
     "beta_vae.py": ("sprites", "mig", "traversals"),
     "flow_posterior.py": ("curves", "reconstructions", "samples", "forest"),
     "hierarchical.py": ("kl", "samples", "layer_samples", "kl_over_epochs"),
+    "posterior_collapse.py": ("reconstructions", "samples", "rate", "active_units"),
     "evaluation_report.py": ("bounds", "gaps", "khats", "kl", "weights", "aggregate"),
     "vqvae.py": ("reconstructions", "samples", "codebook", "curves"),
 }

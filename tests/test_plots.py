@@ -69,6 +69,27 @@ def test_more_curves_than_colours_differ_in_their_dashes() -> None:
     assert len({(of.get_color(), of.get_linestyle()) for of in lines}) == 10
 
 
+def test_curves_of_other_columns_are_drawn_as_they_are() -> None:
+    history = pd.DataFrame({"rate": [5.0, math.nan, 0.5]})  # looked at every other epoch
+    ax = pv.plots.curves({"a": history}, column="rate")
+    assert ax.get_lines()[0].get_ydata().tolist() == [5.0, 0.5]
+    assert ax.get_lines()[0].get_xdata().tolist() == [1, 3]
+    assert ax.get_ylabel() == "rate (nats)"
+    with pytest.raises(ValueError, match="'a' has no 'active_units': let a callback record it"):
+        pv.plots.curves({"a": history}, column="active_units")
+
+
+def test_active_units_are_the_reports() -> None:
+    vae = pv.VAE((6,), 3, hidden=(8,))
+    report = pv.collapse(vae, binary(20), progress=False, threshold=0.02)
+    ax = pv.plots.active_units({"a": report, "b": report})
+    assert [bar.get_width() for bar in ax.patches] == [3, 3] + 2 * [int(report.dimensions["active"].sum())]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert f"{report.rate:.1f} nats" in ax.texts[0].get_text()
+    with pytest.raises(ValueError, match="reports is empty"):
+        pv.plots.active_units({})
+
+
 def test_forest_intervals_are_the_tables() -> None:
     table = pd.DataFrame({"diff": [0.4, 0.0], "diff_se": [0.1, 0.0], "diff_mc_se": [0.02, 0.0]}, index=["IAF", "MF"])
     ax = pv.plots.forest(table, interval=2.0)
@@ -589,6 +610,7 @@ def test_everything_draws_where_it_is_told(marginal, report) -> None:
     vae, x, result = marginal
     history = pd.DataFrame({"val_loss": [2.0, 1.0]})
     calls = {
+        "active_units": lambda ax: pv.plots.active_units({"a": report}, ax=ax),
         "aggregate_posterior": lambda ax: pv.plots.aggregate_posterior(vae, x, ax=ax),
         "bounds": lambda ax: pv.plots.bounds(result, ax=ax),
         "codes": lambda ax: pv.plots.codes(torch.randn(5, 2), torch.arange(5), ax=ax),

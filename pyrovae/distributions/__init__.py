@@ -2,6 +2,7 @@
 
 from pyrovae.distributions import kl as kl  # registers closed forms
 from pyrovae.distributions.ar1 import AR1
+from pyrovae.distributions.autoregressive import Autoregressive
 from pyrovae.distributions.bernoulli import IndependentBernoulli
 from pyrovae.distributions.code_grid import AutoregressiveGrid
 from pyrovae.distributions.continuous_bernoulli import ContinuousBernoulli
@@ -14,6 +15,7 @@ from pyrovae.distributions.sylvester import SylvesterTransform
 
 __all__ = [
     "AR1",
+    "Autoregressive",
     "AutoregressiveGrid",
     "ContinuousBernoulli",
     "DiscretizedLogistic",

@@ -155,7 +155,8 @@ def collapse(
 
     Raises:
         TypeError: ``model`` is not a :class:`~pyrovae.VAEModel`.
-        ValueError: bad data (see :func:`~pyrovae.log_marginal`) or a single datum, bad arguments.
+        ValueError: bad data (see :func:`~pyrovae.log_marginal`) or a single datum, bad arguments, a model without
+            latents.
     """
     at_least(2, num_samples=num_samples, num_data=num_data)
     at_least(1, num_draws=num_draws)
@@ -165,6 +166,8 @@ def collapse(
         raise ValueError("x holds one datum; collapse compares posteriors of different data: pass at least two.")
     with strict(model, device) as target, seeded(seed):
         terms = data.check(model)
+        if not terms.prior:
+            raise ValueError(f"{type(model).__name__} has no latents, so nothing can collapse: see log_marginal.")
         with tqdm(
             total=len(data) * num_samples, unit="draw", unit_scale=True, desc="rate", disable=not progress
         ) as bar:

@@ -139,21 +139,24 @@ def _parts(terms: LogTerms) -> dict[str, Tensor]:
     by_site = {site: terms.kl(site, closed_form=False).double() for site in sites}
     known = {site: kl.double() for site in sites if (kl := terms.closed_form_kl(site)) is not None}
     parts = {
-        "reconstruction": _sum(terms.log_likelihood),
-        "kl": _sum(by_site),
-        "expected_log_joint": _sum(terms.log_likelihood) + _sum(terms.log_prior),
-        "entropy": -_sum(terms.log_posterior),
+        "reconstruction": _sum(terms.log_likelihood, terms),
+        "kl": _sum(by_site, terms),
+        "expected_log_joint": _sum(terms.log_likelihood, terms) + _sum(terms.log_prior, terms),
+        "entropy": -_sum(terms.log_posterior, terms),
     }
     if len(known) == len(sites):
-        parts["kl_exact"] = _sum(known)
+        parts["kl_exact"] = _sum(known, terms)
     if len(sites) > 1:
         parts |= {f"kl_{site}": kl for site, kl in by_site.items()}
         parts |= {f"kl_exact_{site}": kl for site, kl in known.items()}
     return parts
 
 
-def _sum(terms: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([term.double() for term in terms.values()]).sum(0)
+def _sum(by_site: Mapping[str, Tensor], terms: LogTerms) -> Tensor:
+    """Over sites, of which a model without latents has none."""
+    if not by_site:
+        return terms.reconstruction.new_zeros(terms.shape, dtype=torch.float64)
+    return torch.stack([term.double() for term in by_site.values()]).sum(0)
 
 
 def _given(log_px: Any, data: TestSet) -> np.ndarray:

@@ -119,6 +119,9 @@ class LogWeights:
         for i in range(0, n, self._slice[0]):
             some = slice(i, min(i + self._slice[0], n))
             part = self._data.part(slice(rows.start + some.start, rows.start + some.stop), self._like)
+            if not latents:  # then every draw has the same weight
+                out.append(self._score(latents, *part).expand(k, -1))
+                continue
             draws = [slice(j, j + self._slice[1]) for j in range(0, k, self._slice[1])]
             out.append(torch.cat([self._score(self._cut(latents, d, some), *part) for d in draws]))
         return torch.cat(out, dim=1)

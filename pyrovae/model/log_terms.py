@@ -201,13 +201,13 @@ def log_joint(
         x: data ``(B, *event_shape)``.
         covariates: passed on unchanged.
         latents: a value for every latent site; with ``max_plate_nesting`` above 1, shaped as the guide
-            draws them.
+            draws them. Where there are none, K is 1.
         max_plate_nesting: as in :func:`log_terms`.
 
     Raises:
         ValueError: a latent site without a value.
     """
-    k = next(iter(latents.values())).shape[0]
+    k = next(iter(latents.values())).shape[0] if latents else 1
     conditioned = poutine.condition(program, data=dict(latents))
     with pyro.plate(PARTICLES, k, dim=-max_plate_nesting - 1), without_statements():
         trace = poutine.trace(conditioned).get_trace(x, *covariates)
@@ -346,11 +346,12 @@ def _to_particles_and_batch(term: Tensor, k: int, b: int) -> Tensor:
     return term.reshape(-1, term.shape[-1]).sum(0).expand(k, b)
 
 
-def _total(terms: Mapping[str, Tensor]) -> Tensor:
-    first, *rest = terms.values()
-    for term in rest:
-        first = first + term
-    return first
+def _total(terms: Mapping[str, Tensor]) -> Any:
+    """The sum of all terms; 0 where there are none, of a model without latents."""
+    total: Any = 0.0
+    for i, term in enumerate(terms.values()):
+        total = total + term if i else term
+    return total
 
 
 def _before(site: str, ordered: Mapping[str, Any]) -> list[str]:

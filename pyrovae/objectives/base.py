@@ -42,6 +42,9 @@ class Objective(PyroELBO):
         """Whether the schedules have reached their final values."""
         return True
 
+    def check(self, terms: LogTerms) -> None:
+        """Raise a ``ValueError`` for a model, of which these are terms, that the objective cannot train."""
+
     @abstractmethod
     def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
         """The bound on log p(x), one value for each datum, in nats; to be maximised."""

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyrovae.distributions.independent import innermost
 from pyrovae.model import LogTerms
 from pyrovae.objectives.base import Objective
 from pyrovae.objectives.schedules import has_ended
@@ -13,6 +15,11 @@ from pyrovae.objectives.schedules import has_ended
 
 class ELBO(Objective):
     """E_q[log p(x|z)] - β KL(q(z|x) ‖ p(z)), Kingma & Welling (2014), Higgins et al. (2017) for β ≠ 1.
+
+    With ``free_bits`` λ, dimension d of every latent site costs max(mean over the batch of KL_d, λ) instead of its KL
+    (Kingma et al. 2016, arXiv:1606.04934, appendix C.8): below λ nats it is free, and the KL has no gradient. The bound
+    stays one, and is lower by what is free; validation in ``fit`` is by this bound too. The batch is what one process
+    sees, with all its particles.
 
     Sites that are not reparameterised get the score-function gradient, as in ``Trace_ELBO``.
 
@@ -22,10 +29,14 @@ class ELBO(Objective):
         analytic_kl: ``"auto"`` uses the closed form at every site where one is registered and valid (this is
             ``TraceMeanField_ELBO``); ``True`` requires it; ``False`` never (this is ``Trace_ELBO``).
         num_particles: K, draws of z per datum.
+        free_bits: λ, nats per latent dimension that cost nothing. Needs the KL of every dimension in closed form, at
+            every site: posterior and prior that both factorise.
         max_plate_nesting: plates that the model nests; by default what the model says of itself.
 
     Raises:
-        ValueError: ``analytic_kl=True`` and a site has no closed form; a schedule that was never annealed.
+        ValueError: a negative ``beta`` or ``free_bits``; ``analytic_kl=True`` and a site has no closed form, or
+            ``free_bits`` and one does not factorise (``fit`` finds out before it trains); a schedule that was never
+            annealed.
     """
 
     scheduled = ("_weight",)
@@ -36,6 +47,7 @@ class ELBO(Objective):
         analytic_kl: Literal["auto"] | bool = "auto",
         num_particles: int = 1,
         *,
+        free_bits: float = 0.0,
         max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
@@ -43,7 +55,12 @@ class ELBO(Objective):
             raise ValueError(f"analytic_kl must be 'auto', True or False; got {analytic_kl!r}.")
         if not callable(beta) and not beta >= 0:
             raise ValueError(f"beta must not be negative; got {beta}.")
+        if not 0 <= free_bits < math.inf:
+            raise ValueError(f"free_bits must be a number of nats, 0 or more; got {free_bits}.")
+        if free_bits and analytic_kl is False:
+            raise ValueError("free_bits needs the KL of each dimension in closed form: use analytic_kl='auto'.")
         self.beta = beta
+        self.free_bits = free_bits
         self.analytic_kl = analytic_kl
         self._weight = None if callable(beta) else float(beta)
         self._time = 0.0
@@ -77,14 +94,39 @@ class ELBO(Objective):
             bound = bound + (log_q - log_q.detach()) * score
         return bound.mean(0)
 
+    def check(self, terms: LogTerms) -> None:
+        for site in terms.log_posterior:
+            self._kl(terms, site)
+
     def _exact(self, terms: LogTerms, site: str) -> bool:
         return bool(self.analytic_kl) and terms.closed_form_kl(site) is not None
 
     def _per_particle(self, terms: LogTerms) -> Float[Tensor, "particles batch"]:
         bound = terms.reconstruction
         for site in terms.log_posterior:
-            if self.analytic_kl is True and not self._exact(terms, site):
-                raise ValueError(f"site {site!r} has no closed-form KL; use analytic_kl='auto'.")
-            kl = terms.kl(site, closed_form=bool(self.analytic_kl))
-            bound = bound - self.weight * kl
+            bound = bound - self.weight * self._kl(terms, site)
         return bound
+
+    def _kl(self, terms: LogTerms, site: str) -> Float[Tensor, "particles batch"]:
+        if self.free_bits:
+            return self._with_free_bits(terms, site)
+        if self.analytic_kl is True and not self._exact(terms, site):
+            raise ValueError(f"site {site!r} has no closed-form KL; use analytic_kl='auto'.")
+        return terms.kl(site, closed_form=bool(self.analytic_kl))
+
+    def _with_free_bits(self, terms: LogTerms, site: str) -> Float[Tensor, "particles batch"]:
+        """Per datum, so that its mean over the batch is what the class says: λ where that of a dimension is below."""
+        kl = terms.closed_form_kl_by_dimension(site)
+        if kl is None:
+            q, p = (type(innermost(d[site])).__name__ if site in d else "none" for d in (terms.posterior, terms.prior))
+            raise ValueError(
+                f"free_bits={self.free_bits:g} needs the KL of every dimension of site {site!r} in closed form, which "
+                f"posterior ({q}) and prior ({p}) do not have: use ones that factorise, such as posterior='mean_field' "
+                f"with prior='standard_normal', or free_bits=0."
+            )
+        event = len(terms.posterior[site].event_shape)
+        dims = list(range(kl.dim() - event))
+        # The data are the last; the particles, if they are there, the first; plates between hold further dimensions.
+        over = dims[-1:] + (dims[:1] if len(dims) > 1 and kl.shape[0] == terms.shape[0] > 1 else [])
+        paid = torch.where(kl.mean(over, keepdim=True) > self.free_bits, kl, self.free_bits)
+        return paid.sum([d for d in range(kl.dim()) if d not in over]).expand(terms.shape)

@@ -5,12 +5,13 @@ from pyrovae.plots.codes import codes
 from pyrovae.plots.evaluation import bounds, forest, gaps
 from pyrovae.plots.images import denoising, images, reconstructions, samples
 from pyrovae.plots.latent_walks import manifold, traversals
-from pyrovae.plots.latents import aggregate_posterior, kl_per_dimension
+from pyrovae.plots.latents import active_units, aggregate_posterior, kl_per_dimension
 from pyrovae.plots.layers import kl_per_site, layer_samples
 from pyrovae.plots.training import curves
 from pyrovae.plots.weights import khats, log_weights
 
 __all__ = [
+    "active_units",
     "aggregate_posterior",
     "bounds",
     "codebook_usage",

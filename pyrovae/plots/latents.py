@@ -73,6 +73,42 @@ def kl_per_dimension(report: CollapseReport | Mapping[str, CollapseReport], *, a
     return ax
 
 
+def active_units(reports: Mapping[str, CollapseReport], *, ax: Axes | None = None) -> Axes:
+    """How many latent dimensions every model uses, of how many it has (Burda et al. 2016, sec. 5.3).
+
+    Args:
+        reports: of :func:`~pyrovae.collapse`, by name.
+        ax: where to draw.
+
+    Raises:
+        ValueError: no reports.
+
+    Example:
+        >>> import pyrovae, torch
+        >>> vae = pyrovae.VAE((6,), 3, hidden=(8,))
+        >>> ax = active_units({"untrained": pyrovae.collapse(vae, torch.rand(20, 6).round(), progress=False)})
+        >>> [float(bar.get_width()) for bar in ax.patches][0]
+        3.0
+    """
+    if not reports:
+        raise ValueError("reports is empty: pass at least one result of collapse.")
+    ax = ax or new_axes(7, 0.4 * len(reports) + 1.3)
+    total = [int(r.sites["dimensions"].sum()) for r in reports.values()]
+    active = [int(r.sites["active"].sum()) for r in reports.values()]
+    y = np.arange(len(reports))
+    ax.barh(y, total, 0.7, color=GREY, alpha=0.25, label="dimensions")
+    ax.barh(y, active, 0.7, color=BLUE, label="active")
+    for at, (of, report) in enumerate(zip(active, reports.values(), strict=True)):
+        ax.text(of + 0.01 * max(total), at, f" {of}, {report.rate:.1f} nats", va="center", fontsize="small")
+    ax.set_yticks(y, list(reports))
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1.25 * max(total))  # room for the text
+    ax.set_xlabel("latent dimensions (in figures: active ones, rate)")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return ax
+
+
 def aggregate_posterior(
     model: VAEModel,
     x: Float[Tensor, "data *event"] | Any,

@@ -9,14 +9,25 @@ from matplotlib.axes import Axes
 from pyrovae.plots._axes import new_axes, styles
 from pyrovae.training import Run
 
+_LABELS = {
+    "val_loss": "validation bound (nats)",
+    "loss": "training bound (nats)",
+    "rate": "rate (nats)",
+    "active_units": "active latent dimensions",
+}
+
 
 def curves(runs: Mapping[str, Run | pd.DataFrame], *, column: str = "val_loss", ax: Axes | None = None) -> Axes:
-    """Training curves: a column of every run's history, as a bound in nats per datum, over epochs.
+    """Training curves: a column of every run's history over epochs. Losses are drawn as bounds, in nats per datum.
 
     Args:
         runs: runs of :func:`~pyrovae.fit`, or their histories, by name.
-        column: ``"val_loss"`` or ``"loss"``; its negative is drawn.
+        column: ``"val_loss"`` or ``"loss"``, whose negative is drawn; or another one, such as the ``"rate"`` or
+            ``"active_units"`` of a :class:`~pyrovae.CollapseMonitor`, which is drawn as it is.
         ax: where to draw.
+
+    Raises:
+        ValueError: a run without that column.
 
     Example:
         >>> import pandas as pd
@@ -25,19 +36,22 @@ def curves(runs: Mapping[str, Run | pd.DataFrame], *, column: str = "val_loss", 
         'validation bound (nats)'
     """
     ax = ax or new_axes(7, 4.5)
+    loss = column in ("val_loss", "loss")
     lowest: list[float] = []
     for (name, run), style in zip(runs.items(), styles(), strict=False):
         history = run.history if isinstance(run, Run) else run
         if column not in history:
-            raise ValueError(f"{name!r} has no {column!r}: fit it with validation, or pass column='loss'.")
-        bound = -history[column]
-        ax.plot(bound.index + 1, bound, label=name, linewidth=1.5, **style)
-        lowest.append(float(np.nanquantile(bound, 0.1)))
-    top = max(line.get_ydata().max() for line in ax.get_lines())  # type: ignore[union-attr]
-    bottom = min(lowest)
-    ax.set_ylim(bottom - 0.05 * (top - bottom), top + 0.08 * (top - bottom))
+            fix = "fit it with validation, or pass column='loss'" if loss else "let a callback record it"
+            raise ValueError(f"{name!r} has no {column!r}: {fix}.")
+        values = (-history[column] if loss else history[column]).dropna()
+        ax.plot(values.index + 1, values, label=name, linewidth=1.5, **style)
+        lowest.append(float(np.nanquantile(values, 0.1)))
+    if loss:  # the first epochs would squeeze the rest
+        top = max(line.get_ydata().max() for line in ax.get_lines())  # type: ignore[union-attr]
+        bottom = min(lowest)
+        ax.set_ylim(bottom - 0.05 * (top - bottom), top + 0.08 * (top - bottom))
     ax.set_xlabel("epoch")
-    ax.set_ylabel(f"{'validation' if column == 'val_loss' else 'training'} bound (nats)")
+    ax.set_ylabel(_LABELS.get(column, column))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize="small")
     return ax

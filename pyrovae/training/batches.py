@@ -18,7 +18,7 @@ from pyrovae._checks import as_covariates, as_data, as_tensor, at_least
 from pyrovae._distributed import from_main, gathered, my_share, num_processes
 from pyrovae._hash import content_hash
 from pyrovae._random import get_state, seeded, set_state
-from pyrovae.model import LossModel, VAEModel
+from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model.modes import evaluation_mode
 from pyrovae.model.support import check_support, check_values, same_for_all
 
@@ -71,8 +71,11 @@ class Batches(ABC):
     def _on_device(self, batch: Batch) -> Batch:
         return batch[0].to(self.like), *as_covariates(batch[1:], len(batch[0]), self.like)
 
-    def check(self, model: Model, num_particles: int = 1) -> None:
+    def check(self, model: Model, num_particles: int = 1) -> LogTerms | None:
         """Run the model on the first batch with validation on; it learns its ``event_shape`` if it has none.
+
+        Returns:
+            The terms of two data, of a model that has densities.
 
         Raises:
             ValueError: an empty set, or what :meth:`VAEModel.check` finds.
@@ -92,8 +95,9 @@ class Batches(ABC):
             )
         if model.event_shape is None:
             model.event_shape = tuple(x.shape[1:])
-        model.check(x, *first[1:], num_particles=num_particles, name=self.name)
+        terms = model.check(x, *first[1:], num_particles=num_particles, name=self.name)
         self.look(model, first)
+        return terms
 
     def in_first_epoch(self, model: Model, raw: Batch) -> None:
         """Look at a batch, drawn as it will be, before it is trained on: :meth:`check` saw the first alone."""
@@ -158,11 +162,12 @@ class TensorBatches(Batches):
     def _rows(self, rows: Tensor) -> Batch:
         return tuple(t[rows] for t in self._tensors)
 
-    def check(self, model: Model, num_particles: int = 1) -> None:
-        super().check(model, num_particles)
+    def check(self, model: Model, num_particles: int = 1) -> LogTerms | None:
+        terms = super().check(model, num_particles)
         if self.transform is None:
             for rows in torch.arange(len(self._tensors[0])).split(self._batch_size):
                 self.look(model, self._on_device(tuple(t[rows.to(t.device)] for t in self._tensors)))
+        return terms
 
     def in_first_epoch(self, model: Model, raw: Batch) -> None:
         if self.transform is not None:  # otherwise check() has seen everything

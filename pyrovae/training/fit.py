@@ -19,7 +19,7 @@ from pyrovae._distributed import connect, from_main, num_processes, rank, refuse
 from pyrovae._random import reseed, seeded
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model.modes import local_parameters
-from pyrovae.objectives import ELBO
+from pyrovae.objectives import ELBO, Objective
 from pyrovae.training.batches import Splits, Transform, as_batches, split
 from pyrovae.training.checkpoint import Checkpoints, Resume
 from pyrovae.training.engines import ENGINES, Engine, Task
@@ -157,7 +157,9 @@ def fit(
             held_out = as_batches(model, validation, batch_size=batch_size, transform=None, name="validation")
         for batches in (train, held_out):
             if batches is not None:
-                batches.check(model, 1 if objective is None else min(objective.num_particles, 2))
+                terms = batches.check(model, 1 if objective is None else min(objective.num_particles, 2))
+                if isinstance(objective, Objective) and terms is not None:
+                    objective.check(terms)
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError(f"{type(model).__name__} has no parameters to train.")

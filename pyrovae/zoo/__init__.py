@@ -18,6 +18,7 @@ from pyrovae.zoo.hierarchical import HierarchicalVAE, LadderVAE
 from pyrovae.zoo.linear_vae import linear_vae
 from pyrovae.zoo.non_amortized import NonAmortizedVAE
 from pyrovae.zoo.nvae import NVAE
+from pyrovae.zoo.pixel import PixelCNN, PixelDecoder, PixelVAE
 from pyrovae.zoo.vqvae import VQVAE
 
 __all__ = [
@@ -32,7 +33,10 @@ __all__ = [
     "LadderVAE",
     "MaskingNoise",
     "NonAmortizedVAE",
+    "PixelCNN",
     "PixelCNNPrior",
+    "PixelDecoder",
+    "PixelVAE",
     "UniformCodes",
     "beta_vae",
     "contractive_autoencoder",

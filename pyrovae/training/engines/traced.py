@@ -235,6 +235,9 @@ def _nothing_left_behind(model: torch.nn.Module) -> Iterator[None]:
             for name, value in list(vars(m).items()):
                 if name in _TORCHS or name.startswith("_pyro") or not _holds_placeholders(value):
                     continue
+                if isinstance(m, torch.nn.RNNBase) and name == "_flat_weights":
+                    m._init_flat_weights()  # a cache of torch's own, by which it finds its parameters
+                    continue
                 kept.append(f"{type(m).__name__}.{name}")
                 vars(m).pop(name)
                 if name in attributes:

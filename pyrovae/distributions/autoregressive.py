@@ -1,0 +1,77 @@
+"""The distribution over images that goes with an autoregressive network."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+
+class Autoregressive(TorchDistribution):
+    """p(x) = Π p(xᵢ | x₁ … xᵢ₋₁) over the pixels of an image, in raster order (van den Oord et al. 2016).
+
+    Scoring takes one pass of the network, drawing one for every pixel, over the rows down to it.
+
+    Args:
+        conditional: images ``(..., C, h, W)``, the uppermost h rows, to the distribution of every pixel of them given
+            the pixels before it: batch ``(...)``, event ``(C, h, W)``, factorised over pixels. Its value at a pixel
+            must not depend on that pixel or later ones. Leading dimensions must broadcast with whatever
+            ``conditional`` is conditioned on.
+        event_shape: ``(C, H, W)``.
+        batch_shape: of what ``conditional`` is conditioned on.
+        support: of one pixel.
+        mean_draws: draws that :attr:`mean` averages, because it has no closed form.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(
+        self,
+        conditional: Callable[[Tensor], Distribution],
+        event_shape: tuple[int, int, int],
+        batch_shape: tuple[int, ...] = (),
+        *,
+        support: constraints.Constraint = constraints.boolean,
+        like: Tensor | None = None,
+        mean_draws: int = 16,
+    ) -> None:
+        self._conditional, self._pixel_support = conditional, support
+        self._like = torch.empty(0) if like is None else like
+        self.mean_draws = mean_draws
+        super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(self._pixel_support, 3)
+
+    @property
+    def mean(self) -> Tensor:
+        """An estimate, from :attr:`mean_draws` draws."""
+        return self.sample(torch.Size((self.mean_draws,))).mean(0)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Autoregressive":
+        # `conditional` broadcasts: only the shape of the draws changes.
+        return Autoregressive(
+            self._conditional,
+            tuple(self.event_shape),
+            tuple(batch_shape),
+            support=self._pixel_support,
+            like=self._like,
+            mean_draws=self.mean_draws,
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        lead = torch.broadcast_shapes(value.shape[:-3], self.batch_shape)
+        return self._conditional(value.expand(*lead, *self.event_shape)).log_prob(value)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        _, height, width = self.event_shape
+        x = self._like.new_zeros(*sample_shape, *self.batch_shape, *self.event_shape)
+        for i, j in product(range(height), range(width)):
+            drawn = self._conditional(x[..., : i + 1, :]).sample()
+            x[..., i, j] = drawn[..., i, j]
+        return x
