@@ -38,9 +38,8 @@ class VAE(VAEModel):
             ``"strided_conv"`` (plain, :class:`~pyrovae.networks.StridedEncoder`), for whichever of ``encoder`` and
             ``decoder`` is not given.
         hidden: widths of the MLPs' hidden layers, encoder order; the decoder mirrors them. The last one is
-            the context's width. For the conv networks only the last one counts.
-            the context's width. For ``conv`` only the last one counts. With none, ``()``, the context is the datum
-            itself, flat, and the decoder is affine (a gated MLP's last layer is too).
+            the context's width. For the conv networks only the last one counts. With none, ``()``, the context is the
+            datum itself, flat, and the decoder is affine (a gated MLP's last layer is too).
         encoder: a module ``(..., *event_shape) -> (..., hidden[-1])`` instead of ``network``.
         decoder: a module ``(..., Z) -> (..., P, *event_shape)``, or with those last dimensions flattened in
             any way, where P is the likelihood's ``num_params``.
@@ -75,7 +74,7 @@ class VAE(VAEModel):
         if not self.event_shape or min(self.event_shape) < 1:
             raise ValueError(f"event_shape must hold positive sizes, e.g. (784,); got {tuple(event_shape)}.")
         hidden = tuple(hidden)
-        if not hidden and (network == "conv" or encoder is not None):
+        if not hidden and (network in ("conv", "strided_conv") or encoder is not None):
             raise ValueError("hidden must name at least one width, the context's, for this encoder; got none.")
         context_dim = hidden[-1] if hidden else prod(self.event_shape)
         self.latent_dim = latent_dim
