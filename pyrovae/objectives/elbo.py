@@ -1,5 +1,6 @@
 """The evidence lower bound."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
