@@ -152,7 +152,7 @@ def pictures(
     x, shape = data.test[:SHOWN], data.image_shape
     pv.plots.reconstructions(models, x, shape, title="test data and their reconstructions")
     plt.gcf().savefig(out / "reconstructions.png", dpi=150, bbox_inches="tight")
-    figure, axes = plt.subplots(2, 1, figsize=(10, 7.5), layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(10, 6.8), layout="constrained")
     for ax, (noise, corrupted) in zip(axes, given.items(), strict=True):
         shown = {name: models[name] for name in ("deep", f"denoising ({noise})")}
         pv.plots.denoising(shown, x, corrupted[:SHOWN], shape, title=f"{noise} noise", ax=ax)

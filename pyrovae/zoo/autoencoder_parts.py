@@ -90,18 +90,21 @@ class GaussianNoise(Corruption):
 
 
 class MaskingNoise(Corruption):
-    """Every number becomes 0 with probability ``fraction``: dropout on the input, without its rescaling.
+    """Every number becomes 0 with probability ``fraction``.
 
     Args:
         fraction: of the numbers that are lost.
+        rescale: divide the others by 1 − ``fraction``, as dropout does. Data without noise are then to the encoder
+            what noisy ones are on average; otherwise they are larger than anything it was trained on.
     """
 
-    def __init__(self, *, fraction: float = 0.3) -> None:
+    def __init__(self, *, fraction: float = 0.3, rescale: bool = False) -> None:
         super().__init__()
-        self.fraction = between("fraction", fraction)
+        self.fraction, self.rescale = between("fraction", fraction), rescale
 
     def forward(self, x: Float[Tensor, "*batch_event"]) -> Float[Tensor, "*batch_event"]:
-        return x * (torch.rand_like(x) >= self.fraction)
+        kept = x * (torch.rand_like(x) >= self.fraction)
+        return kept / (1 - self.fraction) if self.rescale else kept
 
 
 CORRUPTIONS: dict[str, type[Corruption]] = {"gaussian": GaussianNoise, "masking": MaskingNoise}

@@ -58,7 +58,7 @@ def denoising_autoencoder(
         code_dim: size of the code, which may be larger than the data's.
         noise: ``"gaussian"`` or ``"masking"``.
         hidden: widths of the encoder's hidden layers.
-        noise_options: ``scale`` of Gaussian noise, ``fraction`` of masking.
+        noise_options: ``scale`` of Gaussian noise, ``fraction`` and ``rescale`` of masking.
         options: of :class:`Autoencoder`.
     """
     return Autoencoder(

@@ -317,6 +317,8 @@ def test_noises() -> None:
     lost = zoo.MaskingNoise(fraction=0.2)(x)
     assert set(lost.unique().tolist()) == {0.0, x[0, 0].item()}
     assert (lost == 0).float().mean().item() == pytest.approx(0.2, abs=4 * (0.2 * 0.8 / x.numel()) ** 0.5)
+    rescaled = zoo.MaskingNoise(fraction=0.2, rescale=True)(x)
+    assert rescaled.mean().item() == pytest.approx(0.7, abs=4 * (0.7**2 * 0.2 / 0.8 / x.numel()) ** 0.5)
 
 
 def test_images_keep_their_shape() -> None:
