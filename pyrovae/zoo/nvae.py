@@ -117,7 +117,7 @@ class NVAE(VAEModel):
         return None if self.spectral is None else self.spectral_weight * self.spectral(self)
 
     def model(self, x: Tensor) -> None:
-        h = self.start
+        h: Tensor = self.start
         with pyro.plate("data", len(x)):
             for site, group in self._groups():
                 h = group.grow(h)
@@ -127,7 +127,8 @@ class NVAE(VAEModel):
             pyro.sample("x", self.likelihood(params), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        features, h = self._features(x), self.start
+        features = self._features(x)
+        h: Tensor = self.start
         with pyro.plate("data", len(x)):
             for (site, group), feature in zip(self._groups(), features, strict=True):
                 h = group.grow(h)
