@@ -42,7 +42,7 @@ def test_pairs_are_of_different_data_and_come_from_the_seed() -> None:
     assert abs((a["distance"] > 1.5).mean() - 1 / 3) < 4 * math.sqrt(2 / 9 / 3000)
     assert a.equals(continuity(lambda z: z, codes, num_pairs=3000))
     assert not a.equals(continuity(lambda z: z, codes, num_pairs=3000, seed=1))
-    images = continuity(lambda z: z.reshape(-1, 1, 1, 1).expand(-1, 1, 300, 300), codes, num_pairs=5)  # in pieces
+    images = continuity(lambda z: z.reshape(-1, 1, 1, 1).expand(-1, 1, 30, 30), codes, num_pairs=100)  # in pieces
     np.testing.assert_allclose(images["path"], images["distance"], rtol=1e-5)
 
 

@@ -18,13 +18,9 @@ from tests.models import TwoSites, binary
 # -- the KL in closed form ---------------------------------------------------------------------------------
 
 
-def in_float64(model: pv.VAEModel) -> pv.VAEModel:
-    return randomized(model)
-
-
 MODELS = {
     **{
-        name: lambda make=make: in_float64(pv.VAE((6,), LATENT, hidden=(CONTEXT,), posterior=make()))
+        name: lambda make=make: randomized(pv.VAE((6,), LATENT, hidden=(CONTEXT,), posterior=make()))
         for name, make in POSTERIORS.items()
     },
     "beta": lambda: BetaBernoulli(6, detune=2.0),
@@ -177,7 +173,8 @@ def test_decoders_beat_independent_pixels(likelihood: str) -> None:
         alone = dist.Normal(mean, (data.train - mean).square().mean().sqrt()).to_event(1)
     torch.manual_seed(0)
     vae = pv.VAE(data.event_shape, 8, hidden=(128,), likelihood=likelihood)
-    pv.fit(vae, data, epochs=30, seed=0, progress=False, device="cpu")
+    # A learnt scale starts at 1, and at the usual rate of 1e-3 takes thousands of steps to come down.
+    pv.fit(vae, data, epochs=40, learning_rate=5e-3, seed=0, progress=False, device="cpu")
     gain = pv.elbo_terms(vae, data.test, progress=False).pointwise["elbo"] - alone.log_prob(data.test).numpy()
     print(f"{likelihood}: ELBO over independent pixels {gain.mean():.2f} ± {gain.sem():.2f} nats")
     assert gain.mean() > 5 * gain.sem()

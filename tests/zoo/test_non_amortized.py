@@ -44,6 +44,7 @@ def test_the_approximation_gap_alone_is_left() -> None:
     assert torch.equal(model.generative.decoder[0].weight, w)
 
 
+@pytest.mark.slow
 def test_digits_against_an_encoder_at_an_equal_decoder() -> None:
     """Per datum the bound is not lower than the encoder's, and it is the optimum that ``inference_gaps`` finds."""
     data = pv.datasets.load("digits", binarize="dynamic")
