@@ -161,7 +161,8 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         f"\n{args.data}, trained on {len(data.train[: args.train_size])} images for {args.epochs} epochs, evaluated on "
         f"{len(data.test[: args.test_size])}; nats per datum, L_K with K = {args.num_samples}, seed {args.seed}:"
     )
-    shown = table.set_index("title").astype({"active": "Int64"}).round(2)
+    shown = table.set_index("title").round(2)
+    shown["active"] = shown["active"].map("{:.0f}".format, na_action="ignore")
     print(shown.to_string(na_rep=""))
     print(
         f"\nactive: latent dimensions whose posterior mean varies with x, of {args.latent_dim}; rate:\n"
@@ -183,7 +184,7 @@ def train(model: pv.VAEModel, data: pv.datasets.Data, remedy: Remedy, args: argp
         return pv.fit(
             model,
             x,
-            validation=data.val,
+            validation=data.val[:1000],
             objective=remedy.objective,
             epochs=args.epochs,
             batch_size=args.batch_size,

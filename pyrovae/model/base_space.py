@@ -52,6 +52,8 @@ class BaseSpace:
         self._model, self._part, self._num_chains, self._start = model, part, num_chains, start
         self._program = model.guide if start == "posterior" else model.model
         run = self._run(lambda name, chart: chart.draw())
+        if not run.coordinates:
+            raise ValueError(f"{type(model).__name__} has no latents to move: log_marginal gives its exact log p(x).")
         self._shapes = {name: u.shape for name, u in run.coordinates.items()}
         # A single latent's distribution does not depend on where it is: neither encoder nor guide need run again.
         self._static = next(iter(run.charts.items())) if len(run.charts) == 1 else None

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyrovae._checks import at_least
@@ -104,7 +105,7 @@ def active_units(reports: Mapping[str, CollapseReport], *, ax: Axes | None = Non
     ax.invert_yaxis()
     ax.set_xlim(0, 1.25 * max(total))  # room for the text
     ax.set_xlabel("latent dimensions (in figures: active ones, rate)")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 

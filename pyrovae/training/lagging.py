@@ -49,7 +49,7 @@ class LaggingAdam(torch.optim.Adam):
         self.defaults |= {"every": every, "steps": steps}  # among what a checkpoint compares
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; the slow parameters' gradients are dropped at the steps in between."""
         group = self.param_groups[1]
         group["steps_done"] += 1

@@ -46,6 +46,8 @@ def test_alone_log_p_is_exact_and_every_estimator_says_so(decoder: str) -> None:
     assert (parts["kl"] == 0).all()
     with pytest.raises(ValueError, match="PixelCNN has no latents"):
         pv.collapse(model, x, progress=False)
+    with pytest.raises(ValueError, match="PixelCNN has no latents"):
+        pv.ais(model, x, progress=False)
 
 
 @pytest.mark.parametrize("decoder", ["pixelcnn", "gru"])
@@ -160,6 +162,14 @@ def test_other_likelihoods_networks_and_posteriors() -> None:
         assert math.isfinite(pv.log_marginal(vae, x, num_samples=20, progress=False).pointwise["log_px"].mean())
         levels = vae.sample(2, seed=0) * 3
         torch.testing.assert_close(levels, levels.round())
+
+
+def test_with_a_committed_rate_it_cannot_collapse() -> None:
+    prior = {"prior": "ar1", "prior_options": {"delta": 1.5}}
+    vae = PixelVAE(SHAPE, 4, hidden=[8], decoder_options=SMALL["pixelcnn"], **prior)
+    pv.fit(vae, EVERY, epochs=3, progress=False)  # every image once: nothing to encode
+    report = pv.collapse(vae, EVERY, progress=False)
+    assert report.rate > 1.5
 
 
 def test_posterior_collapse_on_digits_and_free_bits_against_it() -> None:
