@@ -12,15 +12,30 @@ def broken_parameters(model: VAEModel | LossModel) -> list[str]:
     return [name for name, p in model.named_parameters() if p.requires_grad and not bool(p.isfinite().all())]
 
 
+def broken_buffers(model: VAEModel | LossModel) -> list[str]:
+    """Names of the buffers, running means say, that hold NaN: infinities may be meant."""
+    return [name for name, b in model.named_buffers() if bool(b.isnan().any())]
+
+
 @torch.no_grad()
-def explain(model: VAEModel | LossModel, batch: Batch) -> str:
-    """One sentence: the parameters that are broken, or else the sites whose terms are, in order of computation."""
+def explain(model: VAEModel | LossModel, batch: Batch, *, own_loss: bool = False) -> str:
+    """One sentence: the parameters that are broken, or else the sites whose terms are, in order of computation.
+
+    Args:
+        model: the model.
+        batch: ``(x, *covariates)``.
+        own_loss: whether the model's ``loss`` is what was minimised.
+    """
     broken = broken_parameters(model)
     if broken:
         return f"an update made parameters non-finite ({', '.join(broken[:3])}{', …' if len(broken) > 3 else ''})."
+    if own_loss:
+        loss: Tensor = model.loss(*batch)  # type: ignore[operator]
+        if not bool(loss.isfinite().all()):
+            bad = int((~loss.isfinite()).sum())
+            return f"{type(model).__name__}.loss is {_kind(loss)} for {bad} of {len(loss)} data."
     if not isinstance(model, VAEModel):
-        loss = model.loss(*batch)
-        return f"it is {_kind(loss)} for {int((~loss.isfinite()).sum())} of {len(loss)} data."
+        return "it is finite at the same draws."
     terms = model.log_terms(*batch)
     found = [
         f"{label} at site {site!r} is {_kind(term)} for {int((~term.isfinite()).any(0).sum())} of {term.shape[1]} data"

@@ -21,7 +21,7 @@ from pyrovae.model.modes import evaluation_mode
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.training.batches import Batch, Batches
 from pyrovae.training.checkpoint import Checkpoints
-from pyrovae.training.diagnose import broken_parameters, explain
+from pyrovae.training.diagnose import broken_buffers, broken_parameters, explain
 from pyrovae.training.engines import Eager, Task, build
 from pyrovae.training.engines.eager import NotFinite
 from pyrovae.training.interrupt import Deferred
@@ -353,8 +353,8 @@ class Trainer:
         batches: Batches | None = None,
     ) -> NoReturn:
         set_state(generators)
-        cause = explain(self.model, (batches or self.train).prepare(*raw))
-        if broken_parameters(self.model):
+        cause = explain(self.model, (batches or self.train).prepare(*raw), own_loss=self.task.objective is None)
+        if broken_parameters(self.model) or broken_buffers(self.model):
             self.model.load_state_dict(self.before["model"])
         raise NonFiniteLoss(self.epoch, self.step if step is None else step, cause, self.result, kind)
 

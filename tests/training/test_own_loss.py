@@ -77,7 +77,7 @@ def test_mistakes_are_named(line: tuple[Tensor, Tensor]) -> None:
         pv.fit(Line(), line[0], progress=False)
     with pytest.raises(TypeError, match="leave objective out"):
         pv.fit(Line(), line, objective=pv.ELBO(), progress=False)
-    with pytest.raises(pv.NonFiniteLoss, match="infinite for 100 of 100 data"):
+    with pytest.raises(pv.NonFiniteLoss, match="Infinite.loss is infinite for 100 of 100 data"):
         pv.fit(Infinite(), line, seed=0, progress=False)
 
 
@@ -116,3 +116,33 @@ def test_a_penalty_counts_once_for_every_datum(compile: str) -> None:
         assert model.shift.item() == pytest.approx(x.mean().item() / (1 + 4 * weight), abs=0.01)
     loss = pv.fit(Penalised(3.0), x, validation=x, epochs=1, learning_rate=1e-9, seed=0, progress=False).history
     assert loss["loss"][0] == pytest.approx(loss["val_loss"][0], abs=0.2)  # shift is 0: no penalty in either
+
+
+class Overflowing(pv.VAEModel):
+    """Trained by its own loss, which overflows for large data while log p(x, z) and every parameter stay finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc, self.norm = nn.Linear(1, 1), nn.BatchNorm1d(1)
+
+    def loss(self, x: Tensor) -> Tensor:
+        return (self.norm(x.exp()) + self.loc(x)).square().sum(-1)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc(x), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("compile", ["off", "graph"])
+def test_a_loss_that_overflows_leaves_no_trace_in_buffers_and_is_named(compile: str) -> None:
+    x = torch.zeros(100, 1)
+    x[50] = 100.0  # e^100 is infinite in float32
+    model = Overflowing()
+    with pytest.raises(pv.NonFiniteLoss, match=r"Overflowing\.loss is NaN"):
+        pv.fit(model, x, batch_size=10, epochs=5, seed=0, compile=compile, progress=False)
+    assert all(bool(b.isfinite().all()) for b in model.buffers())
