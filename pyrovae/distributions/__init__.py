@@ -4,7 +4,6 @@ from pyrovae.distributions import kl as kl  # registers closed forms
 from pyrovae.distributions.ar1 import AR1
 from pyrovae.distributions.autoregressive import Autoregressive
 from pyrovae.distributions.bernoulli import IndependentBernoulli
-from pyrovae.distributions.code_grid import AutoregressiveGrid
 from pyrovae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyrovae.distributions.discretized_logistic import DiscretizedLogistic
 from pyrovae.distributions.flow import Flow
@@ -16,7 +15,6 @@ from pyrovae.distributions.sylvester import SylvesterTransform
 __all__ = [
     "AR1",
     "Autoregressive",
-    "AutoregressiveGrid",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "Flow",

@@ -1,6 +1,6 @@
-"""The distribution over images that goes with an autoregressive network."""
+"""The distribution over images, or grids of codes, that goes with an autoregressive network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -19,10 +19,11 @@ class Autoregressive(TorchDistribution):
         conditional: images ``(..., C, h, W)``, the uppermost h rows, to the distribution of every pixel of them given
             the pixels before it: batch ``(...)``, event ``(C, h, W)``, factorised over pixels. Its value at a pixel
             must not depend on that pixel or later ones. Leading dimensions must broadcast with whatever
-            ``conditional`` is conditioned on.
-        event_shape: ``(C, H, W)``.
+            ``conditional`` is conditioned on. All the same without C, for grids.
+        event_shape: ``(C, H, W)`` or ``(H, W)``.
         batch_shape: of what ``conditional`` is conditioned on.
         support: of one pixel.
+        like: a tensor of the device and dtype that draws have.
         mean_draws: draws that :attr:`mean` averages, because it has no closed form.
     """
 
@@ -31,7 +32,7 @@ class Autoregressive(TorchDistribution):
     def __init__(
         self,
         conditional: Callable[[Tensor], Distribution],
-        event_shape: tuple[int, int, int],
+        event_shape: Sequence[int],
         batch_shape: tuple[int, ...] = (),
         *,
         support: constraints.Constraint = constraints.boolean,
@@ -45,7 +46,7 @@ class Autoregressive(TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        return constraints.independent(self._pixel_support, 3)
+        return constraints.independent(self._pixel_support, len(self.event_shape))
 
     @property
     def mean(self) -> Tensor:
@@ -56,7 +57,7 @@ class Autoregressive(TorchDistribution):
         # `conditional` broadcasts: only the shape of the draws changes.
         return Autoregressive(
             self._conditional,
-            tuple(self.event_shape),
+            self.event_shape,
             tuple(batch_shape),
             support=self._pixel_support,
             like=self._like,
@@ -64,12 +65,12 @@ class Autoregressive(TorchDistribution):
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
-        lead = torch.broadcast_shapes(value.shape[:-3], self.batch_shape)
+        lead = torch.broadcast_shapes(value.shape[: value.dim() - len(self.event_shape)], self.batch_shape)
         return self._conditional(value.expand(*lead, *self.event_shape)).log_prob(value)
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        _, height, width = self.event_shape
+        height, width = self.event_shape[-2:]
         x = self._like.new_zeros(*sample_shape, *self.batch_shape, *self.event_shape)
         for i, j in product(range(height), range(width)):
             drawn = self._conditional(x[..., : i + 1, :]).sample()

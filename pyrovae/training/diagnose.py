@@ -30,7 +30,7 @@ def explain(model: VAEModel | LossModel, batch: Batch, *, own_loss: bool = False
     if broken:
         return f"an update made parameters non-finite ({', '.join(broken[:3])}{', …' if len(broken) > 3 else ''})."
     if own_loss:
-        loss: Tensor = model.loss(*batch)  # type: ignore[operator]
+        loss: Tensor = model.loss(*batch)
         if not bool(loss.isfinite().all()):
             bad = int((~loss.isfinite()).sum())
             return f"{type(model).__name__}.loss is {_kind(loss)} for {bad} of {len(loss)} data."

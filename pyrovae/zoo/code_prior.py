@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pyrovae._checks import at_least
-from pyrovae.distributions import AutoregressiveGrid
+from pyrovae.distributions import Autoregressive
 from pyrovae.model import LossModel
 from pyrovae.networks import GatedPixelCNN
 
@@ -87,9 +87,17 @@ class PixelCNNPrior(LossModel):
         """Logits of the code at every position given those before it, for the whole grid or its uppermost rows."""
         return self.network(self.embedding(codes).movedim(-1, -3))
 
-    def forward(self) -> AutoregressiveGrid:
+    def forward(self) -> Autoregressive:
         """The distribution p(z): batch ``()``, event ``(H, W)``."""
-        return AutoregressiveGrid(self.logits, self.grid_shape, self.num_codes, self.embedding.weight.device)
+        return Autoregressive(
+            self._conditional,
+            self.grid_shape,
+            support=dist.constraints.integer_interval(0, self.num_codes - 1),
+            like=torch.empty(0, dtype=torch.long, device=self.embedding.weight.device),
+        )
+
+    def _conditional(self, codes: Int[Tensor, "*batch rows width"]) -> dist.TorchDistribution:
+        return dist.Categorical(logits=self.logits(codes).movedim(-3, -1), validate_args=False).to_event(2)
 
     def loss(self, x: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch"]:
         """-log p(z) of codes, in nats."""

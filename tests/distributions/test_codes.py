@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.distributions import AutoregressiveGrid, PointMass
+from pyrovae.distributions import Autoregressive, PointMass
 
 
 def test_point_mass() -> None:
@@ -32,7 +32,7 @@ def test_point_mass_is_a_categorical_with_its_mass_on_one_value() -> None:
     torch.testing.assert_close(PointMass(value, k).entropy(), twin.entropy(), atol=1e-5, rtol=0)
 
 
-def table(num_codes: int, seed: int = 0):
+def grid(num_codes: int, shape: tuple[int, int], seed: int = 0) -> Autoregressive:
     """p(z_ij | row above and code to the left), as logits that depend on all earlier codes of the grid."""
     weights = 0.5 * torch.randn(num_codes, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -43,12 +43,17 @@ def table(num_codes: int, seed: int = 0):
         features = torch.stack([before, before.sin(), (2.0 * before).cos(), torch.ones_like(before)], -1)
         return (features @ weights.mT).movedim(-1, -3)
 
-    return logits_at
+    return Autoregressive(
+        lambda z: dist.Categorical(logits=logits_at(z).movedim(-3, -1)).to_event(2),
+        shape,
+        support=dist.constraints.integer_interval(0, num_codes - 1),
+        like=torch.empty(0, dtype=torch.long),
+    )
 
 
 def test_a_grid_is_normalised_and_its_draws_follow_it() -> None:
     k = 3
-    p = AutoregressiveGrid(table(k), (2, 2), k)
+    p = grid(k, (2, 2))
     every = torch.tensor(list(product(range(k), repeat=4))).reshape(-1, 2, 2)
     probability = p.log_prob(every).exp()
     torch.testing.assert_close(probability.sum(), torch.tensor(1.0, dtype=torch.float64))
@@ -65,9 +70,9 @@ def test_a_grid_is_normalised_and_its_draws_follow_it() -> None:
 
 
 def test_a_grid_keeps_leading_dimensions() -> None:
-    p = AutoregressiveGrid(table(4), (2, 3), 4).expand(torch.Size((5, 1)))
+    p = grid(4, (2, 3)).expand(torch.Size((5, 1)))
     assert p.sample(torch.Size((2,))).shape == (2, 5, 1, 2, 3)
     z = torch.randint(4, (7, 2, 3))
     assert p.log_prob(z).shape == (5, 7)
-    torch.testing.assert_close(p.log_prob(z)[3, 2], AutoregressiveGrid(table(4), (2, 3), 4).log_prob(z[2]))
+    torch.testing.assert_close(p.log_prob(z)[3, 2], grid(4, (2, 3)).log_prob(z[2]))
     assert p.support.check(torch.full((2, 3), 4)).logical_not()

@@ -77,7 +77,7 @@ def test_mistakes_are_named(line: tuple[Tensor, Tensor]) -> None:
         pv.fit(Line(), line[0], progress=False)
     with pytest.raises(TypeError, match="leave objective out"):
         pv.fit(Line(), line, objective=pv.ELBO(), progress=False)
-    with pytest.raises(pv.NonFiniteLoss, match="Infinite.loss is infinite for 100 of 100 data"):
+    with pytest.raises(pv.NonFiniteLoss, match=r"Infinite\.loss is infinite for 100 of 100 data"):
         pv.fit(Infinite(), line, seed=0, progress=False)
 
 
@@ -146,3 +146,26 @@ def test_a_loss_that_overflows_leaves_no_trace_in_buffers_and_is_named(compile: 
     with pytest.raises(pv.NonFiniteLoss, match=r"Overflowing\.loss is NaN"):
         pv.fit(model, x, batch_size=10, epochs=5, seed=0, compile=compile, progress=False)
     assert all(bool(b.isfinite().all()) for b in model.buffers())
+
+
+class Shared(pv.LossModel):
+    """One layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.second = nn.Sequential(self.first)
+
+    def loss(self, x: Tensor) -> Tensor:
+        return (self.second(self.first(x)) - x).square().sum(-1)
+
+
+def test_a_module_of_two_names_is_traced_and_put_back() -> None:
+    x = torch.rand(400, 3, generator=torch.Generator().manual_seed(0))
+    weights = {}
+    for compile in ("off", "graph"):
+        torch.manual_seed(0)
+        model = Shared()
+        assert pv.fit(model, x, epochs=2, seed=0, compile=compile, progress=False).engine == compile
+        weights[compile] = model.first.weight
+    assert torch.equal(weights["off"], weights["graph"])

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
-from torch.nn.utils.stateless import _reparametrize_module
 
 from pyrovae._graph import first_line, trace, users_line
 from pyrovae.objectives import Objective
@@ -156,7 +155,7 @@ class Traced(Eager):
         tensors = {**dict(zip(self._names, parameters, strict=True)), **buffers}
         with (
             torch.enable_grad(),
-            _reparametrize_module(self.task.model, tensors, tie_weights=True),
+            _in_place_of_its_own(self.task.model, tensors),
             _attributes(self.task.objective, values),
         ):
             batch = self.task.prepare(*inputs[n + b + v :])
@@ -221,6 +220,29 @@ def _attributes(owner: Any, values: dict[str, Tensor]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(owner, name, value)
+
+
+@contextmanager
+def _in_place_of_its_own(model: torch.nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """The model with these parameters and buffers, wherever it has them; afterwards ``tensors`` holds those that it has
+    by then. (torch's own way, for ``functional_call``, does not put back a module that has two names.)
+    """
+    own = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers()) if name in tensors}
+    places: list[tuple[dict[str, Any], str, Any]] = [
+        (place, key, t)
+        for module in model.modules()
+        for place in (module._parameters, module._buffers)
+        for key, t in place.items()
+        if id(t) in own
+    ]
+    try:
+        for place, key, t in places:
+            place[key] = tensors[own[id(t)]]
+        yield
+    finally:
+        for place, key, t in places:
+            tensors[own[id(t)]] = place[key]
+            place[key] = t
 
 
 @contextmanager
