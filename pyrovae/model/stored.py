@@ -41,6 +41,7 @@ class Stored(nn.Module):
         path = Path(path)
         header = {
             "class": type(self).__qualname__,
+            "module": type(self).__module__,
             "config": self.config,
             "event_shape": self.event_shape,
             "dtype": str(self.like().dtype).removeprefix("torch."),
@@ -95,11 +96,22 @@ def load(path: str | os.PathLike[str]) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or its class is not defined in this process or needs arguments.
     """
-    name = files.read(Path(path))[0]["class"]
-    known = {c.__qualname__: c for c in _subclasses(Stored)}
-    if name not in known:
-        raise ValueError(f"{path} holds a {name}, which is not defined here: import it, then call {name}.load.")
-    return known[name].load(path)
+    header = files.read(Path(path))[0]
+    name = header["class"]
+    known = {(c.__module__, c.__qualname__): c for c in _subclasses(Stored)}  # of a cell run twice, the last
+    cls = known.get((header.get("module", ""), name))
+    if cls is None:  # from a script or notebook, where the module's name was another one
+        match [c for c in known.values() if c.__qualname__ == name]:
+            case [cls]:
+                pass
+            case []:
+                raise ValueError(f"{path} holds a {name}, which is not defined here: import it, then call {name}.load.")
+            case several:
+                modules = ", ".join(sorted(c.__module__ for c in several))
+                raise ValueError(
+                    f"{path} holds a {name}, and several modules define one ({modules}): call {name}.load."
+                )
+    return cls.load(path)
 
 
 def _subclasses(cls: type[Stored]) -> Iterator[type[Stored]]:

@@ -90,8 +90,8 @@ class Batches(ABC):
         needed = num_covariates(model, required=True)
         if len(first) - 1 < needed:
             raise ValueError(
-                f"{type(model).__name__} takes {needed} covariate(s) and {self.name} has {len(first) - 1}: "
-                f"pass a tuple (x, covariate, ...) or a Dataset of such."
+                f"{type(model).__name__}.{_fields(model).__name__} takes {needed} covariate(s) and {self.name} has "
+                f"{len(first) - 1}: pass a tuple (x, covariate, ...) or a Dataset of such."
             )
         if model.event_shape is None:
             model.event_shape = tuple(x.shape[1:])
@@ -265,12 +265,16 @@ def as_batches(
 
 def num_covariates(model: Model, *, required: bool = False) -> int:
     """How many arguments ``model.model``, or ``loss``, takes after ``x``, or how many of them it cannot do without."""
-    function = model.model if isinstance(model, VAEModel) else model.loss
-    parameters = list(inspect.signature(function).parameters.values())
+    parameters = list(inspect.signature(_fields(model)).parameters.values())
     if any(p.kind is p.VAR_POSITIONAL for p in parameters) and not required:
         return 1_000_000
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len([p for p in positional if not required or p.default is p.empty]) - 1
+
+
+def _fields(model: Model) -> Callable[..., Any]:
+    """What takes ``x`` and the covariates."""
+    return model.model if isinstance(model, VAEModel) else model.loss
 
 
 def split(data: Any, fraction: float) -> tuple[Batch, Batch]:

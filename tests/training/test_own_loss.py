@@ -169,3 +169,17 @@ def test_a_module_of_two_names_is_traced_and_put_back() -> None:
         assert pv.fit(model, x, epochs=2, seed=0, compile=compile, progress=False).engine == compile
         weights[compile] = model.first.weight
     assert torch.equal(weights["off"], weights["graph"])
+
+
+def test_of_two_classes_of_one_name_the_files_own_is_loaded(tmp_path, line: tuple[Tensor, Tensor]) -> None:
+    path = Line().save(tmp_path / "line.safetensors")
+    namesake = type("Line", (pv.LossModel,), {"__module__": "elsewhere", "loss": Line.loss})
+    assert namesake.__qualname__ == Line.__qualname__
+    assert type(pv.load(path)) is Line
+    stranger = type("Line", (Line,), {"__module__": "another"})().save(tmp_path / "stranger.safetensors")
+    assert type(pv.load(stranger)).__module__ == "another"
+    third = type("Line", (Line,), {"__module__": "third"})
+    gone = third().save(tmp_path / "gone.safetensors")
+    third.__module__ = "renamed"
+    with pytest.raises(ValueError, match="several modules define one"):
+        pv.load(gone)
