@@ -22,9 +22,9 @@ class Quantized(NamedTuple):
         commitment: ‖v - sg[e]‖² of each vector v and its code e, ``(...)``; its gradient draws v to e.
     """
 
-    vectors: Float[Tensor, "*batch dim"]
-    codes: Int[Tensor, "*batch"]
-    commitment: Float[Tensor, "*batch"]
+    vectors: Float[Tensor, "... dim"]
+    codes: Int[Tensor, "..."]
+    commitment: Float[Tensor, "..."]
 
 
 class VectorQuantizer(nn.Module):
