@@ -59,9 +59,8 @@ def remedies(args: argparse.Namespace) -> dict[str, Remedy]:
         weak = {"hidden": args.hidden_channels, "num_layers": 1, "kernel_size": 3}
         # What lies beyond its neighbours the decoder can only learn from z, which must say it pixel by pixel.
         known["small_field"] = Remedy("small field, z a map", model=known["map"].model | {"decoder_options": weak})
-    if "ar1" in pv.priors.PRIORS:
-        committed = {"prior": "ar1", "prior_options": {"delta": args.rate}}
-        known["delta"] = Remedy(f"δ-VAE, {args.rate:g} nats", model=committed)
+    committed = {"prior": "ar1", "prior_options": {"delta": args.rate}}
+    known["delta"] = Remedy(f"δ-VAE, {args.rate:g} nats", model=committed)
     return known
 
 
@@ -174,9 +173,12 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
 
 def train(model: pv.VAEModel, data: pv.datasets.Data, remedy: Remedy, args: argparse.Namespace) -> pv.Run:
     x = data.train[: args.train_size]
-    optimizer = None
-    if remedy.lagging:  # in the first half of training
+    optimizer, epochs = None, args.epochs
+    if (
+        remedy.lagging
+    ):  # for as long as half of the others' training; then on, until the decoder has had as many updates
         steps = math.ceil(len(x) / args.batch_size) * args.epochs // 2
+        epochs += round(args.epochs / 2 * (1 - 1 / args.every))
         optimizer = pv.lagging_inference(model.decoder, every=args.every, steps=steps, learning_rate=args.learning_rate)
     callbacks = [] if isinstance(model, PixelCNN) else [pv.CollapseMonitor(data.val[:100], num_samples=4)]
     with warnings.catch_warnings():
@@ -186,7 +188,7 @@ def train(model: pv.VAEModel, data: pv.datasets.Data, remedy: Remedy, args: argp
             x,
             validation=data.val[:1000],
             objective=remedy.objective,
-            epochs=args.epochs,
+            epochs=epochs,
             batch_size=args.batch_size,
             learning_rate=args.learning_rate,
             optimizer=optimizer,

@@ -14,8 +14,8 @@ from pyrovae._checks import at_least
 from pyrovae._random import seeded
 from pyrovae.evaluation.aggregate import aggregate
 from pyrovae.evaluation.latents import measure
-from pyrovae.evaluation.strict import as_test_set, model_name, strict
-from pyrovae.model import VAEModel
+from pyrovae.evaluation.strict import TestSet, as_test_set, model_name, strict
+from pyrovae.model import LogTerms, VAEModel
 
 _DEAD = 0.1  # nats per dimension: ten times what a dimension of unit prior variance has at the usual threshold
 
@@ -100,6 +100,14 @@ class CollapseReport:
         return pd.Series(row, name=self.model_name)
 
 
+def checked(model: VAEModel, data: TestSet) -> LogTerms:
+    """The terms of two data; a ``ValueError`` for data or models that have nothing to measure."""
+    terms = data.check(model)
+    if not terms.prior:
+        raise ValueError(f"{type(model).__name__} has no latents, so nothing can collapse: see log_marginal.")
+    return terms
+
+
 def collapse(
     model: VAEModel,
     x: Float[Tensor, "data *event"] | Any,
@@ -165,9 +173,7 @@ def collapse(
     if len(data) < 2:
         raise ValueError("x holds one datum; collapse compares posteriors of different data: pass at least two.")
     with strict(model, device) as target, seeded(seed):
-        terms = data.check(model)
-        if not terms.prior:
-            raise ValueError(f"{type(model).__name__} has no latents, so nothing can collapse: see log_marginal.")
+        terms = checked(model, data)
         with tqdm(
             total=len(data) * num_samples, unit="draw", unit_scale=True, desc="rate", disable=not progress
         ) as bar:

@@ -118,6 +118,7 @@ def disentanglement(
     shuffled = codes[np.random.default_rng(seed).permutation(len(codes))]
     chance = _scores(shuffled, v, **options)[0]
     maximum = dict.fromkeys(scores, 1.0)
+    maximum["mig"] = scores_of.largest_mig(codes, v, num_bins=num_bins)
     maximum["sap"] = 1 - sum(1 / len(np.unique(v[:, j])) for j in set(columns)) / v.shape[1]
     dimensions = pd.RangeIndex(codes.shape[1], name="dim")
     return Disentanglement(

@@ -51,6 +51,12 @@ def mig(codes: Any, factors: Any, *, num_bins: int = 20) -> np.ndarray:
     return _gaps(shared) / np.array([_entropy(_index(v)[0]) for v in factors.T])
 
 
+def largest_mig(codes: Any, factors: Any, *, num_bins: int = 20) -> float:
+    """What the score of :func:`mig` cannot exceed: num_bins bins hold at most log(num_bins) nats of a factor."""
+    _, factors = as_arrays(codes, factors)
+    return float(np.mean([min(1.0, np.log(num_bins) / _entropy(_index(v)[0])) for v in factors.T]))
+
+
 def sap(codes: Any, factors: Any, *, categorical: Sequence[int] = ()) -> np.ndarray:
     """The separated attribute predictability of each factor, Kumar et al. (2018, arXiv:1711.00848, sec. 3).
 

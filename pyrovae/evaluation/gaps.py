@@ -123,7 +123,10 @@ def inference_gaps(
     given = None if log_px is None else _given(log_px, data)
     columns: dict[str, np.ndarray] = {}
     with strict(model, device), seeded(seed):
-        one_site = len(data.check(model).prior) == 1
+        prior = data.check(model).prior
+        if not prior:
+            raise ValueError(f"{type(model).__name__} has no latents, so its bound has no gap: see log_marginal.")
+        one_site = len(prior) == 1
         made: dict[str, Callable[..., PerDatum]] = {"elbo": _Amortised}
         for family in families:
             same = family == "own" and one_site and isinstance(getattr(model, "posterior", None), MeanFieldNormal)

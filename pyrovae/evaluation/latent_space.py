@@ -44,8 +44,9 @@ def continuity(
         seed: seed of the choice of pairs.
 
     Returns:
-        One row per pair: ``evenness``, ``largest_step``, ``path`` (length), ``distance`` (of the ends), ``detour``; NaN
-        where nothing changes on the way. The mean over pairs, with its standard error, is what to report.
+        One row per pair: ``evenness``, ``largest_step``, ``path`` (length), ``distance`` (of the ends), ``detour``. The
+        mean over pairs, with its standard error, is what to report. Where nothing changes on the way, ``evenness`` and
+        ``detour`` are NaN, which pandas leaves out of means: report how many such pairs there are.
 
     Raises:
         ValueError: fewer than two codes, values that are not finite, or arguments under their minimum.
@@ -92,8 +93,8 @@ def completeness(
     to something like data. A decoder gives means, which are smoother than data and lie nearer to them: decode codes of
     data too, and compare.
 
-    Nearness alone is no completeness: one good image for all latents would be near. ``used`` counts on whom
-    the latents fall.
+    Nearness alone is no completeness: one good image for all latents would be near. How many different ``test_index``
+    there are says on how many data the latents fall.
 
     Args:
         decode: as in :func:`continuity`.
@@ -115,11 +116,16 @@ def completeness(
             f"train holds {len(train)} data and test {len(test)}: the distance from one to the other is compared with "
             f"that from latents to test, so train must hold at least as many."
         )
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(f"train has {train.shape[1]} numbers a datum and test {test.shape[1]}; they must match.")
     apart = _nearest(test, train[: len(test)])[0].mean()
     if not apart > 0:
         raise ValueError("every test datum is among the training data: pass data that the model has not seen.")
     size = max(1, _AT_ONCE // max(test.shape[1], len(test)))
-    found = [_nearest(_decode(decode, part).to(test), test) for part in z.split(size)]
+    decoded = [_decode(decode, part).to(test) for part in z.split(size)]
+    if decoded[0].shape[1] != test.shape[1]:
+        raise ValueError(f"decode gives {decoded[0].shape[1]} numbers a datum and test has {test.shape[1]}.")
+    found = [_nearest(part, test) for part in decoded]
     nearest = torch.cat([distance for distance, _ in found])
     columns = {"nearest": nearest, "relative": nearest / apart, "test_index": torch.cat([i for _, i in found])}
     return pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
@@ -138,5 +144,7 @@ def _decode(decode: Decode, z: Tensor) -> Float[Tensor, "n numbers"]:
 
 def _nearest(x: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     """Distance to the nearest, and which it is."""
-    found = [torch.cdist(part, among).min(dim=1) for part in x.split(max(1, _AT_ONCE // len(among)))]
+    exact = "donot_use_mm_for_euclid_dist"  # squares of differences: by products, small distances drown in rounding
+    parts = x.split(max(1, _AT_ONCE // len(among)))
+    found = [torch.cdist(part, among, compute_mode=exact).min(dim=1) for part in parts]
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])

@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 
 from pyrovae._checks import at_least
 from pyrovae._random import seeded
-from pyrovae.evaluation.collapse import check_threshold
+from pyrovae.evaluation.collapse import check_threshold, checked
 from pyrovae.evaluation.latents import measure
 from pyrovae.evaluation.strict import as_test_set, strict, with_density
 from pyrovae.training import Run
@@ -70,7 +70,7 @@ class CollapseMonitor:
         with strict(model) as target, seeded(self._seed):
             if run is not self._run:
                 self._start(run)
-                data.check(model)
+                checked(model, data)
             measured = measure(model, data, self._num_samples, self._threshold, target, tqdm(disable=True))
         active, total = int(measured.dimensions["active"].sum()), int(measured.dimensions["activity"].notna().sum())
         record["rate"], record["active_units"] = float(measured.rate.mean()), active

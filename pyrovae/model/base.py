@@ -268,6 +268,8 @@ class VAEModel(Stored, PyroModule):
         with self._inference(0):
             if isinstance(z, Mapping):
                 named, real = dict(z), False
+                if not named:
+                    raise ValueError("decode needs a value for at least one latent site; got none.")
                 lead = next(iter(named.values())).shape[:1]
             else:
                 name, event_dim, real = self._latent_site(*as_covariates(covariates, None, self.like()))
@@ -376,4 +378,6 @@ class VAEModel(Stored, PyroModule):
 
 
 def _only(latents: dict[str, Tensor]) -> Any:
+    if not latents:
+        raise ValueError("the model has no latents: there is nothing to encode, and sample() alone draws data.")
     return next(iter(latents.values())) if len(latents) == 1 else latents

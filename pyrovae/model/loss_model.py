@@ -26,6 +26,14 @@ class LossModel(Stored, ABC):
     def loss(self, x: Float[Tensor, "batch *event"], *covariates: Any) -> Float[Tensor, "batch"]:
         """What is minimised, one value for each datum."""
 
+    def check_values(self, x: Float[Tensor, "batch *event"], name: str = "x") -> None:
+        """Raise a ``ValueError`` where data hold values that the loss is not meant for; ``fit`` asks before training.
+
+        Args:
+            x: data ``(B, *event_shape)``.
+            name: what the error calls them.
+        """
+
     def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x") -> None:
         """Run two data, so that mistakes surface before a long run. Neither the model nor the random state changes.
 
@@ -36,8 +44,10 @@ class LossModel(Stored, ABC):
             name: what the error calls ``x``.
 
         Raises:
-            ValueError: a wrong shape, or a loss that is not one number for each datum.
+            ValueError: a wrong shape, values that the loss is not meant for, or a loss that is not one number for each
+                datum.
         """
+        self.check_values(x, name)
         head = tuple(c[:2] if isinstance(c, Tensor) and c.dim() else c for c in covariates)
         with evaluation_mode(self), torch.no_grad(), seeded(0):
             try:

@@ -121,6 +121,7 @@ class Batches(ABC):
         """Raise a ``ValueError`` if a batch holds values that the model does not take."""
         as_data(batch[0], self.name, model.event_shape)
         if not isinstance(model, VAEModel):
+            model.check_values(batch[0], self.name)
             return
         if self._observed is not None:
             check_values(*self._observed, batch[0], self.name)

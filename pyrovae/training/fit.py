@@ -113,7 +113,7 @@ def fit(
     at_least(0, epochs=epochs)
     if isinstance(model, LossModel) and objective is not None:
         raise TypeError(f"{type(model).__name__} is trained by its own loss: leave objective out.")
-    if objective is None and not hasattr(model, "loss"):
+    if objective is None and not callable(getattr(type(model), "loss", None)):  # a part of that name is no loss
         objective = ELBO()
     if objective is not None and not isinstance(objective, PyroELBO):
         raise TypeError(f"objective must be a pyro.infer.ELBO such as pyrovae.ELBO(); got {type(objective).__name__}.")

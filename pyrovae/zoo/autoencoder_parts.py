@@ -1,6 +1,6 @@
 """What an autoencoder is made of besides its two networks: activations, errors, tied layers, corruptions."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -64,7 +64,7 @@ def affine_layers(network: nn.Sequential) -> list[nn.Linear | Transposed]:
     return [layer for layer in network if isinstance(layer, (nn.Linear, Transposed))]
 
 
-class Corruption(nn.Module):
+class Corruption(nn.Module, ABC):
     """Noise that a denoising autoencoder is trained to undo (Vincent et al. 2008, ICML). Calling it always corrupts;
     an :class:`Autoencoder` calls it in training mode only.
     """

@@ -164,6 +164,8 @@ def pretrain(model: Autoencoder, data: Any, *, epochs: int = 20, seed: int | Non
         data, transform = data.train, transform or data.batch_transform
     x = as_data(data, "data", model.event_shape)
     model.check(x.to(model.like()), name="data")
+    if options.get("validation") is not None:
+        raise ValueError("pretrain takes no validation data, which deeper levels would need encoded: leave it out.")
     runs = []
     for index in range(len(affine_layers(model.encoder))):
         level = _Level(model, index)

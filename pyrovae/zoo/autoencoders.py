@@ -116,13 +116,12 @@ class Autoencoder(LossModel):
             loss = loss + self.penalty.weight * self.penalty(self, given.flatten(1), before)
         return loss
 
-    def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x") -> None:
+    def check_values(self, x: Float[Tensor, "batch *event"], name: str = "x") -> None:
         if self.reconstruction == "bernoulli" and not bool(((x >= 0) & (x <= 1)).all()):
             raise ValueError(
                 f"{name} holds values from {float(x.min()):g} to {float(x.max()):g}; reconstruction='bernoulli' needs "
                 f"data in [0, 1]. Rescale them, or use reconstruction='squared_error'."
             )
-        super().check(x, *covariates, num_particles=num_particles, name=name)
 
     # -- in evaluation mode, without gradients -------------------------------------------------------------
 
@@ -154,6 +153,8 @@ class Autoencoder(LossModel):
             out = out.sigmoid() if self.reconstruction == "bernoulli" else out
         return out.unflatten(-1, cast(tuple[int, ...], self.event_shape))
 
+    encode, decode = transform, inverse_transform  # as a VAE calls them
+
     def reconstruct(self, x: Float[Tensor, "data *event"] | Any) -> Float[Tensor, "data *event"]:
         """:meth:`inverse_transform` of :meth:`transform`."""
         return self.inverse_transform(self.transform(x))
@@ -171,6 +172,7 @@ class Autoencoder(LossModel):
             ValueError: bad data, or as many of one as of the other are missing.
         """
         x = self._data(x, "x")
+        self.check_values(x)
         given = x if given is None else self._data(given, "given")
         if len(given) != len(x):
             raise ValueError(f"given has {len(given)} rows and x has {len(x)}; they must match.")

@@ -1,7 +1,7 @@
 """Penalties on the code of an autoencoder: sparse codes, and codes that move little with the data."""
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyrovae.zoo.autoencoders import Autoencoder
 
 
-class Penalty(nn.Module):
+class Penalty(nn.Module, ABC):
     """What is added to the reconstruction error of every datum, times ``weight``.
 
     Args:

@@ -24,7 +24,8 @@ class NonAmortizedVAE(VAEModel):
     :func:`~pyrovae.inference_gaps` finds the same optima at a trained decoder, for any data.
 
     Args:
-        generative: a :class:`~pyrovae.VAE`, of which prior, decoder and likelihood are copied.
+        generative: a :class:`~pyrovae.VAE`, of which prior, decoder and likelihood are copied. With one of a subclass,
+            :meth:`load` must be given it again.
         num_data: N, rows of the table.
         posterior: a name in ``posteriors.POSTERIORS``.
         context_dim: C, width of a row; by default 2Z, as many numbers as a factorised normal has.
@@ -69,7 +70,7 @@ class NonAmortizedVAE(VAEModel):
             del self.generative.encoder, self.generative.posterior
             self.context = nn.Embedding(num_data, width)
             self.posterior = family(generative.latent_dim, width, **(posterior_options or {}))
-        if generative.config is not None:
+        if generative.config is not None and type(generative) is VAE:  # else a file could not tell what to rebuild
             self.config = {
                 "generative": generative.config,
                 "num_data": num_data,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.evaluation import dci, factor_vae_score, mig, mutual_information, sap
+from pyrovae.evaluation import factors as scores_of
 from tests.models import Conditional, TwoSites, binary
 
 COUNTS = (3, 4, 8, 6, 6)  # values of five factors
@@ -221,3 +222,21 @@ def test_several_sites_covariates_and_refusals() -> None:
         pv.disentanglement(vae, x * math.nan, factors)
     with pytest.raises(TypeError, match="encode"):
         pv.disentanglement(nn.Linear(6, 2), x, factors)
+
+
+def test_too_few_bins_lower_the_maximum() -> None:
+    """Eight values in four bins: log 4 nats of log 8."""
+    v = torch.arange(8).repeat(50)
+    factors = torch.stack([v, v[torch.randperm(400, generator=torch.Generator().manual_seed(0))]], 1)
+    assert scores_of.largest_mig(factors.double(), factors, num_bins=4) == pytest.approx(2 / 3)
+    assert scores_of.largest_mig(factors.double(), factors, num_bins=20) == 1.0
+    assert scores_of.mig(factors.double(), factors, num_bins=4).max() <= 2 / 3
+
+
+def test_an_autoencoder_of_the_zoo_is_scored() -> None:
+    x = torch.rand(60, 6)
+    factors = torch.stack([torch.arange(60) % 2, torch.arange(60) % 3], 1)
+    found = pv.disentanglement(pv.zoo.Autoencoder((6,), 3), x, factors)
+    assert found.scores["score"].between(0, 1).all()
+    with pytest.raises(ValueError, match="no latents"):
+        pv.disentanglement(pv.zoo.PixelCNN((1, 2, 3)), x.reshape(60, 1, 2, 3).round(), factors)

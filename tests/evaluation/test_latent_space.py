@@ -134,3 +134,21 @@ def test_the_vaes_latent_space_is_more_complete_than_the_autoencoders() -> None:
             error = math.hypot(vae.sem(), ae.sem())
             print(f"seed {seed}, {place}: VAE {vae.mean():.3f}, AE {ae.mean():.3f} (± {error:.3f})")
             assert ae.mean() - vae.mean() > 4 * error
+
+
+def test_small_distances_between_many_numbers_are_exact() -> None:
+    """Distances by matrix products, which torch takes for more than 25 rows, would be off by 0.01."""
+    images = torch.rand(40, 784, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="among the training data"):
+        completeness(lambda z: images[: len(z)], torch.zeros(10, 2), images, images)
+    found = completeness(lambda z: images[: len(z)], torch.zeros(10, 2), images, images + 0.1)
+    assert (found["nearest"] == 0).all()
+    assert found["test_index"].tolist() == list(range(10))
+
+
+def test_sizes_that_do_not_match_are_named() -> None:
+    x = torch.rand(5, 4)
+    with pytest.raises(ValueError, match="train has 3 numbers a datum and test 4"):
+        completeness(lambda z: x[: len(z)], torch.zeros(2, 2), x, torch.rand(5, 3))
+    with pytest.raises(ValueError, match="decode gives 3 numbers a datum and test has 4"):
+        completeness(lambda z: torch.rand(len(z), 3), torch.zeros(2, 2), x, x + 1.0)

@@ -183,3 +183,28 @@ def test_of_two_classes_of_one_name_the_files_own_is_loaded(tmp_path, line: tupl
     third.__module__ = "renamed"
     with pytest.raises(ValueError, match="several modules define one"):
         pv.load(gone)
+
+
+def test_values_of_all_data_are_looked_at() -> None:
+    model = pv.zoo.Autoencoder((4,), 2, reconstruction="bernoulli")
+    x = torch.rand(100, 4)
+    x[-1] = 7.0
+    for transform in (None, lambda x: x.clone()):
+        with pytest.raises(ValueError, match=r"values from .* to 7; .* Rescale them"):
+            pv.fit(model, x, batch_size=20, batch_transform=transform, seed=0, progress=False)
+    with pytest.raises(ValueError, match="Rescale them"):
+        model.reconstruction_error(x)
+
+
+def test_a_part_called_loss_is_none() -> None:
+    class WithPart(Penalised):
+        def __init__(self) -> None:
+            super().__init__(0.0)
+            self.loss = nn.MSELoss()
+
+    x = torch.randn(100, 1)
+    torch.manual_seed(0)
+    own = pv.fit(WithPart(), x, epochs=2, seed=0, progress=False).history
+    torch.manual_seed(0)
+    other = pv.fit(Penalised(0.0), x, epochs=2, seed=0, progress=False).history
+    assert own["loss"].tolist() == other["loss"].tolist()

@@ -109,3 +109,15 @@ def test_bad_arguments_are_named() -> None:
         pv.fit(model, x, epochs=1, progress=False)
     with pytest.raises(ValueError, match=r"got torch.float32 of shape \(2,\)"):
         pv.elbo_terms(model, x, torch.zeros(10), progress=False)
+
+
+def test_around_a_subclass_the_file_asks_for_it(tmp_path) -> None:
+    pixels = pv.zoo.PixelVAE((1, 4, 4), 2, hidden=(8,))
+    model = pv.zoo.NonAmortizedVAE(pixels, num_data=5)
+    x, rows = torch.rand(5, 1, 4, 4).round(), torch.arange(5)
+    path = model.save(tmp_path / "own.safetensors")
+    with pytest.raises(ValueError, match="pass generative, num_data to load"):
+        pv.load(path)
+    again = pv.zoo.NonAmortizedVAE.load(path, generative=pv.zoo.PixelVAE((1, 4, 4), 2, hidden=(8,)), num_data=5)
+    a, b = (pv.elbo_terms(m, x, rows, progress=False).pointwise["elbo"] for m in (model, again))
+    assert a.tolist() == b.tolist()
