@@ -1,6 +1,7 @@
 """Checks of what users pass in: every error names the argument, what came, and the fix."""
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -31,6 +32,17 @@ def at_least(minimum: int, **arguments: Any) -> None:
             raise ValueError(f"{name} must be an integer of at least {minimum}; got {value!r}.")
         if value < minimum:
             raise ValueError(f"{name} must be at least {minimum}; got {value}.")
+
+
+def not_negative(**arguments: Any) -> None:
+    """Raise a ``ValueError`` unless every named argument is a finite number, 0 or more."""
+    for name, value in arguments.items():
+        try:
+            fine = not isinstance(value, str) and 0 <= float(value) < math.inf
+        except (TypeError, ValueError):
+            fine = False
+        if not fine:
+            raise ValueError(f"{name} must not be negative, NaN or infinite; got {value!r}.")
 
 
 def one_of(allowed: Sequence[str], **arguments: Any) -> None:

@@ -1,6 +1,6 @@
 """Gated convolutional networks for images: the architecture of van den Berg et al. (2018, arXiv:1803.05649)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 
 from jaxtyping import Float
@@ -35,14 +35,31 @@ def _up(n_in: int, n_out: int, stride: int) -> nn.Module:
     return _Gated(nn.ConvTranspose2d(n_in, 2 * n_out, _KERNEL, stride, _KERNEL // 2, output_padding=stride - 1))
 
 
-def as_image_shape(event_shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """``event_shape`` as ``(C, H, W)``, or a ``ValueError`` if the networks' two strides of 2 do not fit."""
-    match event_shape:
-        case (channels, height, width) if height % 4 == 0 and width % 4 == 0:
-            return channels, height, width
+def as_image_shape(
+    event_shape: Sequence[int],
+    divisor: int = 4,
+    *,
+    needs: str = " with height and width divisible by 4 for the conv networks",
+    fix: str = ", or use network='mlp'",
+) -> tuple[int, int, int]:
+    """``event_shape`` as ``(C, H, W)``.
+
+    Args:
+        event_shape: what should be an image's shape.
+        divisor: what H and W must be divisible by, as strides ask for.
+        needs: of the error: what is needed besides the three sizes, and why.
+        fix: of the error: what to do besides loading images as such.
+
+    Raises:
+        ValueError: not three positive sizes, or ``divisor`` does not divide H and W.
+    """
+    match tuple(event_shape):
+        case (channels, height, width) if min(channels, height, width) >= 1:
+            if height % divisor == 0 and width % divisor == 0:
+                return int(channels), int(height), int(width)
     raise ValueError(
-        f"event_shape must be (channels, height, width) with height and width divisible by 4 for the conv "
-        f"networks; got {tuple(event_shape)}. Load images with flatten=False, or use network='mlp'."
+        f"event_shape must be (channels, height, width){needs}; got {tuple(event_shape)}. Load images with "
+        f"flatten=False{fix}."
     )
 
 

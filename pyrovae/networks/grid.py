@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyrovae._checks import at_least
-from pyrovae.networks.conv import over_leading
+from pyrovae.networks.conv import as_image_shape, over_leading
 
 
 class _Residual(nn.Module):
@@ -29,17 +29,10 @@ def grid_shape(image_shape: tuple[int, ...], downsampling: int) -> tuple[int, in
     at_least(2, downsampling=downsampling)
     if downsampling & (downsampling - 1):
         raise ValueError(f"downsampling must be a power of 2 (a stride of 2 for each layer); got {downsampling}.")
-    match tuple(image_shape):
-        case (channels, height, width) if min(channels, height, width) > 0:
-            if height % downsampling == 0 and width % downsampling == 0:
-                return height // downsampling, width // downsampling
-            raise ValueError(
-                f"the strides do not fit: height {height} and width {width} of event_shape {tuple(image_shape)} must "
-                f"be divisible by downsampling={downsampling}. Pad the images, or use a smaller downsampling."
-            )
-    raise ValueError(
-        f"event_shape must be (channels, height, width); got {tuple(image_shape)}. Load images with flatten=False."
-    )
+    needs = f" with height and width divisible by downsampling={downsampling}, for the strides to fit"
+    fix = ", pad them, or use a smaller downsampling"
+    _, height, width = as_image_shape(image_shape, downsampling, needs=needs, fix=fix)
+    return height // downsampling, width // downsampling
 
 
 def _strides(downsampling: int) -> int:

@@ -37,7 +37,8 @@ class VectorQuantizer(nn.Module):
 
     Before that, codes whose N_i has fallen below ``dead_below`` of an equal share M/K of the batch's M vectors are put
     onto vectors drawn from the batch, with the weight of an equal share (Dhariwal et al. 2020, arXiv:2005.00341,
-    restart such codes too). All N_i start at zero, so that the first batch fills the codebook. In evaluation mode
+    restart such codes too). All N_i start at zero, so that the first batch fills the codebook; with ``dead_below=0``
+    nothing does, and codes stay at their random start until a vector is nearest to them. In evaluation mode
     nothing changes. In a run of several processes those of rank 0 move the codebook.
 
     Args:

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyrovae._checks import not_negative
 from pyrovae.model import LogTerms
 from pyrovae.objectives.base import Objective
-from pyrovae.objectives.schedules import has_ended
+from pyrovae.objectives.schedules import has_ended, value_at
 
 
 class CapacityELBO(Objective):
@@ -26,8 +27,9 @@ class CapacityELBO(Objective):
         max_plate_nesting: plates that the model nests; by default what the model says of itself.
 
     Raises:
-        ValueError: a negative ``capacity`` or ``gamma``; a latent site that is not reparameterised; a schedule that
-            was never annealed.
+        ValueError: a ``capacity`` or ``gamma`` that is negative, NaN or infinite, a schedule's ``capacity`` at the time
+            when it is; a model without latent sites, or with one that is not reparameterised (``fit`` finds out before
+            it trains); a schedule that was never annealed.
     """
 
     scheduled = ("_nats",)
@@ -41,10 +43,7 @@ class CapacityELBO(Objective):
         max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
-        if not callable(capacity) and not capacity >= 0:
-            raise ValueError(f"capacity must not be negative, in nats; got {capacity}.")
-        if not gamma >= 0:
-            raise ValueError(f"gamma must not be negative; got {gamma}.")
+        not_negative(gamma=gamma, **({} if callable(capacity) else {"capacity": capacity}))
         self.capacity = capacity
         self.gamma = gamma
         self._nats = None if callable(capacity) else float(capacity)
@@ -60,17 +59,22 @@ class CapacityELBO(Objective):
     def anneal(self, t: float) -> None:
         self._time = t
         if callable(self.capacity):
-            self._nats = float(self.capacity(t))
+            self._nats = value_at(self.capacity, t, "capacity")
 
     @property
     def settled(self) -> bool:
         return has_ended(self.capacity, self._time)
 
-    def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
+    def check(self, terms: LogTerms) -> None:
+        if not terms.posterior:
+            raise ValueError("CapacityELBO needs latent sites; the model has no latents: train it with ELBO().")
         if terms.not_reparameterized:
             raise ValueError(
                 f"CapacityELBO needs reparameterised latents; {terms.not_reparameterized} are not. Use ELBO(beta=...)."
             )
+
+    def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
+        self.check(terms)
         # One number, but with a dimension, so that a traced step's scheduled value does not raise its precision.
         kl = torch.stack([terms.kl(site).mean().reshape(1) for site in terms.log_posterior]).sum(0)
         return terms.reconstruction.mean(0) - self.gamma * (kl - self.nats).abs()

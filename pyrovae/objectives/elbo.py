@@ -1,6 +1,5 @@
 """The evidence lower bound."""
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -8,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyrovae._checks import not_negative
 from pyrovae.distributions.independent import innermost
 from pyrovae.model import LogTerms
 from pyrovae.objectives.base import Objective
-from pyrovae.objectives.schedules import has_ended
+from pyrovae.objectives.schedules import has_ended, value_at
 
 
 class ELBO(Objective):
@@ -21,6 +21,9 @@ class ELBO(Objective):
     (Kingma et al. 2016, arXiv:1606.04934, appendix C.8): below λ nats it is free, and the KL has no gradient. The bound
     stays one, and is lower by what is free; validation in ``fit`` is by this bound too. The batch is what one process
     sees, with all its particles.
+
+    With the ``"ar1"`` prior, KL_d is the term of the chain rule, KL(q(z_d | x) ‖ p(z_d | z_1..z_{d-1})) in the mean
+    over the posterior's earlier dimensions, not the KL from dimension d's marginal prior: it is the KL that λ bounds.
 
     Sites that are not reparameterised get the score-function gradient, as in ``Trace_ELBO``.
 
@@ -35,7 +38,8 @@ class ELBO(Objective):
         max_plate_nesting: plates that the model nests; by default what the model says of itself.
 
     Raises:
-        ValueError: a negative ``beta`` or ``free_bits``; ``analytic_kl=True`` and a site has no closed form, or
+        ValueError: a ``beta`` or ``free_bits`` that is negative, NaN or infinite, a schedule's ``beta`` at the time
+            when it is; ``analytic_kl=True`` and a site has no closed form, or
             ``free_bits`` and one does not factorise (``fit`` finds out before it trains); a schedule that was never
             annealed.
     """
@@ -54,10 +58,7 @@ class ELBO(Objective):
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
         if analytic_kl not in ("auto", True, False):
             raise ValueError(f"analytic_kl must be 'auto', True or False; got {analytic_kl!r}.")
-        if not callable(beta) and not beta >= 0:
-            raise ValueError(f"beta must not be negative; got {beta}.")
-        if not 0 <= free_bits < math.inf:
-            raise ValueError(f"free_bits must be a number of nats, 0 or more; got {free_bits}.")
+        not_negative(free_bits=free_bits, **({} if callable(beta) else {"beta": beta}))
         if free_bits and analytic_kl is False:
             raise ValueError("free_bits needs the KL of each dimension in closed form: use analytic_kl='auto'.")
         self.beta = beta
@@ -76,7 +77,7 @@ class ELBO(Objective):
     def anneal(self, t: float) -> None:
         self._time = t
         if callable(self.beta):
-            self._weight = float(self.beta(t))
+            self._weight = value_at(self.beta, t, "beta")
 
     @property
     def settled(self) -> bool:

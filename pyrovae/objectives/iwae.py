@@ -17,13 +17,16 @@ class IWAE(Objective):
         max_plate_nesting: plates that the model nests; by default what the model says of itself.
 
     Raises:
-        ValueError: a latent site is not reparameterised.
+        ValueError: a latent site is not reparameterised (``fit`` finds out before it trains).
     """
 
     def __init__(self, num_particles: int = 5, *, max_plate_nesting: int | None = None) -> None:
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
 
-    def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
+    def check(self, terms: LogTerms) -> None:
         if terms.not_reparameterized:
             raise ValueError(f"IWAE needs reparameterised latents; {terms.not_reparameterized} are not. Use ELBO.")
+
+    def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
+        self.check(terms)
         return terms.log_weight.logsumexp(0) - math.log(self.num_particles)

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pyrovae._checks import at_least, not_negative
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -31,8 +33,12 @@ def linear_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> S
         duration: length of the warm-up; epochs, in ``fit``.
         start: weight at time 0.
         end: weight from ``duration`` on.
+
+    Raises:
+        ValueError: a duration that is not positive and finite, a weight that is negative, NaN or infinite.
     """
     _positive("duration", duration)
+    not_negative(start=start, end=end)
     return Schedule(lambda t: end if t >= duration else start + (end - start) * t / duration, duration)
 
 
@@ -43,8 +49,12 @@ def cosine_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> S
         duration: length of the warm-up; epochs, in ``fit``.
         start: weight at time 0.
         end: weight from ``duration`` on.
+
+    Raises:
+        ValueError: as of :func:`linear_warmup`.
     """
     _positive("duration", duration)
+    not_negative(start=start, end=end)
 
     def weight(t: float) -> float:
         return end if t >= duration else end + (start - end) * (1 + math.cos(math.pi * t / duration)) / 2
@@ -60,8 +70,14 @@ def cyclical(period: float, *, rise: float = 0.5, cycles: int = 4, end: float = 
         rise: fraction of a cycle spent rising from 0 to ``end``.
         cycles: number of cycles.
         end: the weight reached in every cycle.
+
+    Raises:
+        ValueError: a period that is not positive and finite, a rise outside (0, 1], no whole number of cycles from 1
+            on, an end that is negative, NaN or infinite.
     """
     _positive("period", period)
+    at_least(1, cycles=cycles)
+    not_negative(end=end)
     if not 0 < rise <= 1:
         raise ValueError(f"rise must be in (0, 1]; got {rise}.")
 
@@ -69,6 +85,17 @@ def cyclical(period: float, *, rise: float = 0.5, cycles: int = 4, end: float = 
         return end if t >= cycles * period else end * min(1.0, (t % period) / (rise * period))
 
     return Schedule(weight, cycles * period)
+
+
+def value_at(schedule: Callable[[float], float], t: float, name: str) -> float:
+    """The weight ``name`` at time ``t``.
+
+    Raises:
+        ValueError: it is negative, NaN or infinite.
+    """
+    value = float(schedule(t))
+    not_negative(**{f"{name}, a schedule, at time t={t:g}": value})
+    return value
 
 
 def has_ended(value: float | Callable[[float], float], t: float) -> bool:
@@ -79,5 +106,5 @@ def has_ended(value: float | Callable[[float], float], t: float) -> bool:
 
 
 def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be positive; got {value}.")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite; got {value}.")

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from pyrovae._checks import at_least, one_of
+from pyrovae._checks import at_least, not_negative, one_of
 from pyrovae.model import LogTerms
 from pyrovae.objectives.base import Objective
 
@@ -51,8 +51,9 @@ class BetaTCVAE(Objective):
         max_plate_nesting: plates that the model nests; by default what the model says of itself.
 
     Raises:
-        ValueError: negative weights; a model with several latent sites, or whose posterior is not a normal of
-            independent dimensions or whose prior does not factorise over them; a batch of more than N.
+        ValueError: weights that are negative, NaN or infinite; a model without latent sites or with several, or whose
+            posterior is not a normal of independent dimensions or whose prior does not factorise over them (``fit``
+            finds out before it trains); a batch of more than N.
     """
 
     def __init__(
@@ -69,9 +70,7 @@ class BetaTCVAE(Objective):
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
         at_least(1, num_data=num_data)
         one_of(("stratified", "weighted"), estimator=estimator)
-        for name, weight in {"beta": beta, "alpha": alpha, "gamma": gamma}.items():
-            if not weight >= 0:
-                raise ValueError(f"{name} must not be negative; got {weight}.")
+        not_negative(beta=beta, alpha=alpha, gamma=gamma)
         self.num_data = num_data
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.estimator = estimator
@@ -80,6 +79,9 @@ class BetaTCVAE(Objective):
         parts = self.decompose(terms)
         rate = self.alpha * parts.mutual_information + self.beta * parts.total_correlation
         return (terms.reconstruction - rate - self.gamma * parts.dimensionwise_kl).mean(0)
+
+    def check(self, terms: LogTerms) -> None:
+        _factorised(terms)
 
     def decompose(self, terms: LogTerms) -> RateParts:
         """The three parts of the rate, estimated at the draws."""
@@ -109,6 +111,8 @@ class BetaTCVAE(Objective):
 
 def _factorised(terms: LogTerms) -> tuple[str, Normal]:
     """The latent site, and its posterior as a normal with a batch dimension for the latents' dimensions."""
+    if not terms.posterior:
+        raise ValueError("BetaTCVAE needs a latent site; the model has no latents: train it with ELBO().")
     match list(terms.posterior.items()):
         case [(site, Independent(base_dist=Normal() as q))] if site not in terms.masked:
             if len(terms.posterior[site].event_shape) == 1 and terms.latents[site].dim() <= 1 + len(terms.shape):

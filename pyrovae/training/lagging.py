@@ -1,5 +1,6 @@
 """Against a lagging encoder: many updates of it for one of the decoder."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -34,8 +35,7 @@ class LaggingAdam(torch.optim.Adam):
     ) -> None:
         at_least(1, every=every)
         at_least(0, steps=steps)
-        if not learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive; got {learning_rate}.")
+        _check_rate(learning_rate)
         chosen = {id(p) for p in slow}
         everything = list(parameters)
         fast = [p for p in everything if id(p) not in chosen]
@@ -58,6 +58,11 @@ class LaggingAdam(torch.optim.Adam):
             for p in group["params"]:
                 p.grad = None
         return super().step(closure)
+
+
+def _check_rate(learning_rate: float) -> None:
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be positive and finite; got {learning_rate}.")
 
 
 def lagging_inference(
@@ -85,6 +90,7 @@ def lagging_inference(
     """
     at_least(1, every=every)
     at_least(0, steps=steps)
+    _check_rate(learning_rate)
     if not slow:
         raise ValueError("lagging_inference needs the modules whose updates wait: lagging_inference(vae.decoder).")
     parts = [list(part.parameters()) if isinstance(part, nn.Module) else [part] for part in slow]

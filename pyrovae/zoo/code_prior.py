@@ -13,19 +13,30 @@ from pyrovae.model import LossModel
 from pyrovae.networks import GatedPixelCNN
 
 
+def _checked(grid_shape: tuple[int, int], num_codes: int) -> tuple[int, int]:
+    at_least(2, num_codes=num_codes)
+    height, width = grid_shape
+    at_least(1, grid_shape=height)
+    at_least(1, grid_shape=width)
+    return height, width
+
+
 class UniformCodes(nn.Module):
     """p(z) = K^(-H·W): every code equally likely at every position of a grid.
 
     Args:
         grid_shape: ``(H, W)``.
         num_codes: K.
+
+    Raises:
+        ValueError: bad sizes.
     """
 
     logits: Tensor
 
     def __init__(self, grid_shape: tuple[int, int], num_codes: int) -> None:
         super().__init__()
-        self.grid_shape, self.num_codes = tuple(grid_shape), num_codes
+        self.grid_shape, self.num_codes = _checked(grid_shape, num_codes), num_codes
         self.register_buffer("logits", torch.zeros(*grid_shape, num_codes), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:
@@ -63,12 +74,8 @@ class PixelCNNPrior(LossModel):
         kernel_size: int = 3,
     ) -> None:
         super().__init__()
-        at_least(2, num_codes=num_codes)
         at_least(1, embedding_dim=embedding_dim)
-        height, width = grid_shape
-        at_least(1, grid_shape=height)
-        at_least(1, grid_shape=width)
-        self.grid_shape, self.num_codes = (height, width), num_codes
+        self.grid_shape, self.num_codes = _checked(grid_shape, num_codes), num_codes
         self.event_shape = self.grid_shape
         self.embedding = nn.Embedding(num_codes, embedding_dim)
         self.network = GatedPixelCNN(

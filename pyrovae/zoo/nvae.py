@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, lookup
+from pyrovae._checks import at_least, lookup, not_negative
 from pyrovae.distributions import residual_normal
 from pyrovae.likelihoods import LIKELIHOODS
 from pyrovae.model import VAEModel
-from pyrovae.networks.conv import over_leading
+from pyrovae.networks.conv import as_image_shape, over_leading
 from pyrovae.networks.residual import ConvCell, DepthwiseCell
 from pyrovae.networks.spectral import SpectralSum
 
@@ -50,8 +50,8 @@ class NVAE(VAEModel):
         spectral_weight: λ in nats; 0 leaves the regularisation out.
 
     Raises:
-        ValueError: an image that the halvings do not divide, no groups, sizes that are not positive, a negative
-            ``spectral_weight``, an unknown likelihood.
+        ValueError: an image that the halvings do not divide, no groups, sizes that are not positive, a
+            ``spectral_weight`` that is negative, NaN or infinite, an unknown likelihood.
     """
 
     def __init__(
@@ -68,18 +68,23 @@ class NVAE(VAEModel):
         spectral_weight: float = 1e-2,
     ) -> None:
         super().__init__()
-        self.event_shape, groups = tuple(event_shape), tuple(groups)
-        image_channels, height, width = _as_image_shape(self.event_shape, groups)
+        groups = tuple(groups)
+        if not groups:
+            raise ValueError("groups must name at least one resolution's number of groups, e.g. (1, 2); got none.")
+        for count in groups:
+            at_least(1, groups=count)
+        halvings = len(groups)
+        shrunk = 2**halvings
+        needs = f" with height and width divisible by {shrunk}, for {halvings} resolutions"
+        self.event_shape = as_image_shape(event_shape, shrunk, needs=needs, fix=", pad them, or pass fewer groups")
+        image_channels, height, width = self.event_shape
         at_least(1, latent_channels=latent_channels, channels=channels, expansion=expansion, cells=cells)
-        if not spectral_weight >= 0:
-            raise ValueError(f"spectral_weight must not be negative; got {spectral_weight}. 0 leaves it out.")
+        not_negative(spectral_weight=spectral_weight)
         self.spectral_weight = float(spectral_weight)
         options = dict(likelihood_options or {})
         self.likelihood = lookup(LIKELIHOODS, likelihood, "likelihood")(event_dim=3, **options)
 
-        halvings = len(groups)
         widths = [channels * 2**i for i in reversed(range(halvings))]  # from the top
-        shrunk = 2**halvings
         self.start = nn.Parameter(0.1 * torch.randn(widths[0], height // shrunk, width // shrunk))
         self.stem = nn.Conv2d(image_channels, channels, 3, stride=2, padding=1)
         path: list[nn.Module] = []
@@ -202,20 +207,3 @@ class _Group(nn.Module):
 def _loc_and_scale(raw: Tensor) -> tuple[Tensor, Tensor]:
     loc, log_scale = raw.chunk(2, -3)
     return loc, (_LOG_SCALE * (log_scale / _LOG_SCALE).tanh()).exp()
-
-
-def _as_image_shape(event_shape: tuple[int, ...], groups: tuple[int, ...]) -> tuple[int, int, int]:
-    if not groups:
-        raise ValueError("groups must name at least one resolution's number of groups, e.g. (1, 2); got none.")
-    for count in groups:
-        at_least(1, groups=count)
-    factor = 2 ** len(groups)
-    match event_shape:
-        case (channels, height, width):
-            at_least(1, event_shape=min(event_shape))
-            if height % factor == 0 and width % factor == 0:
-                return channels, height, width
-    raise ValueError(
-        f"event_shape must be (channels, height, width) with height and width divisible by {factor}, for {len(groups)} "
-        f"resolutions; got {event_shape}. Load images with flatten=False, pad them, or pass fewer groups."
-    )

@@ -1,5 +1,6 @@
 """Autoregressive models of images: a PixelCNN alone, and as the decoder of a VAE."""
 
+import inspect
 import json
 from collections.abc import Sequence
 from math import prod
@@ -17,8 +18,10 @@ from pyrovae.distributions.independent import innermost
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAE, VAEModel
 from pyrovae.networks import MLP, ConvDecoder, GatedMLP, GatedPixelCNN, RowGRU
+from pyrovae.networks.conv import as_image_shape
 
-DECODERS = ("pixelcnn", "gru")
+DECODERS: dict[str, type[GatedPixelCNN] | type[RowGRU]] = {"pixelcnn": GatedPixelCNN, "gru": RowGRU}
+_SET_HERE = ("in_channels", "out_channels", "width", "context_dim", "spatial_context")  # not options of a decoder
 CONDITIONING = ("map", "vector")
 
 
@@ -57,19 +60,24 @@ class PixelDecoder(nn.Module):
         input_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        channels, height, width = self.event_shape = as_image(event_shape)
+        channels, height, width = self.event_shape = _as_image(event_shape)
         at_least(1, context_dim=context_dim)
         if not 0 <= input_dropout < 1:
             raise ValueError(f"input_dropout must be in [0, 1); got {input_dropout}.")
-        options = dict(network_options or {}) | {"context_dim": context_dim, "spatial_context": True}
+        cls: Any = lookup(DECODERS, network, "decoder")
+        options = dict(network_options or {})
+        allowed = [name for name in inspect.signature(cls).parameters if name not in _SET_HERE]
+        for name in options:
+            if name not in allowed:
+                own = " Pass context_dim=... to the model itself." if name == "context_dim" else ""
+                raise ValueError(f"decoder {network!r} has options {', '.join(allowed)}; got {name!r}.{own}")
+        options |= {"context_dim": context_dim, "spatial_context": True}
+        if cls is RowGRU:
+            options["width"] = width
         self.likelihood, self.upsample, self.input_dropout = likelihood, upsample, input_dropout
         self.position = nn.Parameter(0.1 * torch.randn(context_dim, height, width))
         outputs = likelihood.num_params * channels
-        self.network: nn.Module
-        if lookup({name: name for name in DECODERS}, network, "decoder") == "pixelcnn":
-            self.network = GatedPixelCNN(channels, outputs, **options)
-        else:
-            self.network = RowGRU(channels, outputs, width=width, **options)
+        self.network: nn.Module = cls(channels, outputs, **options)
         some = likelihood(torch.zeros(likelihood.num_params, *self.event_shape))
         self._support = innermost(some).support
 
@@ -112,7 +120,9 @@ class PixelCNN(VAEModel):
             of :class:`~pyrovae.networks.RowGRU` (``hidden``).
 
     Raises:
-        ValueError: an ``event_shape`` that is no image's, an unknown name, bad options.
+        ValueError: an ``event_shape`` that is no image's, an unknown name, decoder options that it does not have,
+            values of options out of range.
+        TypeError: likelihood options that it does not have.
     """
 
     def __init__(
@@ -125,7 +135,7 @@ class PixelCNN(VAEModel):
         decoder_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.event_shape = as_image(event_shape)
+        self.event_shape = _as_image(event_shape)
         pixel = lookup(LIKELIHOODS, likelihood, "likelihood")(event_dim=3, **(likelihood_options or {}))
         self.decoder = PixelDecoder(self.event_shape, pixel, network=decoder, network_options=decoder_options)
         config = {
@@ -169,12 +179,16 @@ class PixelVAE(VAE):
         context_dim: numbers that the decoder is told at a pixel.
         input_dropout: probability, in training, that the decoder does not see a pixel.
         likelihood: a name in ``likelihoods.LIKELIHOODS``, of one pixel, or a module.
-        network: as in :class:`~pyrovae.VAE`; also makes the map of z.
+        network: as in :class:`~pyrovae.VAE`; the map of z is made by a network of the same kind, and beside a
+            ``"strided_conv"`` encoder by an ``"mlp"``.
         hidden: as in :class:`~pyrovae.VAE`.
+        likelihood_options: of a likelihood given by name.
         parts: ``posterior``, ``prior``, ``encoder`` and options, as in :class:`~pyrovae.VAE`.
 
     Raises:
-        ValueError: an ``event_shape`` that is no image's, an unknown name, bad options.
+        ValueError: an ``event_shape`` that is no image's, an unknown name, decoder options that it does not have,
+            values of options out of range.
+        TypeError: other parts' options that they do not have.
     """
 
     def __init__(
@@ -188,14 +202,24 @@ class PixelVAE(VAE):
         context_dim: int = 8,
         input_dropout: float = 0.0,
         likelihood: str | Likelihood = "bernoulli",
+        likelihood_options: dict[str, Any] | None = None,
         network: str = "mlp",
         hidden: Sequence[int] = (300, 300),
         **parts: Any,
     ) -> None:
-        shape = as_image(event_shape)
+        shape = _as_image(event_shape)
         at_least(1, context_dim=context_dim)
         one_of(CONDITIONING, conditioning=conditioning)
-        super().__init__(shape, latent_dim, likelihood=likelihood, network=network, hidden=hidden, **parts)
+        # The decoder that VAE makes is replaced below: with one parameter a pixel it is small, which with this model's
+        # likelihood (a categorical has hundreds) it need not be.
+        super().__init__(shape, latent_dim, likelihood="bernoulli", network=network, hidden=hidden, **parts)
+        if isinstance(likelihood, str):
+            cls = lookup(LIKELIHOODS, likelihood, "likelihood")
+            self.likelihood = cls(event_dim=3, **(likelihood_options or {}))
+        elif likelihood_options:
+            raise ValueError("likelihood_options are for a likelihood given by name; this one is already built.")
+        else:
+            self.likelihood, self.config = likelihood, None
         outputs = context_dim * prod(shape[1:])
         upsample: nn.Module
         if conditioning == "vector":
@@ -216,24 +240,19 @@ class PixelVAE(VAE):
         )
         if self.config is not None:
             own = {
+                "likelihood": likelihood,
+                "likelihood_options": likelihood_options or {},
                 "decoder": decoder,
                 "decoder_options": decoder_options or {},
                 "conditioning": conditioning,
                 "context_dim": context_dim,
                 "input_dropout": input_dropout,
             }
-            self.config |= json.loads(json.dumps(own))
+            self.config |= json.loads(json.dumps(own, default=lambda number: number.item()))
 
     def p(self, z: Float[Tensor, "*batch latent"]) -> dist.TorchDistribution:
         return self.decoder(z)
 
 
-def as_image(event_shape: Sequence[int]) -> tuple[int, int, int]:
-    """``event_shape`` as ``(C, H, W)``, or a ``ValueError``."""
-    match tuple(event_shape):
-        case (channels, height, width) if min(channels, height, width) >= 1:
-            return int(channels), int(height), int(width)
-    raise ValueError(
-        f"event_shape must be (channels, height, width), because pixels are drawn in raster order; got "
-        f"{tuple(event_shape)}. Load images with flatten=False."
-    )
+def _as_image(event_shape: Sequence[int]) -> tuple[int, int, int]:
+    return as_image_shape(event_shape, 1, needs=", because pixels are drawn in raster order", fix="")

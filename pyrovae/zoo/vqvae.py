@@ -1,5 +1,6 @@
 """VQ-VAE: a grid of discrete codes as latents, and a prior over them learnt in a second stage."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ class VQVAE(VAEModel):
 
     Raises:
         ValueError: strides that do not fit the image, an unknown likelihood, bad sizes, a prior of another grid or
-            number of codes.
+            number of codes, or that is neither such options nor a module that returns a distribution over grids.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class VQVAE(VAEModel):
         super().__init__()
         at_least(2, num_codes=num_codes)
         at_least(1, code_dim=code_dim)
-        if not commitment > 0:
-            raise ValueError(f"commitment must be positive, or the encoder's output can drift off; got {commitment}.")
+        if not 0 < commitment < math.inf:
+            raise ValueError(
+                f"commitment must be positive and finite, or the encoder's output can drift off; got {commitment}."
+            )
         self.grid_shape = grid_shape(tuple(event_shape), downsampling)
         channels, height, width = (int(n) for n in event_shape)
         self.event_shape = (channels, height, width)
@@ -116,14 +119,33 @@ class VQVAE(VAEModel):
         return {**self._options, "prior": self.prior.config} if isinstance(self.prior, PixelCNNPrior) else None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "prior" and isinstance(value, (PixelCNNPrior, UniformCodes)):
+        if name == "prior":
+            self._check_prior(value)
+        super().__setattr__(name, value)
+
+    def _check_prior(self, value: Any) -> None:
+        if isinstance(value, (PixelCNNPrior, UniformCodes)):
             ours, theirs = (self.grid_shape, self.num_codes), (value.grid_shape, value.num_codes)
             if ours != theirs:
                 raise ValueError(
                     f"prior is over a grid {theirs[0]} of {theirs[1]} codes; this model has a grid {ours[0]} of "
                     f"{ours[1]}. Build it with the model's grid_shape and num_codes, or call fit_prior."
                 )
-        super().__setattr__(name, value)
+            return
+        p: Any = type(value).__name__
+        if isinstance(value, nn.Module):
+            try:
+                with torch.no_grad():
+                    p = value()
+            except TypeError:  # it wants an input
+                p = f"{p}, which cannot be called without arguments"
+        if not isinstance(p, torch.distributions.Distribution) or tuple(p.event_shape) != self.grid_shape:
+            came = f"one that returns {p}" if isinstance(value, nn.Module) and not isinstance(p, str) else p
+            raise ValueError(
+                f"prior must be the options of a PixelCNNPrior, or a module that returns a distribution of event shape "
+                f"{self.grid_shape}; got {came}. Leave it out and call fit_prior after training, or pass "
+                f"PixelCNNPrior({self.grid_shape}, {self.num_codes})."
+            )
 
     # -- the pair ----------------------------------------------------------------------------------------
 

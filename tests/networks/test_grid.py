@@ -20,9 +20,9 @@ def test_shapes_and_leading_dimensions(shape: tuple[int, int, int], f: int) -> N
 @pytest.mark.parametrize(
     ("shape", "f", "message"),
     [
-        ((1, 30, 28), 4, "height 30 .*divisible by downsampling=4"),
-        ((1, 8, 9), 2, "width 9"),
-        ((784,), 4, r"event_shape must be \(channels, height, width\); got \(784,\)"),
+        ((1, 30, 28), 4, r"divisible by downsampling=4, for the strides to fit; got \(1, 30, 28\)"),
+        ((1, 8, 9), 2, r"divisible by downsampling=2, .*got \(1, 8, 9\)\. .*pad them"),
+        ((784,), 4, r"event_shape must be \(channels, height, width\) .*got \(784,\)\. .*flatten=False"),
         ((1, 8, 8), 3, "power of 2"),
         ((1, 8, 8), 1, "downsampling must be at least 2"),
     ],

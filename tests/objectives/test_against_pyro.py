@@ -115,6 +115,38 @@ def test_schedules() -> None:
         pv.linear_warmup(0)
     with pytest.raises(ValueError, match="rise"):
         pv.cyclical(10, rise=0)
+    with pytest.raises(ValueError, match="duration must be positive and finite"):
+        pv.cosine_warmup(math.inf)
+    for cycles in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="cycles must be"):
+            pv.cyclical(10, cycles=cycles)
+
+
+@pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf, "1"])
+def test_weights_are_finite_and_not_negative(bad: float) -> None:
+    for make, name in (
+        (lambda: pv.linear_warmup(10, end=bad), "end"),
+        (lambda: pv.linear_warmup(10, start=bad), "start"),
+        (lambda: pv.cosine_warmup(10, end=bad), "end"),
+        (lambda: pv.cyclical(10, end=bad), "end"),
+        (lambda: pv.ELBO(beta=bad), "beta"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must not be negative, NaN or infinite; got {bad!r}"):
+            make()
+
+
+@pytest.mark.parametrize("bad", [-0.5, math.nan, math.inf])
+def test_a_function_as_schedule_is_checked_at_each_time(bad: float) -> None:
+    for objective, name in (
+        (pv.ELBO(beta=lambda t: bad if t > 1 else 1.0), "beta"),
+        (pv.CapacityELBO(lambda t: bad if t > 1 else 1.0), "capacity"),
+    ):
+        objective.anneal(1.0)
+        with pytest.raises(ValueError, match=f"{name}, a schedule, at time t=2 must not be negative"):
+            objective.anneal(2.0)
+    objective = pv.ELBO(beta=lambda t: bad if t >= 1 else 1.0)
+    with pytest.raises(ValueError, match="beta, a schedule, at time t=1 must not"):
+        pv.fit(MODELS["iaf"](), binary(), objective=objective, epochs=3, validation=None, progress=False)
 
 
 def test_refusals() -> None:

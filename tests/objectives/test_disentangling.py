@@ -13,6 +13,7 @@ from torch.distributions import MixtureSameFamily, Normal
 import pyrovae as pv
 from pyrovae.objectives import BetaTCVAE, CapacityELBO
 from pyrovae.testing import DiscreteMixture
+from pyrovae.zoo import VQVAE, LadderVAE, PixelCNN
 from tests.models import TwoSites, binary
 
 
@@ -207,7 +208,7 @@ def test_refusals() -> None:
         BetaTCVAE(100).per_datum(pv.VAE((6,), 3, hidden=(16,), prior="mixture").log_terms(x))
     with pytest.raises(ValueError, match=r"more than num_data=2"):
         BetaTCVAE(2).per_datum(pv.VAE((6,), 3, hidden=(16,)).log_terms(x))
-    for bad in ({"beta": -1.0}, {"alpha": -1.0}, {"gamma": -0.5}):
+    for bad in ({"beta": -1.0}, {"alpha": -1.0}, {"gamma": -0.5}, {"beta": math.inf}, {"alpha": math.nan}):
         with pytest.raises(ValueError, match=f"{next(iter(bad))} must not be negative"):
             BetaTCVAE(100, **bad)
     with pytest.raises(ValueError, match="num_data"):
@@ -216,8 +217,28 @@ def test_refusals() -> None:
         BetaTCVAE(100, estimator="minibatch")
     with pytest.raises(ValueError, match="capacity must not be negative"):
         CapacityELBO(-1.0)
+    with pytest.raises(ValueError, match="capacity must not be negative, NaN or infinite"):
+        CapacityELBO(math.inf)
     with pytest.raises(ValueError, match="gamma must not be negative"):
         CapacityELBO(1.0, gamma=-1.0)
+    with pytest.raises(ValueError, match="gamma must not be negative, NaN or infinite"):
+        CapacityELBO(1.0, gamma=math.inf)
     discrete = DiscreteMixture(torch.zeros(3), torch.randn(3, 6))
     with pytest.raises(ValueError, match="reparameterised"):
         CapacityELBO(1.0).loss(discrete.model, discrete.guide, x)
+
+
+@pytest.mark.parametrize(
+    ("make", "objective", "message"),
+    [
+        (lambda: LadderVAE((1, 4, 4), (2, 2), hidden=(8,)), BetaTCVAE(60), "BetaTCVAE needs one latent site"),
+        (lambda: VQVAE((1, 4, 4), num_codes=4, hidden=4), CapacityELBO(1.0), "CapacityELBO needs reparameterised"),
+        (lambda: VQVAE((1, 4, 4), num_codes=4, hidden=4), pv.IWAE(2), "IWAE needs reparameterised"),
+        (lambda: PixelCNN((1, 4, 4)), BetaTCVAE(60), "BetaTCVAE needs a latent site; the model has no latents"),
+        (lambda: PixelCNN((1, 4, 4)), CapacityELBO(1.0), "CapacityELBO needs latent sites; the model has no latents"),
+    ],
+)
+def test_fit_refuses_before_it_trains(make, objective, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective, "per_datum", lambda terms: pytest.fail("a step was taken"))
+    with pytest.raises(ValueError, match=message):
+        pv.fit(make(), torch.zeros(60, 1, 4, 4), objective=objective, epochs=1, compile="off", progress=False)

@@ -118,7 +118,7 @@ def test_a_site_that_does_not_factorise_is_refused_before_training(options: dict
 
 @pytest.mark.parametrize("bad", [-0.1, math.nan, math.inf])
 def test_bad_free_bits(bad: float) -> None:
-    with pytest.raises(ValueError, match="free_bits must be"):
+    with pytest.raises(ValueError, match="free_bits must not be negative, NaN or infinite"):
         pv.ELBO(free_bits=bad)
 
 

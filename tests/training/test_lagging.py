@@ -1,5 +1,6 @@
 """Aggressive updates of the encoder: who moves at which step."""
 
+import math
 import warnings
 from pathlib import Path
 
@@ -90,8 +91,9 @@ def test_bad_arguments() -> None:
         pv.lagging_inference(vae.decoder, steps=-1)
     with pytest.raises(ValueError, match="needs the modules"):
         pv.lagging_inference()
-    with pytest.raises(ValueError, match="learning_rate must be positive"):
-        pv.fit(vae, DATA, optimizer=pv.lagging_inference(vae.decoder, learning_rate=0), epochs=1, progress=False)
+    for bad in (0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="learning_rate must be positive and finite"):
+            pv.lagging_inference(vae.decoder, learning_rate=bad)
     for slow, which in ((other.decoder, "none"), (vae, "all")):
         with pytest.raises(ValueError, match=f"{which} of the trained parameters"):
             pv.fit(vae, DATA, optimizer=pv.lagging_inference(slow), epochs=1, progress=False)

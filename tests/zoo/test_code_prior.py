@@ -68,3 +68,6 @@ def test_bad_sizes_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=name):
             PixelCNNPrior(**{"grid_shape": (3, 3), "num_codes": 4} | options)
+    for grid_shape, num_codes, name in (((0, 4), 4, "grid_shape"), ((4, 4), 0, "num_codes"), ((4, 4), 1, "num_codes")):
+        with pytest.raises(ValueError, match=name):
+            UniformCodes(grid_shape, num_codes)

@@ -49,7 +49,8 @@ def test_it_is_a_vae_like_any_other(digits, tmp_path) -> None:
     for start in ("posterior", "prior"):
         chain = pv.ais(vae, x, start=start, num_temperatures=100, num_chains=16, progress=False).pointwise
         error = (chain["mc_se"] ** 2 + result["mc_se"] ** 2) ** 0.5
-        assert ((chain["log_px"] - result["log_px"]).abs() < 4.5 * error + 0.05).all()
+        # Both are logarithms of unbiased means, and so too low by about half their variance.
+        assert ((chain["log_px"] - result["log_px"]).abs() < 4.5 * error + 0.5 * error**2).all()
 
 
 @pytest.mark.parametrize(
