@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
     if "none" in results:  # datum by datum
         differences = pv.compare(results, reference="none")[["diff", "diff_se"]].loc[table.index]
-        for place, column in enumerate(differences, start=table.columns.get_loc("se") + 1):
+        for place, column in enumerate(differences, start=list(table.columns).index("se") + 1):
             table.insert(place, column, differences[column])
     table.to_csv(args.out / "comparison.csv")
     (args.out / "settings.json").write_text(json.dumps({**vars(args), "out": str(args.out)}, indent=2))
