@@ -45,6 +45,13 @@ def not_negative(**arguments: Any) -> None:
             raise ValueError(f"{name} must not be negative, NaN or infinite; got {value!r}.")
 
 
+def positive(**arguments: Any) -> None:
+    """Raise a ``ValueError`` unless every named argument is above 0 and finite."""
+    for name, value in arguments.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite; got {value}.")
+
+
 def one_of(allowed: Sequence[str], **arguments: Any) -> None:
     """Raise a ``ValueError`` unless every named argument is one of the ``allowed``."""
     for name, value in arguments.items():

@@ -1,6 +1,7 @@
 """What every model has that ``fit`` trains: a place among dtypes and devices, and a file to be kept in."""
 
 import inspect
+import json
 import os
 from collections.abc import Iterator
 from itertools import chain
@@ -84,6 +85,11 @@ class Stored(nn.Module):
         if header["event_shape"] is not None:
             model.event_shape = tuple(header["event_shape"])
         return model
+
+
+def as_from_file(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as it will come back from a file: lists for tuples, Python's numbers for NumPy's and torch's."""
+    return json.loads(json.dumps(config, default=lambda number: number.item()))
 
 
 def load(path: str | os.PathLike[str]) -> Any:

@@ -1,6 +1,5 @@
 """``VAE``: a VAE composed of parts."""
 
-import json
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from pyrovae._checks import at_least, lookup
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model.base import VAEModel
+from pyrovae.model.stored import as_from_file
 from pyrovae.networks import MLP, ConvDecoder, ConvEncoder, GatedMLP, StridedDecoder, StridedEncoder
 from pyrovae.networks.conv import as_image_shape
 from pyrovae.posteriors import POSTERIORS, Posterior
@@ -123,8 +123,7 @@ class VAE(VAEModel):
                 **parts,
                 **{f"{kind}_options": value for kind, value in options.items()},
             }
-            # As it will come back from a file; numbers of numpy and torch become Python's.
-            self.config = json.loads(json.dumps(config, default=lambda number: number.item()))
+            self.config = as_from_file(config)
 
     def q(self, x: Float[Tensor, "*batch_event"]) -> dist.TorchDistribution:
         """q(z | x): batch ``(...)`` for ``x`` of shape ``(..., *event_shape)``."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyrovae._checks import at_least, not_negative
+from pyrovae._checks import at_least, not_negative, positive
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def linear_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> S
     Raises:
         ValueError: a duration that is not positive and finite, a weight that is negative, NaN or infinite.
     """
-    _positive("duration", duration)
+    positive(duration=duration)
     not_negative(start=start, end=end)
     return Schedule(lambda t: end if t >= duration else start + (end - start) * t / duration, duration)
 
@@ -53,7 +53,7 @@ def cosine_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> S
     Raises:
         ValueError: as of :func:`linear_warmup`.
     """
-    _positive("duration", duration)
+    positive(duration=duration)
     not_negative(start=start, end=end)
 
     def weight(t: float) -> float:
@@ -75,7 +75,7 @@ def cyclical(period: float, *, rise: float = 0.5, cycles: int = 4, end: float = 
         ValueError: a period that is not positive and finite, a rise outside (0, 1], no whole number of cycles from 1
             on, an end that is negative, NaN or infinite.
     """
-    _positive("period", period)
+    positive(period=period)
     at_least(1, cycles=cycles)
     not_negative(end=end)
     if not 0 < rise <= 1:
@@ -103,8 +103,3 @@ def has_ended(value: float | Callable[[float], float], t: float) -> bool:
     if isinstance(value, Schedule):
         return t >= value.ends
     return not callable(value) or value(t) == value(math.inf)
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite; got {value}.")

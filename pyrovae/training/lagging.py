@@ -1,13 +1,12 @@
 """Against a lagging encoder: many updates of it for one of the decoder."""
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import at_least, positive
 
 
 class LaggingAdam(torch.optim.Adam):
@@ -35,7 +34,7 @@ class LaggingAdam(torch.optim.Adam):
     ) -> None:
         at_least(1, every=every)
         at_least(0, steps=steps)
-        _check_rate(learning_rate)
+        positive(learning_rate=learning_rate)
         chosen = {id(p) for p in slow}
         everything = list(parameters)
         fast = [p for p in everything if id(p) not in chosen]
@@ -58,11 +57,6 @@ class LaggingAdam(torch.optim.Adam):
             for p in group["params"]:
                 p.grad = None
         return super().step(closure)
-
-
-def _check_rate(learning_rate: float) -> None:
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate must be positive and finite; got {learning_rate}.")
 
 
 def lagging_inference(
@@ -90,7 +84,7 @@ def lagging_inference(
     """
     at_least(1, every=every)
     at_least(0, steps=steps)
-    _check_rate(learning_rate)
+    positive(learning_rate=learning_rate)
     if not slow:
         raise ValueError("lagging_inference needs the modules whose updates wait: lagging_inference(vae.decoder).")
     parts = [list(part.parameters()) if isinstance(part, nn.Module) else [part] for part in slow]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import lookup
+from pyrovae._checks import lookup, positive
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -83,7 +83,8 @@ class GaussianNoise(Corruption):
 
     def __init__(self, *, scale: float = 0.3) -> None:
         super().__init__()
-        self.scale = positive("scale", scale)
+        positive(scale=scale)
+        self.scale = float(scale)
 
     def forward(self, x: Float[Tensor, "*batch_event"]) -> Float[Tensor, "*batch_event"]:
         return x + self.scale * torch.randn_like(x)
@@ -125,13 +126,6 @@ def build(registry: dict[str, type[Part]], kind: str, name: str | None, options:
         return cls(**(options or {}))
     except TypeError as error:
         raise ValueError(f"{kind}_options do not fit {kind} {name!r}: {error}") from error
-
-
-def positive(name: str, value: float) -> float:
-    """The value as a float, or a ``ValueError``."""
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be positive and finite; got {value}.")
-    return float(value)
 
 
 def between(name: str, value: float) -> float:

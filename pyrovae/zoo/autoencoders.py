@@ -1,6 +1,5 @@
 """``Autoencoder``: an encoder and a decoder trained on reconstruction, without a density."""
 
-import json
 from collections.abc import Sequence
 from math import prod
 from typing import Any, cast
@@ -13,6 +12,7 @@ from pyrovae._checks import as_data, at_least, lookup, one_of
 from pyrovae._random import seeded
 from pyrovae.model import LossModel
 from pyrovae.model.modes import evaluation_mode
+from pyrovae.model.stored import as_from_file
 from pyrovae.networks import MLP
 from pyrovae.zoo.autoencoder_parts import ACTIVATIONS, CORRUPTIONS, ERRORS, Transposed, affine_layers, build
 from pyrovae.zoo.code_penalties import PENALTIES, hutchinson, squared_jacobian_norm
@@ -104,8 +104,7 @@ class Autoencoder(LossModel):
             "corruption_options": corruption_options,
             "penalty_options": penalty_options,
         }
-        # As it will come back from a file; numbers of numpy and torch become Python's.
-        self.config = json.loads(json.dumps(config, default=lambda number: number.item()))
+        self.config = as_from_file(config)
 
     def loss(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch"]:
         """Error of the reconstruction plus penalty, one value for each datum."""

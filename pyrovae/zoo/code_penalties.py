@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
-from pyrovae.zoo.autoencoder_parts import ACTIVATIONS, affine_layers, between, positive
+from pyrovae._checks import at_least, positive
+from pyrovae.zoo.autoencoder_parts import ACTIVATIONS, affine_layers, between
 
 if TYPE_CHECKING:
     from pyrovae.zoo.autoencoders import Autoencoder
@@ -27,7 +27,8 @@ class Penalty(nn.Module, ABC):
 
     def __init__(self, *, weight: float) -> None:
         super().__init__()
-        self.weight = positive("weight", weight)
+        positive(weight=weight)
+        self.weight = float(weight)
 
     @abstractmethod
     def forward(

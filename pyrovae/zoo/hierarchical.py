@@ -54,6 +54,7 @@ class _Layered(VAEModel):
         )
         outputs = self.likelihood.num_params * prod(self.event_shape)
         self.decoder = MLP(dims[0], hidden[::-1], outputs, layer_norm=layer_norm)
+        self._build_guide(prod(self.event_shape), hidden, layer_norm)
         self.config = {
             "event_shape": list(self.event_shape),
             "latent_dims": list(dims),
@@ -62,6 +63,10 @@ class _Layered(VAEModel):
             "likelihood": likelihood,
             "likelihood_options": options,
         }
+
+    def _build_guide(self, size: int, hidden: tuple[int, ...], layer_norm: bool) -> None:
+        """The networks of the posterior, for data of so many numbers."""
+        raise NotImplementedError
 
     def p(self, z: Float[Tensor, "*batch latent"]) -> dist.TorchDistribution:
         """p(x | z_1): batch ``(...)`` for ``z`` of shape ``(..., Z_1)``."""
@@ -104,25 +109,8 @@ class HierarchicalVAE(_Layered):
         ValueError: no layer, a size that is not positive, an unknown likelihood.
     """
 
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        latent_dims: Sequence[int] = (40, 20),
-        *,
-        hidden: Sequence[int] = (200, 200),
-        layer_norm: bool = False,
-        likelihood: str = "bernoulli",
-        likelihood_options: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(
-            event_shape,
-            latent_dims,
-            hidden=hidden,
-            layer_norm=layer_norm,
-            likelihood=likelihood,
-            likelihood_options=likelihood_options,
-        )
-        below = (prod(event_shape), *self.latent_dims[:-1])
+    def _build_guide(self, size: int, hidden: tuple[int, ...], layer_norm: bool) -> None:
+        below = (size, *self.latent_dims[:-1])
         self.encoders = nn.ModuleList(
             nn.Sequential(_trunk(source, hidden, layer_norm), MeanFieldNormal(here, _width(source, hidden)))
             for source, here in zip(below, self.latent_dims, strict=True)
@@ -177,7 +165,9 @@ class LadderVAE(_Layered):
             likelihood=likelihood,
             likelihood_options=likelihood_options,
         )
-        size, ups, heads = prod(event_shape), [], []
+
+    def _build_guide(self, size: int, hidden: tuple[int, ...], layer_norm: bool) -> None:
+        ups, heads = [], []
         for here in self.latent_dims:
             ups.append(_trunk(size, hidden, layer_norm))
             size = _width(size, hidden)

@@ -1,7 +1,6 @@
 """Autoregressive models of images: a PixelCNN alone, and as the decoder of a VAE."""
 
 import inspect
-import json
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -17,6 +16,7 @@ from pyrovae.distributions import Autoregressive
 from pyrovae.distributions.independent import innermost
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAE, VAEModel
+from pyrovae.model.stored import as_from_file
 from pyrovae.networks import MLP, ConvDecoder, GatedMLP, GatedPixelCNN, RowGRU
 from pyrovae.networks.conv import as_image_shape
 
@@ -145,7 +145,7 @@ class PixelCNN(VAEModel):
             "decoder": decoder,
             "decoder_options": decoder_options or {},
         }
-        self.config = json.loads(json.dumps(config))
+        self.config = as_from_file(config)
 
     def log_prob(self, x: Float[Tensor, "*batch channels height width"]) -> Float[Tensor, "*batch"]:
         """log p(x) in nats: exact, and differentiable."""
@@ -248,7 +248,7 @@ class PixelVAE(VAE):
                 "context_dim": context_dim,
                 "input_dropout": input_dropout,
             }
-            self.config |= json.loads(json.dumps(own, default=lambda number: number.item()))
+            self.config |= as_from_file(own)
 
     def p(self, z: Float[Tensor, "*batch latent"]) -> dist.TorchDistribution:
         return self.decoder(z)
