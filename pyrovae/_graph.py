@@ -31,7 +31,8 @@ def trace(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
     """The ATen graph of ``function`` at these inputs' shapes, random operations and ``autograd.grad`` included.
 
     Fake tensors have no values: a function that reads any (control flow, ``.item()``, NumPy) raises whatever it raises
-    then; one that draws NumPy's or Python's random numbers raises a ``RuntimeError``. No random number of torch's is
+    then; one that draws NumPy's or Python's random numbers, or makes tensors whose shape depends on values, raises a
+    ``RuntimeError``. No random number of torch's is
     drawn, and no tensor changes.
     """
     numpy_state, python_state = others_state()
@@ -43,6 +44,9 @@ def trace(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
             set_others_state(numpy_state, python_state)
     if drawn:
         raise RuntimeError("it draws random numbers that are not torch's")
+    results = [t for node in module.graph.nodes for t in tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
+    if any(not isinstance(size, int) for t in results for size in t.shape):
+        raise RuntimeError("the shape of one of its tensors depends on values")
     module.graph.eliminate_dead_code()  # random operations stay
     module.recompile()
     return module
@@ -144,10 +148,10 @@ class Graph:
 
         try:
             module = trace(flat, *tensors)
+            much = self._compile == "inductor" or (self._compile == "auto" and is_worthwhile(module, self._expected))
+            _fold(module)
         except Exception:  # whatever a user's code does that cannot be traced
             return None, None
-        much = self._compile == "inductor" or (self._compile == "auto" and is_worthwhile(module, self._expected))
-        _fold(module)
         if much:
             try:
                 return compiled(module, *tensors), returned

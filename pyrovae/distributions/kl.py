@@ -10,8 +10,23 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 from pyrovae.distributions.ar1 import AR1
 
 
+def expanded_kl(q: Any, p: Any) -> Tensor | None:
+    """KL(q ‖ p) over the batch shape that both have in common, or ``None`` where it is not known in closed form. (Some
+    of torch's formulas do not broadcast.)
+    """
+    try:
+        return kl_divergence(*_with_common_batch(q, p))
+    except NotImplementedError:  # the only way that torch says so
+        return None
+
+
+def _with_common_batch(q: Any, p: Any) -> tuple[Any, Any]:
+    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    return tuple(d if d.batch_shape == shape else d.expand(shape) for d in (q, p))  # type: ignore[return-value]
+
+
 def kl_by_dimension(q: Any, p: Any) -> Tensor | None:
-    """The terms of KL(q ‖ p) by dimension, shaped like a draw, or ``None`` where there are none in closed form.
+    """The terms of KL(q ‖ p) by dimension, shaped like a draw of both, or ``None`` where there are none in closed form.
 
     Where both factorise over the dimensions, a term is the KL of one. Where p is an :class:`AR1` and q a diagonal
     normal, it is the average over q of KL(q(z_t) ‖ p(z_t | z_{t-1})): the chain rule's terms, none of them negative.
@@ -20,7 +35,7 @@ def kl_by_dimension(q: Any, p: Any) -> Tensor | None:
         return _ar1_terms(q, p) if _is_diagonal(q) else None
     if isinstance(q, Independent) and isinstance(p, Independent) and q.event_shape == p.event_shape:
         q, p = q.base_dist, p.base_dist
-    return None if q.event_shape or p.event_shape else kl_divergence(q, p)
+    return None if q.event_shape or p.event_shape else kl_divergence(*_with_common_batch(q, p))
 
 
 @register_kl(MultivariateNormal, Independent)

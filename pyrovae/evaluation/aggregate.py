@@ -14,7 +14,8 @@ from pyrovae.distributions.independent import innermost
 from pyrovae.evaluation.blocks import blocks
 from pyrovae.evaluation.chunks import BLOCK, chunk_sizes, probe
 from pyrovae.evaluation.strict import TestSet
-from pyrovae.model import LogTerms, VAEModel
+from pyrovae.model import Latents, LogTerms, VAEModel
+from pyrovae.model.capabilities import capabilities
 
 _GROUPS = 50  # of data, for the jackknife
 # Draws scored at once at least: a flow that takes a pass per dimension allocates far more in all than it ever holds.
@@ -48,10 +49,13 @@ def aggregate(
     """The mixture estimate where the guide can be scored at any point, else the bound where the prior is N(0, I)."""
     chosen = torch.randperm(len(data))[:num_data]
     mixture = _Mixture(model, data.rows(chosen), num_draws)
-    try:
-        mixture.score(1, 2)
-    except (NotImplementedError, KeyError) as error:  # ours; Pyro's flows without an inverse
-        why = f"the posterior cannot be scored at a point it did not draw ({type(error).__name__})"
+    if terms.masks:
+        return Aggregate(reason=f"latents are masked at {list(terms.masks)}: which of them there are is no constant")
+    if other := mixture.varying_priors():
+        return Aggregate(reason=f"the prior at {other} differs from datum to datum: no one q(z) splits the rate")
+    unscorable = [site for site, q in terms.posterior.items() if capabilities(q).inverse is None]
+    if unscorable:
+        why = f"the posterior at {unscorable} cannot be scored at a point it did not draw"
         other = [site for site, p in terms.prior.items() if not _is_standard_normal(p)]
         if other:
             return Aggregate(reason=f"{why}, and the prior at {other} is not standard normal")
@@ -77,26 +81,29 @@ class _Mixture:
 
     def __init__(self, model: VAEModel, data: TestSet, num_draws: int) -> None:
         self._model, self._data, self._num_draws = model, data, num_draws
-        self._plates = model.max_plate_nesting
         owners, own, draws = [], [], []
         for rows, (latents, log_q) in blocks(model.draw_posterior, model, data, max(num_draws, 2)):
-            some = {site: z[:num_draws].movedim(self._plates, 1) for site, z in latents.items()}
-            k, n = next(iter(some.values())).shape[:2]
-            owners.append(torch.arange(rows.start, rows.start + n).repeat(k))
-            own.append(log_q[:num_draws].flatten().double().cpu())
-            draws.append({site: z.flatten(0, 1) for site, z in some.items()})
+            k, n = min(num_draws, len(log_q)), rows.stop - rows.start
+            owners.append(torch.arange(rows.start, rows.stop).repeat_interleave(k))
+            own.append(log_q[:k].T.flatten().double().cpu())
+            draws += [latents.draws(slice(k)).rows(slice(i, i + 1)) for i in range(n)]
         self._owner, self._own = torch.cat(owners), torch.cat(own)
-        self._draws = {site: torch.cat([part[site] for part in draws]) for site in draws[0]}
+        #: Every draw a particle, and a single datum.
+        self._draws = Latents({site: torch.cat([z[site] for z in draws]) for site in draws[0]}, draws[0].num_plates)
 
     def score(self, data: slice | int, draws: slice | int) -> Tensor:
         """log q(z_j | x_n), ``(draws, data)``."""
         data, draws = (s if isinstance(s, slice) else slice(s) for s in (data, draws))
         part = self._data.part(data, self._model.like())
-        latents = {}
-        for site, z in self._draws.items():  # (J, *plates, *event) to (J, *plates, B, *event)
-            some = z[draws].unsqueeze(self._plates)
-            latents[site] = some.expand(*some.shape[: self._plates], len(part[0]), *some.shape[self._plates + 1 :])
-        return self._model.log_posterior(*part, latents=latents).double()
+        everywhere = torch.zeros(len(part[0]), dtype=torch.int64, device=self._model.like().device)
+        return self._model.log_posterior(*part, latents=self._draws.draws(draws).rows(everywhere)).double()
+
+    def varying_priors(self) -> list[str]:
+        """The sites whose prior, given the same latents before them, is not the same for all data."""
+        part = self._data.part(slice(None), self._model.like())
+        everywhere = torch.zeros(len(part[0]), dtype=torch.int64, device=part[0].device)
+        terms = self._model.log_prior(*part, latents=self._draws.draws(slice(2)).rows(everywhere))
+        return [site for site, term in terms.items() if not torch.allclose(term, term[:, :1], 1e-4, 1e-4, True)]
 
     def information(self, progress: bool) -> np.ndarray:
         """log q(z | x_n) - log q̂(z) for each of the M data, averaged over its draws."""
@@ -126,8 +133,7 @@ def _gaussian_bound(model: VAEModel, data: TestSet, rate: np.ndarray, num_sample
     group = torch.arange(len(data)) % groups
     moments: list[Tensor] = []
     for rows, (latents, _) in blocks(model.draw_posterior, model, data, num_samples):
-        parts = [z.movedim(model.max_plate_nesting, 1) for z in latents.values()]
-        z = torch.cat([p.reshape(*p.shape[:2], -1) for p in parts], -1).double()
+        z = latents.flat().double()
         if not moments:
             d = z.shape[-1]
             moments = [z.new_zeros(groups, d), z.new_zeros(groups, d, d)]

@@ -275,12 +275,9 @@ def bdmc(
                 f"bdmc needs a model that observes its data alone; this one observes {', '.join(observed)}. The others "
                 f"would be simulated too, and given as covariates they are not what the latents were drawn with."
             )
-        few = slice(2)
         if start == "auto":
             start = "posterior"
-            try:
-                BaseSpace(model, data.part(few, model.like()), 2, start).locate(_rows(model, latents, few))
-            except NotImplementedError:
+            if not BaseSpace(model, data.part(slice(2), model.like()), 2, start).invertible:
                 start = "prior"
         runs = _Runs(
             model,
@@ -297,7 +294,7 @@ def bdmc(
         )
 
         def enclose(rows: slice, space: BaseSpace, annealing: Annealing) -> dict[str, Tensor]:
-            u = space.locate(_rows(model, latents, rows))
+            u = space.locate(latents.rows(rows))
             forward, lower_acceptance = annealing.forward()
             backward, upper_acceptance = annealing.reverse(u)
             lower, upper = _estimate(forward), _estimate(-backward)
@@ -429,9 +426,3 @@ def _estimate(log_weight: Float[Tensor, "chains batch"]) -> dict[str, Tensor]:
     stream = WeightStream(n, c, (), log_weight.device)
     stream.update(log_weight)
     return {"log_px": stream.log_mean, "mc_se": stream.se(c), "ess": stream.ess, "non_finite": stream.non_finite}
-
-
-def _rows(model: VAEModel, latents: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
-    """Some data's latents: the data are the last plate."""
-    plates = (slice(None),) * (model.max_plate_nesting - 1)
-    return {site: z[(*plates, rows)] for site, z in latents.items()}

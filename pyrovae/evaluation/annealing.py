@@ -146,7 +146,8 @@ class _State:
         self._start, self._target = start, target
 
     def log_density(self, beta: Tensor) -> Float[Tensor, "chains batch"]:
-        return (1.0 - beta) * self.log_start + beta * self.log_target
+        # At β = 0 a target of zero density does not count: 0 · ∞ would be NaN.
+        return (1.0 - beta) * self.log_start + torch.where(beta > 0, beta * self.log_target, 0.0)
 
     def gradient(self, beta: Tensor) -> Float[Tensor, "chains batch dim"]:
         return (1.0 - beta) * self._start + beta * self._target

@@ -13,8 +13,7 @@ T = TypeVar("T")
 def blocks(run: Callable[..., T], model: VAEModel, data: TestSet, num_samples: int) -> Iterator[tuple[slice, T]]:
     """``run(x, *covariates, num_particles=k)`` over all data, and for each datum over ``num_samples`` draws.
 
-    The blocks' sizes follow from the model, the data and the number of draws alone, so a seed fixes the draws. No
-    block has a single draw unless that is all there are: draws of one particle have no dimension for it.
+    The blocks' sizes follow from the model, the data and the number of draws alone, so a seed fixes the draws.
 
     Args:
         run: ``model.log_terms`` or ``model.draw_posterior``.
@@ -28,7 +27,7 @@ def blocks(run: Callable[..., T], model: VAEModel, data: TestSet, num_samples: i
     like = model.like()
     cost = probe(lambda n, k: run(*data.part(slice(n), like), num_particles=k))
     size, draws = chunk_sizes(len(data), num_samples, BLOCK[like.device.type], cost)
-    count = max(1, min(-(-num_samples // draws), num_samples // 2))
+    count = -(-num_samples // draws)
     for start in range(0, len(data), size):
         rows = slice(start, min(start + size, len(data)))
         part = data.part(rows, like)

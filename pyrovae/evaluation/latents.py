@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from pyrovae.evaluation.blocks import blocks
 from pyrovae.evaluation.strict import TestSet
 from pyrovae.model import LogTerms, VAEModel
-from pyrovae.model.support import is_discrete
+from pyrovae.model.capabilities import capabilities, moment
 
-CLOSED_FORM, MONTE_CARLO, APPROXIMATION = "closed form", "Monte Carlo", "normal approximation"
+CLOSED_FORM, MONTE_CARLO, APPROXIMATION, MASKED = "closed form", "Monte Carlo", "normal approximation", "masked"
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def measure(
         for site in terms.posterior:
             sums.add(site, "site kl", rows, terms.kl(site))
         for site in terms.prior:
-            methods[site] = _add_dimensions(sums, site, rows, terms, model.max_plate_nesting)
+            methods[site] = _add_dimensions(sums, site, rows, terms)
         bar.update(terms.reconstruction.numel())
     means = {site: {name: total / num_samples for name, total in of.items()} for site, of in sums.totals.items()}
     tables = [_table(site, means[site], method, num_samples, threshold) for site, method in methods.items()]
@@ -85,33 +84,33 @@ class _Sums:
         of[name][rows] += value
 
 
-def _add_dimensions(sums: _Sums, site: str, rows: slice, terms: LogTerms, nesting: int) -> str:
+def _add_dimensions(sums: _Sums, site: str, rows: slice, terms: LogTerms) -> str:
     """Add what the table needs of one site; says how the KL of its dimensions is found."""
-    q, p, draws = terms.posterior[site], terms.prior[site], terms.latents[site]
+    q, p = terms.posterior[site], terms.prior[site]
 
-    def by_datum(value: Tensor) -> Tensor:
-        """``(K, *plates, B, *event)`` to ``(K, B, D)``."""
-        value = value.broadcast_to(draws.shape).movedim(nesting, 1)
-        return value.reshape(*value.shape[:2], -1).double()
+    def by_datum(value: Tensor | None = None) -> Tensor:
+        return terms.by_datum(site, value).double()
 
-    if is_discrete(q):
+    if site in terms.masks:
+        sums.add(site, "masked", rows, by_datum())
+        return MASKED
+    if capabilities(q).discrete:
         sums.add(site, "kl", rows, terms.kl(site))
         return CLOSED_FORM if terms.closed_form_kl(site) is not None else MONTE_CARLO
-    mean = _moment(q, "mean")
-    center = by_datum(draws if mean is None else mean)
+    center = by_datum(moment(q, "mean"))
     sums.add(site, "mean", rows, center)
     sums.add(site, "mean square", rows, center.square())
     exact = terms.closed_form_kl_by_dimension(site)
     if exact is not None:
-        sums.add(site, "kl", rows, by_datum(exact))
+        sums.add(site, "kl", rows, exact.double())
         return CLOSED_FORM
     if center.shape[-1] == 1:
         sums.add(site, "kl", rows, terms.kl(site))
         return CLOSED_FORM if terms.closed_form_kl(site) is not None else MONTE_CARLO
-    z = by_datum(draws)
+    z = by_datum()
     sums.add(site, "z", rows, z)
     sums.add(site, "z square", rows, z.square())
-    mean, variance = _moment(p, "mean"), _moment(p, "variance")
+    mean, variance = moment(p, "mean"), moment(p, "variance")
     if mean is None or variance is None:
         other = by_datum(p.sample())
         variance, mean = (m.expand_as(other) for m in torch.var_mean(other, dim=(0, 1)))
@@ -122,17 +121,11 @@ def _add_dimensions(sums: _Sums, site: str, rows: slice, terms: LogTerms, nestin
     return APPROXIMATION
 
 
-def _moment(of: Distribution, name: str) -> Tensor | None:
-    """The mean or variance, if it is known and finite."""
-    try:
-        value = getattr(of, name)
-    except (NotImplementedError, AttributeError):
-        return None
-    return value if bool(value.isfinite().all()) else None
-
-
 def _table(site: str, means: dict[str, Tensor], method: str, k: int, threshold: float) -> pd.DataFrame:
-    kl = means["kl"] if "kl" in means else _normal_kl(means, k)
+    if method == MASKED:  # which of them are scored differs from datum to datum
+        kl = torch.full_like(means["masked"], math.nan)
+    else:
+        kl = means["kl"] if "kl" in means else _normal_kl(means, k)
     n, dims = kl.shape
     activity = activity_se = torch.full((dims,), math.nan, dtype=kl.dtype, device=kl.device)
     if "mean" in means:

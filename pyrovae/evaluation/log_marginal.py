@@ -19,7 +19,7 @@ from pyrovae.evaluation.stream import WeightStream
 from pyrovae.evaluation.strict import as_test_set, fingerprint, model_name, refuse_to_mix, strict
 from pyrovae.evaluation.weights import LogWeights
 from pyrovae.model import VAEModel
-from pyrovae.model.support import is_discrete
+from pyrovae.model.capabilities import capabilities
 
 BOUNDS = (1, 10, 100, 500, 1000, 5000)
 
@@ -109,7 +109,7 @@ def log_marginal(
         num_samples=num_samples,
         bounds=sizes,
         num_dims=data.x[0].numel(),
-        discrete=all(is_discrete(p) for p in terms.likelihood.values()),
+        discrete=all(capabilities(p).discrete for p in terms.likelihood.values()),
         data_hash=data.hash,
         model_name=model_name(model),
         seed=seed,

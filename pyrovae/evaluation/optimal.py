@@ -14,13 +14,14 @@ from torch.distributions import Distribution, Normal, biject_to
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
-from pyrovae.model import VAEModel
+from pyrovae.model import Latents, VAEModel
+from pyrovae.model.latents import per_datum
 from pyrovae.posteriors import Posterior
 
 _INITIAL_DRAWS = 100
 _FAN_IN = 8  # inputs of a layer above which its weights take smaller steps
 
-Draws = tuple[dict[str, Tensor], Float[Tensor, "particles batch"]]
+Draws = tuple[Latents, Float[Tensor, "particles batch"]]
 
 
 class PerDatum(ABC):
@@ -51,9 +52,8 @@ class MeanField(PerDatum):
     """
 
     def __init__(self, model: VAEModel, part: tuple[Any, ...]) -> None:
-        self._lead = model.max_plate_nesting + 1  # particles, plates and data
         draws, _ = model.draw_posterior(*part, num_particles=_INITIAL_DRAWS)
-        self._sites = {}
+        self._sites, self._num_plates = {}, draws.num_plates
         for site, prior in model.log_terms(*part).prior.items():
             bijection = biject_to(_continuous(site, prior))
             u = bijection.inv(draws[site])
@@ -71,13 +71,9 @@ class MeanField(PerDatum):
             z = latents[site] = bijection(u)
             # The gradient passes through the draws alone: less noise near the optimum (Roeder et al. 2017).
             log_density = Normal(loc.detach(), scale.detach()).log_prob(u)
-            log_q = log_q + self._per_datum(log_density) - self._per_datum(bijection.log_abs_det_jacobian(u, z))
-        return latents, log_q
-
-    def _per_datum(self, term: Tensor) -> Float[Tensor, "particles batch"]:
-        """``(K, *plates, B, *event)``, summed over plates and event."""
-        term = term.flatten(self._lead).sum(-1) if term.dim() > self._lead else term
-        return term.flatten(1, -2).sum(1) if term.dim() > 2 else term
+            log_det = bijection.log_abs_det_jacobian(u, z)
+            log_q = log_q + per_datum(log_density, self._num_plates) - per_datum(log_det, self._num_plates)
+        return Latents(latents, self._num_plates), log_q
 
 
 class OwnFamily(PerDatum):
@@ -102,7 +98,7 @@ class OwnFamily(PerDatum):
                 f"guide site {stuck[0]!r} is not reparameterised, and the own family is fitted by gradients through "
                 f"the draws. Ask for families=('mean_field',), or use a distribution with rsample."
             )
-        self._guide, self._part, self._nesting = _Guide(model), part, model.max_plate_nesting
+        self._guide, self._part = _Guide(model), part
         # Every place of a parameter, once: a tied one has several, a module reached by two paths has one set.
         places = {
             f"{path}.{name}": p
@@ -127,9 +123,9 @@ class OwnFamily(PerDatum):
         def one(parameters: dict[str, Tensor], *datum: Any) -> Draws:
             datum = tuple(c if d is None else c.unsqueeze(0) for c, d in zip(datum, split, strict=True))
             latents, log_q = self._run(parameters, datum, num_particles)
-            return {site: z.squeeze(self._nesting) for site, z in latents.items()}, log_q.squeeze(1)
+            return latents.rows(0), log_q.squeeze(1)
 
-        vectorised = vmap(one, (0, *split), (self._nesting, 1), randomness="different")
+        vectorised = vmap(one, (0, *split), (self._data_dim, 1), randomness="different")
         try:
             return vectorised(self._stacked, *self._part)
         except RuntimeError as error:
@@ -153,6 +149,7 @@ class OwnFamily(PerDatum):
         datum = tuple(c[:1] if isinstance(c, Tensor) and c.dim() else c for c in self._part)
         with torch.enable_grad(), _same_at_every_draw(self._guide) as redundant:
             latents, log_q = self._run(candidates, datum, 2)
+            self._data_dim = latents.data_dim
             total = log_q.sum() + sum(z.sum() for z in latents.values())
             used: Any = []
             if total.requires_grad:

@@ -21,7 +21,7 @@ from pyrovae.evaluation.chunks import (
     probe,
 )
 from pyrovae.evaluation.strict import TestSet, as_test_set, strict
-from pyrovae.model import VAEModel
+from pyrovae.model import Latents, VAEModel
 
 PROPOSALS = ("posterior", "prior")
 
@@ -63,19 +63,19 @@ class LogWeights:
         at_least(1, memory_budget=budget)
         block = BLOCK[like.device.type]
 
-        def draw(k: int, *part: Any) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+        def draw(k: int, *part: Any) -> tuple[Latents, Tensor, Tensor | None]:
             if proposal == "prior":  # one run of the model draws and scores
                 return model.draw_prior(*part, num_particles=k)
             return *model.draw_posterior(*part, num_particles=k), None
 
-        def score(latents: dict[str, Tensor], *part: Any) -> Tensor:
+        def score(latents: Latents, *part: Any) -> Tensor:
             return model.log_joint(*part, latents=latents)
 
         cost = probe(lambda n, k: draw(k, *data.part(slice(n), like)))
         self._block = chunk_sizes(len(data), num_samples, block, cost)
         if proposal == "posterior":
             few = draw(10, *data.part(slice(2), like))[0]
-            cost = probe(lambda n, k: score(self._cut(few, slice(k), slice(n)), *data.part(slice(n), like)))
+            cost = probe(lambda n, k: score(_cut(few, slice(k), slice(n)), *data.part(slice(n), like)))
         self._slice = chunk_sizes(*self._block, min(SLICE[like.device.type], budget), cost)
         self._draw = Graph(draw, compile=compile, calls=self._count(self._block))
         self._score = Graph(score, compile=compile, calls=self._count(self._slice))
@@ -102,7 +102,7 @@ class LogWeights:
     def _count(self, sizes: tuple[int, int]) -> int:
         return -(-len(self._data) // sizes[0]) * -(-self._k // sizes[1])
 
-    def _log_joint(self, latents: dict[str, Tensor], k: int, rows: slice) -> Tensor:
+    def _log_joint(self, latents: Latents, k: int, rows: slice) -> Tensor:
         """log p(x, z), slice by slice, in smaller ones once memory has run out."""
         while True:
             try:
@@ -114,7 +114,7 @@ class LogWeights:
             if self._like.is_cuda:
                 torch.cuda.empty_cache()
 
-    def _sliced(self, latents: dict[str, Tensor], k: int, rows: slice) -> Tensor:
+    def _sliced(self, latents: Latents, k: int, rows: slice) -> Tensor:
         n, out = rows.stop - rows.start, []
         for i in range(0, n, self._slice[0]):
             some = slice(i, min(i + self._slice[0], n))
@@ -123,13 +123,14 @@ class LogWeights:
                 out.append(self._score(latents, *part).expand(k, -1))
                 continue
             draws = [slice(j, j + self._slice[1]) for j in range(0, k, self._slice[1])]
-            out.append(torch.cat([self._score(self._cut(latents, d, some), *part) for d in draws]))
+            out.append(torch.cat([self._score(_cut(latents, d, some), *part) for d in draws]))
         return torch.cat(out, dim=1)
 
-    def _cut(self, latents: dict[str, Tensor], draws: slice, rows: slice) -> dict[str, Tensor]:
-        """Some draws of some rows: draws are dimension 0, data the one after the model's other plates."""
-        plates = (slice(None),) * (self._model.max_plate_nesting - 1)
-        return {site: z[(draws, *plates, rows)].contiguous() for site, z in latents.items()}
+
+def _cut(latents: Latents, draws: slice, rows: slice) -> Latents:
+    """Some draws of some rows, laid out anew."""
+    some = latents.draws(draws).rows(rows)
+    return Latents({site: z.contiguous() for site, z in some.items()}, some.num_plates)
 
 
 def log_weights(

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from pyrovae._checks import as_covariates, as_data, at_least
 from pyrovae._random import seeded
-from pyrovae.model.log_terms import LogTerms, draw, log_joint, log_terms, padded, sample_sites
+from pyrovae.model.capabilities import moment
+from pyrovae.model.latents import Latents
+from pyrovae.model.log_terms import LogTerms, as_latents, draw, log_densities, log_joint, log_terms, sample_sites
 from pyrovae.model.modes import are_statements_unheard, evaluation_mode, local_parameters
+from pyrovae.model.pairing import check_auxiliary
 from pyrovae.model.stored import Stored
 
 _MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
@@ -92,14 +95,23 @@ class VAEModel(Stored, PyroModule):
     def log_joint(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
     ) -> Float[Tensor, "particles batch"]:
-        """log p(x, z) in nats at given ``latents``, each ``(K, B, *event)``."""
+        """log p(x, z) in nats at given ``latents``, each ``(K, *plates, B, *event)``."""
         with local_parameters():
             return log_joint(self.model, x, *covariates, latents=latents, max_plate_nesting=self.max_plate_nesting)
+
+    def log_prior(
+        self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
+    ) -> dict[str, Float[Tensor, "particles batch"]]:
+        """log p(z) in nats by latent site, given the sites before it, at given ``latents``."""
+        with local_parameters():
+            nesting = self.max_plate_nesting
+            terms = log_densities(self.model, x, *covariates, latents=latents, max_plate_nesting=nesting)
+        return {site: term for site, term in terms.items() if site in latents}
 
     def log_posterior(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
     ) -> Float[Tensor, "particles batch"]:
-        """log q(z | x) in nats at given ``latents``, each ``(K, B, *event)``.
+        """log q(z | x) in nats at given ``latents``, each ``(K, *plates, B, *event)``.
 
         Raises:
             NotImplementedError: a flow that can score its own draws only (``can_score`` is False).
@@ -109,16 +121,20 @@ class VAEModel(Stored, PyroModule):
 
     def draw_posterior(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
-    ) -> tuple[dict[str, Tensor], Float[Tensor, "particles batch"]]:
-        """Draws z ~ q(z | x) by site, ``(K, B, *event)``, and their log q(z | x) in nats. The decoder does not run."""
+    ) -> tuple[Latents, Float[Tensor, "particles batch"]]:
+        """Draws z ~ q(z | x), each site's ``(K, *plates, B, *event)``, and their log q(z | x) in nats. The decoder does
+        not run.
+        """
         with local_parameters():
             nesting = self.max_plate_nesting
             return draw(self.guide, x, *covariates, num_particles=num_particles, max_plate_nesting=nesting)[:2]
 
     def draw_prior(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
-    ) -> tuple[dict[str, Tensor], Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
-        """Draws z ~ p(z) by site, ``(K, B, *event)``, with their log p(z) and the log p(x | z) of the data, in nats."""
+    ) -> tuple[Latents, Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
+        """Draws z ~ p(z), each site's ``(K, *plates, B, *event)``, with their log p(z) and the log p(x | z) of the
+        data, in nats.
+        """
         with local_parameters():
             nesting = self.max_plate_nesting
             return draw(self.model, x, *covariates, num_particles=num_particles, max_plate_nesting=nesting)
@@ -136,7 +152,7 @@ class VAEModel(Stored, PyroModule):
         Raises:
             ValueError: a wrong shape, or a malformed model or guide.
         """
-        head = tuple(c[:2] if isinstance(c, Tensor) and c.dim() else c for c in covariates)
+        head = tuple(_first(c, 2) for c in covariates)
         with self._inference(0):
             try:
                 with pyro.validation_enabled(True):
@@ -156,6 +172,9 @@ class VAEModel(Stored, PyroModule):
                     f"model or guide fails on {name} of shape {tuple(x.shape)}: {error} Check the event shape "
                     f"and that every network keeps leading dimensions (..., features)."
                 ) from error
+            if any(site not in terms.prior for site in terms.posterior):
+                guide = sample_sites(poutine.trace(self.guide).get_trace(x[:1], *(_first(c, 1) for c in covariates)))
+                check_auxiliary(self.guide, guide, terms.prior, x[:1], *(_first(c, 1) for c in covariates))
         own = {id(p) for p in self.parameters()}  # pyro.module(...) registers these, which does no harm
         store = self._pyro_context.param_state["params"]
         stray = [n for n, p in store.items() if id(p) not in own]
@@ -182,9 +201,7 @@ class VAEModel(Stored, PyroModule):
         """
         return self.simulate(n, *covariates, seed=seed)[0]
 
-    def simulate(
-        self, n: int, *covariates: Any, seed: int | None = None
-    ) -> tuple[Float[Tensor, "n *event"], dict[str, Tensor]]:
+    def simulate(self, n: int, *covariates: Any, seed: int | None = None) -> tuple[Float[Tensor, "n *event"], Latents]:
         """Draw ``n`` data with the latents they came from, z ~ p(z), x ~ p(x | z).
 
         z is then an exact draw from p(z | x), provided that x is all that the model observes.
@@ -195,7 +212,7 @@ class VAEModel(Stored, PyroModule):
             seed: seed of the draws.
 
         Returns:
-            The data, and by site the latents ``(n, *latent)``, with the model's other plates before n.
+            The data, and the latents by site, ``(1, *plates, n, *event)``.
 
         Raises:
             ValueError: ``n < 1``, or the model does not know its ``event_shape`` yet.
@@ -205,11 +222,12 @@ class VAEModel(Stored, PyroModule):
         with self._inference(seed):
             trace = poutine.trace(poutine.uncondition(self.model)).get_trace(self._template(n), *covariates)
         data = self._data_site(trace)
-        return data["value"], {
-            name: padded(site, self.max_plate_nesting)
+        latents = {
+            name: site
             for name, site in sample_sites(trace).items()
             if not (site["is_observed"] or site["infer"].get("was_observed"))
         }
+        return data["value"], as_latents(latents, self.max_plate_nesting)
 
     def sample_latents(self, n: int, *covariates: Any, seed: int | None = None) -> Any:
         """Draw latents from the prior: ``(n, *latent)``, or a dict by site where there are several."""
@@ -345,7 +363,7 @@ class VAEModel(Stored, PyroModule):
                 names = [n for n, _ in several]
                 raise ValueError(f"the model has the latent sites {names}: pass decode() a dict with a value for each.")
 
-    def _draw(self, x: Tensor, *covariates: Any, num_samples: int) -> dict[str, Tensor]:
+    def _draw(self, x: Tensor, *covariates: Any, num_samples: int) -> Latents:
         return draw(self.guide, x, *covariates, num_particles=num_samples, max_plate_nesting=self.max_plate_nesting)[0]
 
     def _closed_form_mean(self, x: Tensor, *covariates: Any) -> Tensor | None:
@@ -353,11 +371,7 @@ class VAEModel(Stored, PyroModule):
         trace = poutine.trace(self.guide).get_trace(x, *covariates)
         match [s["fn"] for s in sample_sites(trace).values() if not s["is_observed"]]:
             case [q]:
-                try:
-                    mean = q.mean
-                except (NotImplementedError, AttributeError):
-                    return None
-                return mean if bool(mean.isfinite().all()) else None
+                return moment(q, "mean")
         return None
 
     def _data_site(self, trace: poutine.Trace, given: Container[str] = ()) -> dict[str, Any]:
@@ -377,7 +391,11 @@ class VAEModel(Stored, PyroModule):
         )
 
 
-def _only(latents: dict[str, Tensor]) -> Any:
+def _first(covariate: Any, n: int) -> Any:
+    return covariate[:n] if isinstance(covariate, Tensor) and covariate.dim() else covariate
+
+
+def _only(latents: Mapping[str, Tensor]) -> Any:
     if not latents:
         raise ValueError("the model has no latents: there is nothing to encode, and sample() alone draws data.")
-    return next(iter(latents.values())) if len(latents) == 1 else latents
+    return next(iter(latents.values())) if len(latents) == 1 else dict(latents)

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import pyro
+import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions import Delta
@@ -17,11 +18,15 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, constraints
 
+from pyrovae.distributions.density import innermost_support, is_zero_somewhere, log_density, mask_of
 from pyrovae.distributions.independent import innermost
-from pyrovae.distributions.kl import kl_by_dimension
+from pyrovae.distributions.kl import expanded_kl, kl_by_dimension
+from pyrovae.model.capabilities import capabilities
+from pyrovae.model.latents import Latents
 from pyrovae.model.modes import without_statements
+from pyrovae.model.pairing import check_pair, masks_of
 
 PARTICLES = "_particles"
 
@@ -35,25 +40,26 @@ class LogTerms:
         log_likelihood: log p(x | z) by observed site.
         log_prior: log p(z) by latent site.
         log_posterior: log q(z | x) by guide site.
-        latents: the draws by latent site, ``(K, B, *event)`` (no leading K when one particle was drawn).
+        latents: the draws by guide site, each ``(K, *plates, B, *event)``.
         observed: the values of the observed sites.
         likelihood: distributions of the observed sites.
         prior: distributions of the latent sites in the model, in the model's order.
         posterior: distributions of the sites in the guide, in the guide's order.
         shape: ``(K, B)``.
-        masked: sites under ``poutine.mask``.
+        masks: of the latent sites that have one, those of guide and model.
     """
 
     log_likelihood: Mapping[str, Float[Tensor, "particles batch"]]
     log_prior: Mapping[str, Float[Tensor, "particles batch"]]
     log_posterior: Mapping[str, Float[Tensor, "particles batch"]]
-    latents: Mapping[str, Tensor]
+    latents: Latents
     observed: Mapping[str, Tensor]
     likelihood: Mapping[str, Distribution]
     prior: Mapping[str, Distribution]
     posterior: Mapping[str, Distribution]
     shape: tuple[int, int]
-    masked: frozenset[str] = frozenset()
+    masks: Mapping[str, tuple[Tensor | bool, Tensor | bool]]
+    _count: Callable[[], Float[Tensor, "batch"] | None]
 
     def read(self) -> "LogTerms":
         """Compute every log-density now.
@@ -75,10 +81,21 @@ class LogTerms:
         """log p(x | z), summed over observed sites."""
         return _total(self.log_likelihood)
 
+    @cached_property
+    def num_observed(self) -> Float[Tensor, "batch"] | None:
+        """How many dimensions of each datum are observed: masked ones are not, and a one-hot vector is one. ``None``
+        where a site's cannot be counted (multinomial).
+        """
+        return self._count()
+
     @property
     def not_reparameterized(self) -> list[str]:
         """Guide sites through whose draws no gradient passes."""
         return [name for name, q in self.posterior.items() if not q.has_rsample]
+
+    def by_datum(self, site: str, value: Tensor | None = None) -> Float[Tensor, "particles batch dim"]:
+        """The draws at ``site``, or a value that broadcasts to them, as :meth:`Latents.by_datum` arranges them."""
+        return self.latents.by_datum(site, value)
 
     def closed_form_kl(self, site: str) -> Float[Tensor, "particles batch"] | None:
         """KL(q(z) ‖ p(z)) at ``site`` given the sites before it, or ``None`` where it is not known.
@@ -86,27 +103,25 @@ class LogTerms:
         Valid only where everything that precedes the site in the model also precedes it in the guide:
         otherwise p(z | parents) depends on draws made after z, and averaging over q(z) alone is wrong.
         """
-        if site not in self.prior or site not in self.posterior or site in self.masked:
+        if site not in self.prior or site not in self.posterior or site in self.masks:
             return None
         before_in_guide = _before(site, self.posterior)
         if not set(_before(site, self.prior)) <= set(before_in_guide):
             return None
         if isinstance(innermost(self.posterior[site]), Delta):  # the registered formula leaves out its log_density
             return None
-        try:
-            kl = kl_divergence(self.posterior[site], self.prior[site])
-        except NotImplementedError:
-            return None
+        kl = expanded_kl(self.posterior[site], self.prior[site])
         # Plates nested between the particles and the data are summed, as in the log-densities.
-        return _to_particles_and_batch(kl, self.shape[0] if kl.dim() > 1 else 1, self.shape[1]).expand(self.shape)
+        return None if kl is None else _to_particles_and_batch(kl, *self.shape)
 
-    def closed_form_kl_by_dimension(self, site: str) -> Tensor | None:
-        """The terms of :meth:`closed_form_kl`, shaped like the site's latents, where they are known (see
+    def closed_form_kl_by_dimension(self, site: str) -> Float[Tensor, "particles batch dim"] | None:
+        """The terms of :meth:`closed_form_kl`, where they are known (see
         :func:`~pyrovae.distributions.kl.kl_by_dimension`); else ``None``.
         """
         if self.closed_form_kl(site) is None:
             return None
-        return kl_by_dimension(self.posterior[site], self.prior[site])
+        terms = kl_by_dimension(self.posterior[site], self.prior[site])
+        return None if terms is None else self.by_datum(site, terms)
 
     def kl(self, site: str, *, closed_form: bool = True) -> Float[Tensor, "particles batch"]:
         """KL at ``site``: in closed form where known and wanted, else log q(z | x) - log p(z) at the draws."""
@@ -164,27 +179,28 @@ def draw(
         max_plate_nesting: as in :func:`log_terms`.
 
     Returns:
-        The draws by latent site, ``(K, B, *event)``; the sum of their log-densities; and that of the observed sites.
+        The draws, each ``(K, *plates, B, *event)``; the sum of their log-densities; and that of the observed sites.
     """
     trace = _trace(program, x, covariates, num_particles, max_plate_nesting)
-    latents: dict[str, Tensor] = {}
-    hidden, observed = x.new_zeros(num_particles, len(x)), x.new_zeros(num_particles, len(x))
-    for name, site in sample_sites(trace).items():
-        _refuse_plates(name, site, num_particles, max_plate_nesting)
-        log_prob = _log_prob(name, site, num_particles, len(x))
-        if site["is_observed"]:
-            observed = observed + log_prob
-        else:
-            hidden = hidden + log_prob
-            latents[name] = padded(site, max_plate_nesting + 1)
-    return latents, hidden, observed
+    sites, hidden = sample_sites(trace), {}
+    totals = {observed: x.new_zeros(num_particles, len(x)) for observed in (False, True)}
+    for name, site in sites.items():
+        _check_plates(name, site, num_particles, max_plate_nesting)
+        observed = site["is_observed"]
+        totals[observed] = totals[observed] + _log_prob(name, site, num_particles, len(x))
+        if not observed:
+            hidden[name] = site
+    return as_latents(hidden, max_plate_nesting), totals[False], totals[True]
 
 
-def padded(site: dict[str, Any], batch_dims: int) -> Tensor:
-    """A site's value with at least so many dimensions before those of its event."""
-    value = site["value"]
-    missing = batch_dims + len(site["fn"].event_shape) - value.dim()
-    return value.reshape((1,) * missing + value.shape) if missing > 0 else value
+def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> Latents:
+    """The values of a trace's sites in one shape: dimensions of size 1 for particles and plates that a site lacks."""
+    values = {}
+    for name, site in sites.items():
+        z = site["value"]
+        missing = 1 + max_plate_nesting + len(site["fn"].event_shape) - z.dim()
+        values[name] = z.reshape((1,) * missing + z.shape) if missing > 0 else z
+    return Latents(values, max_plate_nesting - 1)
 
 
 def log_joint(
@@ -194,30 +210,45 @@ def log_joint(
     latents: Mapping[str, Tensor],
     max_plate_nesting: int = 1,
 ) -> Float[Tensor, "particles batch"]:
-    """log p(x, z) of a model, or log q(z | x) of a guide, at given latents ``(K, B, *event)``, in nats.
+    """log p(x, z) of a model, or log q(z | x) of a guide, at given latents, in nats.
 
     Args:
         program: ``model(x, *covariates)`` or ``guide(x, *covariates)``.
         x: data ``(B, *event_shape)``.
         covariates: passed on unchanged.
-        latents: a value for every latent site; with ``max_plate_nesting`` above 1, shaped as the guide
-            draws them. Where there are none, K is 1.
+        latents: a value for every latent site, ``(K, *plates, B, *event)``. Where there are none, K is 1.
         max_plate_nesting: as in :func:`log_terms`.
 
     Raises:
         ValueError: a latent site without a value.
     """
+    return _total(log_densities(program, x, *covariates, latents=latents, max_plate_nesting=max_plate_nesting))
+
+
+def log_densities(
+    program: Callable[..., Any],
+    x: Tensor,
+    *covariates: Any,
+    latents: Mapping[str, Tensor],
+    max_plate_nesting: int = 1,
+) -> dict[str, Float[Tensor, "particles batch"]]:
+    """The terms of :func:`log_joint` by site."""
     k = next(iter(latents.values())).shape[0] if latents else 1
-    conditioned = poutine.condition(program, data=dict(latents))
-    with pyro.plate(PARTICLES, k, dim=-max_plate_nesting - 1), without_statements():
-        trace = poutine.trace(conditioned).get_trace(x, *covariates)
-    total: Any = 0.0
+    values = dict(latents) if k > 1 else {site: _of_one_particle(z, max_plate_nesting) for site, z in latents.items()}
+    trace = _trace(poutine.condition(program, data=values), x, covariates, k, max_plate_nesting)
+    terms = {}
     for name, site in sample_sites(trace).items():
         if not site["is_observed"]:
             raise ValueError(f"latents has no value for site {name!r}; it has {sorted(latents)}.")
-        _refuse_plates(name, site, k, max_plate_nesting)
-        total = total + _log_prob(name, site, k, len(x))
-    return total
+        _check_plates(name, site, k, max_plate_nesting)
+        terms[name] = _log_prob(name, site, k, len(x), given=name in values)
+    return terms
+
+
+def _of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
+    """Draws as a program sees them that runs without the particles' plate."""
+    dims = [0, *(d for d in range(1, max_plate_nesting) if z.shape[d] == 1)]
+    return z.squeeze(tuple(dims))
 
 
 def _trace(
@@ -247,50 +278,29 @@ def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
 
 
 def _split(drawn: Trace, scored: Trace, k: int, b: int, nesting: int) -> LogTerms:
-    model_sites = sample_sites(scored)
-    guide_sites = {n: s for n, s in sample_sites(drawn).items() if not s["is_observed"]}
+    guide_sites, model_sites = sample_sites(drawn), sample_sites(scored)
+    check_pair(guide_sites, model_sites)
     observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
     hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
-    if not observed:
-        raise ValueError("the model observes nothing: give its data site obs=x.")
-    for name in hidden:
-        if name not in guide_sites:
-            raise ValueError(f"site {name!r} of the model is missing from the guide: sample it there too.")
-    for name, site in guide_sites.items():
-        if name not in hidden and not site["infer"].get("is_auxiliary"):
-            raise ValueError(
-                f"site {name!r} of the guide is missing from the model: sample it there too, or mark it "
-                f"infer={{'is_auxiliary': True}}."
-            )
-    _refuse_scales({**guide_sites, **model_sites})
     for name, site in (*guide_sites.items(), *model_sites.items()):
-        _refuse_plates(name, site, k, nesting)
+        _check_plates(name, site, k, nesting)
     log_likelihood, log_prior, log_posterior = (
-        _WhenRead({n: partial(_log_prob, n, s, k, b) for n, s in sites.items()})
+        _WhenRead({n: partial(_log_prob, n, s, k, b, given=sites is hidden) for n, s in sites.items()})
         for sites in (observed, hidden, guide_sites)
     )
     return LogTerms(
         log_likelihood=log_likelihood,
         log_prior=log_prior,
         log_posterior=log_posterior,
-        latents={n: s["value"] for n, s in guide_sites.items()},
+        latents=as_latents(guide_sites, nesting),
         observed={n: s["value"] for n, s in observed.items()},
         likelihood={n: s["fn"] for n, s in observed.items()},
         prior={n: s["fn"] for n, s in hidden.items()},
         posterior={n: s["fn"] for n, s in guide_sites.items()},
         shape=(k, b),
-        masked=frozenset(n for sites in (guide_sites, hidden) for n, s in sites.items() if s["mask"] is not None),
+        masks=masks_of(guide_sites, hidden),
+        _count=partial(_num_observed, observed, k, b),
     )
-
-
-def _refuse_scales(sites: Mapping[str, dict[str, Any]]) -> None:
-    """One scale for all sites is a subsampled plate, and drops out; anything else reweights terms."""
-    scales = {name: site["scale"] for name, site in sites.items()}
-    if any(isinstance(s, Tensor) for s in scales.values()) or len(set(scales.values())) > 1:
-        raise ValueError(
-            f"the sites are scaled differently ({', '.join(scales)}): poutine.scale would silently change "
-            f"log p(x). Put an annealing weight into the objective, ELBO(beta=...)."
-        )
 
 
 class _WhenRead(Mapping[str, Tensor]):
@@ -312,7 +322,7 @@ class _WhenRead(Mapping[str, Tensor]):
         return len(self._compute)
 
 
-def _refuse_plates(name: str, site: dict[str, Any], k: int, nesting: int) -> None:
+def _check_plates(name: str, site: dict[str, Any], k: int, nesting: int) -> None:
     if not any(frame.dim == -1 for frame in site["cond_indep_stack"]):
         raise ValueError(
             f"site {name!r} is not inside the data plate: open `with pyro.plate('data', len(x)):` around it, "
@@ -324,8 +334,15 @@ def _refuse_plates(name: str, site: dict[str, Any], k: int, nesting: int) -> Non
         )
 
 
-def _log_prob(name: str, site: dict[str, Any], k: int, b: int) -> Tensor:
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+def _log_prob(name: str, site: dict[str, Any], k: int, b: int, *, given: bool = False) -> Tensor:
+    """Of a value that the site drew, or ``given``, which it may not be able to draw. Observed ones are compared with
+    a constant support once, when they come in.
+    """
+    fn = site["fn"]
+    if (given or (site["is_observed"] and is_zero_somewhere(fn))) and not (site["args"] or site["kwargs"]):
+        log_prob = log_density(fn, site["value"])
+    else:
+        log_prob = fn.log_prob(site["value"], *site["args"], **site["kwargs"])
     log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
     try:
         return _to_particles_and_batch(log_prob, k, b)
@@ -344,6 +361,22 @@ def _to_particles_and_batch(term: Tensor, k: int, b: int) -> Tensor:
     if k > 1:
         return term.flatten(1, -2).sum(1).expand(k, b) if term.dim() > 2 else term.expand(k, b)
     return term.reshape(-1, term.shape[-1]).sum(0).expand(k, b)
+
+
+def _num_observed(sites: Mapping[str, dict[str, Any]], k: int, b: int) -> Tensor | None:
+    total = torch.zeros(b)
+    for site in sites.values():
+        fn, shape = site["fn"], site["fn"].batch_shape + site["fn"].event_shape
+        core = innermost_support(capabilities(fn).support)
+        if isinstance(core, type(constraints.multinomial)):
+            return None
+        each = torch.as_tensor(mask_of(fn, site["mask"])).expand(shape)
+        if core is constraints.one_hot:
+            each = each[..., :1]
+        events = len(fn.event_shape)
+        counts = (each.flatten(-events).sum(-1) if events else each).to(torch.get_default_dtype())
+        total = total.to(counts.device) + _to_particles_and_batch(counts, k, b)[0]
+    return total
 
 
 def _total(terms: Mapping[str, Tensor]) -> Any:

@@ -1,27 +1,32 @@
 """Whether data lie where the likelihood has mass."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyrovae.distributions.density import support_of, varies
 from pyrovae.distributions.independent import innermost
 from pyrovae.distributions.levels import OnLevels
 from pyrovae.model.log_terms import LogTerms
+from pyrovae.model.pairing import check_masks
 
 
-def check_support(terms: LogTerms, name: str = "x") -> None:
-    """Raise a ``ValueError`` if an observed value lies outside its likelihood's support."""
+def check_terms(terms: LogTerms, name: str = "x") -> None:
+    """Raise a ``ValueError`` if an observed value lies outside its likelihood's support, or if guide and model mask
+    different latents: what depends on the data and not on the model alone.
+    """
+    check_masks(terms.masks)
     for site, p in terms.likelihood.items():
         check_values(site, p, terms.observed[site], name)
 
 
 def check_values(site: str, likelihood: Distribution, value: Tensor, name: str = "x") -> None:
-    """Raise a ``ValueError`` if a value lies outside the support of the likelihood at ``site``."""
+    """Raise a ``ValueError`` if a value lies outside the support of the likelihood at ``site``. Where the support
+    depends on the latents, such a value is possible, and has likelihood zero.
+    """
     element = innermost(likelihood)
-    support = _support(element)
-    if support is None:
+    support = support_of(element)
+    if support is None or varies(support):
         return
     inside = support.check(value)
     if not bool(inside.all()):
@@ -44,23 +49,7 @@ def same_for_all(terms: LogTerms, x: Tensor) -> tuple[str, Distribution] | None:
     Then other data can be checked without running the model.
     """
     match list(terms.likelihood.items()):
-        case [(site, p)] if terms.observed[site] is x:
-            support = _support(innermost(p))
-            if support is None or not any(isinstance(v, Tensor) for v in vars(support).values()):
+        case [(site, p)] if terms.observed[site] is x and not terms.masks:
+            if not varies(support_of(innermost(p))):
                 return site, p
     return None
-
-
-def _support(element: Any) -> Any:
-    try:
-        return element.support
-    except NotImplementedError:  # a distribution that does not state it
-        return None
-
-
-def is_discrete(p: Any) -> bool:
-    """Whether a distribution is a probability mass function, as far as it states its support."""
-    try:
-        return bool(p.support.is_discrete)
-    except (NotImplementedError, AttributeError):
-        return False

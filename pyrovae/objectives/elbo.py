@@ -126,9 +126,4 @@ class ELBO(Objective):
                 f"posterior ({q}) and prior ({p}) do not have: use ones that factorise, such as posterior='mean_field' "
                 f"with prior='standard_normal', or free_bits=0."
             )
-        event = len(terms.posterior[site].event_shape)
-        dims = list(range(kl.dim() - event))
-        # The data are the last; the particles, if they are there, the first; plates between hold further dimensions.
-        over = dims[-1:] + (dims[:1] if len(dims) > 1 and kl.shape[0] == terms.shape[0] > 1 else [])
-        paid = torch.where(kl.mean(over, keepdim=True) > self.free_bits, kl, self.free_bits)
-        return paid.sum([d for d in range(kl.dim()) if d not in over]).expand(terms.shape)
+        return torch.where(kl.mean((0, 1)) > self.free_bits, kl, self.free_bits).sum(2)

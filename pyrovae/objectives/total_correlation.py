@@ -86,10 +86,10 @@ class BetaTCVAE(Objective):
     def decompose(self, terms: LogTerms) -> RateParts:
         """The three parts of the rate, estimated at the draws."""
         site, q = _factorised(terms)
-        k, b = terms.shape
+        b = terms.shape[1]
         if b > self.num_data:
             raise ValueError(f"a batch of {b} data is more than num_data={self.num_data}, the size of the whole set.")
-        z = terms.latents[site].reshape(k, b, -1)
+        z = terms.by_datum(site)
         # [k, i, j, d]: of dimension d of datum i's draw k under the posterior of datum j.
         mean, scale = (p.reshape(-1, 1, b, p.shape[-1]) for p in (q.loc, q.scale))
         each = Normal(mean, scale, validate_args=False).log_prob(z.unsqueeze(-2))
@@ -114,8 +114,8 @@ def _factorised(terms: LogTerms) -> tuple[str, Normal]:
     if not terms.posterior:
         raise ValueError("BetaTCVAE needs a latent site; the model has no latents: train it with ELBO().")
     match list(terms.posterior.items()):
-        case [(site, Independent(base_dist=Normal() as q))] if site not in terms.masked:
-            if len(terms.posterior[site].event_shape) == 1 and terms.latents[site].dim() <= 1 + len(terms.shape):
+        case [(site, Independent(base_dist=Normal() as q))] if site not in terms.masks:
+            if terms.posterior[site].event_shape == terms.by_datum(site).shape[2:]:
                 if _has_independent_dimensions(terms.prior.get(site)):
                     return site, q
                 raise ValueError(

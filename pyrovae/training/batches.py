@@ -20,7 +20,7 @@ from pyrovae._hash import content_hash
 from pyrovae._random import get_state, seeded, set_state
 from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model.modes import evaluation_mode
-from pyrovae.model.support import check_support, check_values, same_for_all
+from pyrovae.model.support import check_terms, check_values, same_for_all
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor], Tensor]
@@ -129,7 +129,7 @@ class Batches(ABC):
         validation = pyro.distributions.validation_enabled(False)
         with evaluation_mode(model), torch.no_grad(), seeded(0), validation:
             terms = model.log_terms(*batch)
-        check_support(terms, self.name)
+        check_terms(terms, self.name)
         self._observed = same_for_all(terms, batch[0])
 
 

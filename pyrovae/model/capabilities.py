@@ -1,0 +1,108 @@
+"""What a distribution can do: asked for in one place, so that nobody tries and catches."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pyro.distributions import Delta
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.transforms import BlockAutoregressive, Polynomial, Sylvester
+from pyro.distributions.transforms.planar import ConditionedPlanar
+from pyro.distributions.transforms.radial import ConditionedRadial
+from torch import Tensor
+from torch.distributions import (
+    ComposeTransform,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    Transform,
+    TransformedDistribution,
+)
+
+from pyrovae.distributions import Flow, PointMass, _zuko
+from pyrovae.distributions.density import support_of
+
+Inverse = Literal["exact", "numerical"]
+
+_MOMENTS = ("mean", "variance")
+# Pyro's transforms that can undo what they have just done, and nothing else.
+_CACHED_ONLY = (BlockAutoregressive, ConditionedPlanar, ConditionedRadial, Polynomial, Sylvester)
+_NUMERICAL = (_zuko.transforms.MonotonicTransform, _zuko.transforms.FreeFormJacobianTransform)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What can be asked of a distribution.
+
+    Attributes:
+        support: a ``torch.distributions.constraints.Constraint``, or ``None`` where it is not stated.
+        discrete: whether it is a probability mass function.
+        point_mass: whether it has a single value.
+        rsample: whether gradients pass through its draws.
+        mean: whether its mean is stated.
+        variance: whether its variance is.
+        inverse: how a value that it did not draw is traced back to its base and so scored: ``"exact"``,
+            ``"numerical"``, or ``None`` where it is not.
+    """
+
+    support: Any
+    discrete: bool
+    point_mass: bool
+    rsample: bool
+    mean: bool
+    variance: bool
+    inverse: Inverse | None
+
+
+def capabilities(p: Any) -> Capabilities:
+    """What can be asked of a distribution of torch's, Pyro's, ours or a user's own."""
+    support = support_of(p)
+    core = _core(p)
+    mean, variance = (getattr(type(core), name) is not getattr(Distribution, name) for name in _MOMENTS)
+    return Capabilities(
+        support=support,
+        discrete=support is not None and bool(support.is_discrete),
+        point_mass=isinstance(core, (Delta, PointMass)),
+        rsample=p.has_rsample,
+        mean=mean,
+        variance=variance,
+        inverse=_inverse(core),
+    )
+
+
+def moment(p: Any, name: Literal["mean", "variance"]) -> Tensor | None:
+    """The mean or the variance, where it is stated and finite."""
+    value = getattr(p, name) if getattr(capabilities(p), name) else None
+    return value if value is not None and bool(value.isfinite().all()) else None
+
+
+def _core(p: Any) -> Any:
+    """What lies under independence, masks, expansion and mixing."""
+    while True:
+        if isinstance(p, (Independent, MaskedDistribution, ExpandedDistribution)):
+            p = p.base_dist
+        elif isinstance(p, MixtureSameFamily):
+            p = p.component_distribution
+        else:
+            return p
+
+
+def _inverse(p: Any) -> Inverse | None:
+    if isinstance(p, Flow):
+        found = [_inverse_of(t) for t in p.transform.transforms] if p.can_score else [None]
+    elif isinstance(p, TransformedDistribution):
+        found = [_inverse_of(t) for t in p.transforms] + [_inverse(_core(p.base_dist))]
+    else:
+        return "exact"
+    return None if None in found else "numerical" if "numerical" in found else "exact"
+
+
+def _inverse_of(t: Transform) -> Inverse | None:
+    inner = t.inv if type(t).__name__ == "_InverseTransform" else t
+    if isinstance(inner, (ComposeTransform, _zuko.transforms.ComposedTransform)):
+        parts: Any = inner.parts if isinstance(inner, ComposeTransform) else inner.transforms
+        found = [_inverse_of(part) for part in parts]
+        return None if None in found else "numerical" if "numerical" in found else "exact"
+    if isinstance(t, _CACHED_ONLY) or (inner is t and type(t)._inverse is torch.distributions.Transform._inverse):
+        return None
+    return "numerical" if isinstance(inner, _NUMERICAL) else "exact"

@@ -1,0 +1,88 @@
+"""The draws of all latent sites, in one shape."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._pytree import register_pytree_node
+
+
+class Latents(Mapping[str, Tensor]):
+    """Draws by latent site, each ``(K, *plates, B, *event)``: K particles, the plates that the model nests outside the
+    data (size 1 at sites outside them), B data. Nobody else needs to know where which dimension is.
+
+    Args:
+        sites: the draws.
+        num_plates: how many plates there are between particles and data.
+    """
+
+    def __init__(self, sites: Mapping[str, Tensor], num_plates: int) -> None:
+        self._sites, self.num_plates = dict(sites), num_plates
+
+    def __getitem__(self, site: str) -> Tensor:
+        return self._sites[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    def __repr__(self) -> str:
+        return f"Latents({ {site: tuple(z.shape) for site, z in self.items()} })"
+
+    def by_datum(self, site: str, value: Tensor | None = None) -> Float[Tensor, "particles batch dim"]:
+        """The site's draws as a vector for each particle and datum: plates and event flattened.
+
+        Args:
+            site: name.
+            value: what broadcasts to the draws' shape, to be arranged likewise: a mean of the site, say.
+        """
+        z = self[site] if value is None else value.broadcast_to(self[site].shape)
+        return z.movedim(self.data_dim, 1).flatten(2) if z.dim() > 2 else z.unsqueeze(2)
+
+    def flat(self) -> Float[Tensor, "particles batch dim"]:
+        """All sites' draws as one vector for each particle and datum."""
+        return torch.cat([self.by_datum(site) for site in self], 2)
+
+    def unflattened(self, flat: Float[Tensor, "particles batch dim"]) -> "Latents":
+        """Other draws of the same sites, arranged as :meth:`flat` does, of as many particles and data as they are."""
+        data, sites, start = self.data_dim, {}, 0
+        for site, z in self.items():
+            rest = [n for i, n in enumerate(z.shape) if i not in (0, data)]
+            stop = start + torch.Size(rest).numel()
+            sites[site] = (
+                flat[..., start:stop].unflatten(2, rest or (1,)).movedim(1, data) if rest else flat[..., start]
+            )
+            start = stop
+        return Latents(sites, self.num_plates)
+
+    @property
+    def data_dim(self) -> int:
+        """Where the data are."""
+        return 1 + self.num_plates
+
+    def draws(self, index: slice | Tensor) -> "Latents":
+        """Some of the particles."""
+        return self._indexed((index,))
+
+    def rows(self, index: slice | Tensor | int) -> "Latents":
+        """Those of some data; of a single one, by its number, without a dimension for it."""
+        return self._indexed((slice(None),) * self.data_dim + (index,))
+
+    def _indexed(self, index: tuple[Any, ...]) -> "Latents":
+        return Latents({site: z[index] for site, z in self.items()}, self.num_plates)
+
+
+def per_datum(term: Tensor, num_plates: int) -> Float[Tensor, "particles batch"]:
+    """``(K, *plates, B, ...)``, summed over the plates and whatever follows the data."""
+    return term.movedim(1 + num_plates, 1).flatten(2).sum(2) if term.dim() > 2 else term
+
+
+register_pytree_node(
+    Latents,
+    lambda latents: (list(latents.values()), (tuple(latents), latents.num_plates)),
+    lambda sites, context: Latents(dict(zip(context[0], sites, strict=True)), context[1]),
+)

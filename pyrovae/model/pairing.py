@@ -1,0 +1,125 @@
+"""Whether model and guide are a pair: whether their sites' terms sum to log p(x, z) - log q(z | x)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta, Unit
+from torch import Tensor
+from torch.distributions import Distribution, biject_to
+
+from pyrovae.distributions.density import mask_of
+from pyrovae.distributions.independent import innermost
+
+Sites = Mapping[str, dict[str, Any]]
+
+
+def check_pair(guide: Sites, model: Sites) -> None:
+    """Raise a ``ValueError`` for a factor, observations in the guide or none in the model, a latent site that only one
+    of them has, an auxiliary site that is not transformed into the latents, unequal scales, or a mask in one of them.
+
+    Args:
+        guide: the guide's random sites.
+        model: the model's, replayed.
+    """
+    for program, sites in (("model", model), ("guide", guide)):
+        for name, site in sites.items():
+            if isinstance(innermost(site["fn"]), Unit):
+                raise ValueError(
+                    f"site {name!r} of the {program} is a pyro.factor, which is no part of log p(x, z) - log q(z | x): "
+                    f"put it into the objective, or return it from VAEModel.penalty."
+                )
+            if program == "guide" and site["is_observed"]:
+                raise ValueError(f"site {name!r} of the guide is observed: only the model observes data.")
+    hidden = {name: site for name, site in model.items() if not site["is_observed"]}
+    if len(hidden) == len(model):
+        raise ValueError("the model observes nothing: give its data site obs=x.")
+    for name in hidden:
+        if name not in guide:
+            raise ValueError(f"site {name!r} of the model is missing from the guide: sample it there too.")
+    auxiliary = None
+    for name, site in guide.items():
+        if name not in hidden:
+            if not site["infer"].get("is_auxiliary"):
+                raise ValueError(
+                    f"site {name!r} of the guide is missing from the model: sample it there too, or transform it into "
+                    f"the latents by Delta sites with their log_density, and mark it infer={{'is_auxiliary': True}}."
+                )
+            auxiliary = name
+        elif auxiliary is not None and not isinstance(innermost(site["fn"]), Delta):
+            raise ValueError(
+                f"site {auxiliary!r} of the guide is auxiliary and {name!r} is drawn after it: log q(z | x) would need "
+                f"the integral over {auxiliary!r}. What follows it must be pyro.distributions.Delta(value, "
+                f"log_density=-log|det ∂value/∂{auxiliary}|)."
+            )
+    if auxiliary is not None and auxiliary == next(reversed(guide)):
+        raise ValueError(
+            f"site {auxiliary!r} of the guide is auxiliary, but no latent site is made from it: remove it."
+        )
+    scales = {name: site["scale"] for name, site in {**guide, **model}.items()}
+    if any(isinstance(s, Tensor) for s in scales.values()) or len(set(scales.values())) > 1:
+        raise ValueError(
+            f"the sites are scaled differently ({', '.join(scales)}): poutine.scale would silently change "
+            f"log p(x). Put an annealing weight into the objective, ELBO(beta=...)."
+        )
+    for name, (of_guide, of_model) in masks_of(guide, hidden).items():
+        if of_guide is True or of_model is True:
+            raise ValueError(
+                f"site {name!r} is masked in the {'model' if of_guide is True else 'guide'} only, so that its density "
+                f"would be counted on one side: put it under the same mask in both."
+            )
+
+
+def masks_of(guide: Sites, hidden: Sites) -> dict[str, tuple[Tensor | bool, Tensor | bool]]:
+    """The masks in guide and model of each latent site that has one in either."""
+    both = {n: tuple(mask_of(s[n]["fn"], s[n]["mask"]) for s in (guide, hidden)) for n in hidden}
+    return {name: pair for name, pair in both.items() if pair[0] is not True or pair[1] is not True}  # type: ignore[misc]
+
+
+def check_masks(masks: Mapping[str, tuple[Tensor | bool, Tensor | bool]]) -> None:
+    """Raise a ``ValueError`` where a latent site's masks in guide and model differ."""
+    for name, pair in masks.items():
+        of_guide, of_model = torch.broadcast_tensors(*(torch.as_tensor(mask) for mask in pair))
+        if not torch.equal(of_guide.cpu(), of_model.cpu()):
+            raise ValueError(f"site {name!r} is masked differently in model and guide: the two masks must be equal.")
+
+
+def check_auxiliary(guide: Callable[..., Any], sites: Sites, prior: Mapping[str, Distribution], *args: Any) -> None:
+    """Raise a ``ValueError`` unless the Delta sites after auxiliary ones state the density of their transformation.
+
+    Args:
+        guide: ``guide(x, *covariates)``.
+        sites: its random sites in a run on ``args``, without particles.
+        prior: of the latent sites.
+        args: ``(x, *covariates)`` of one datum.
+    """
+    sources = {n: s["value"].detach().clone().requires_grad_() for n, s in sites.items() if n not in prior}
+    if not sources:
+        return
+    with torch.enable_grad():
+        trace = poutine.trace(poutine.condition(guide, data=sources)).get_trace(*args)
+        free, log_det, stated = [], torch.zeros(()), torch.zeros(())
+        for name in prior:
+            fn, z = trace.nodes[name]["fn"], trace.nodes[name]["value"]
+            if isinstance(delta := innermost(fn), Delta):
+                bijection = biject_to(prior[name].support)
+                u = bijection.inv(z)
+                free.append(u.flatten())
+                log_det = log_det + bijection.log_abs_det_jacobian(u, z).sum()
+                stated = stated + delta.log_density.sum()
+        u, n = torch.cat(free), sum(s.numel() for s in sources.values())
+        square = u.requires_grad and len(u) == n
+        leaves = list(sources.values())
+        rows = [torch.autograd.grad(v, leaves, retain_graph=True, materialize_grads=True) for v in u if square]
+    if square:
+        jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+        log_det = log_det + torch.linalg.slogdet(jacobian).logabsdet
+    else:
+        log_det = log_det - torch.inf
+    if not abs(float(stated + log_det)) <= 1e-3 * (n + abs(float(log_det))):
+        raise ValueError(
+            f"the latents made from the auxiliary site(s) {', '.join(map(repr, sources))} of the guide state a "
+            f"log_density of {float(stated):.4g}; their transformation has -log|det| = {-float(log_det):.4g}. Give "
+            f"each Delta log_density=-log|det ∂value/∂auxiliary|, of a map that can be undone."
+        )
