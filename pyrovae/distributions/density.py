@@ -19,7 +19,7 @@ _WRAPPERS = (Independent.log_prob, MaskedDistribution.log_prob, ExpandedDistribu
 def log_density(p: Any, value: Tensor) -> Tensor:
     """log p(value), or -inf where ``value`` is outside the support of ``p`` or of what it is made of.
 
-    Gradients are those of ``p.log_prob`` inside the support, and 0 outside.
+    Gradients are those of ``p.log_prob`` inside the support, and finite outside.
 
     Args:
         p: a distribution of torch's, Pyro's or a user's own.
@@ -39,7 +39,10 @@ def log_density(p: Any, value: Tensor) -> Tensor:
         return _sum_last(log_density(p.base_dist, value), p.reinterpreted_batch_ndims)
     if _inherits_log_prob(p, MixtureSameFamily):
         terms = log_density(p.component_distribution, value.unsqueeze(-1 - len(p.event_shape)))
-        return (terms + p.mixture_distribution.logits.log_softmax(-1)).logsumexp(-1)
+        possible = (terms > -torch.inf).any(-1)
+        terms = torch.where(possible.unsqueeze(-1), terms, 0.0)  # the derivative of a sum of nothing is NaN
+        total = (terms + p.mixture_distribution.logits.log_softmax(-1)).logsumexp(-1)
+        return torch.where(possible, total, -torch.inf)
     support = support_of(p)
     inside, value = _inside(support, value, len(p.event_shape))
     terms = _transformed(p, value) if _inherits_log_prob(p, TransformedDistribution) else p.log_prob(value)
@@ -114,7 +117,7 @@ def _masked_parts(p: Any) -> Iterator[tuple[Any, int]]:
 
 
 def _over_event(mask: Tensor | bool, event_dim: int) -> Tensor | bool:
-    return mask.bool().reshape(*mask.shape, *[1] * event_dim) if isinstance(mask, Tensor) else bool(mask)
+    return mask.bool().reshape(mask.shape + (1,) * event_dim) if isinstance(mask, Tensor) else bool(mask)
 
 
 def _inherits_log_prob(p: Any, cls: type) -> bool:
@@ -144,7 +147,8 @@ def _inside(support: Any, value: Tensor, event_dim: int) -> tuple[Tensor, Tensor
         inside = (value >= 0).all(-1) & ((value.sum(-1) - 1.0).abs() < rounding)
     else:
         inside = core.check(value)
-    safe = torch.where(inside.reshape(*inside.shape, *[1] * (value.dim() - inside.dim())), value, _point(core, value))
+    wide = inside.reshape(inside.shape + (1,) * (value.dim() - inside.dim()))
+    safe = torch.where(wide, value, _point(core, value))
     reduced = inside.dim() - (value.dim() - event_dim)
     return inside.flatten(-reduced).all(-1) if reduced > 0 else inside, safe
 

@@ -269,7 +269,7 @@ def bdmc(
         covariates = as_covariates(covariates, num_data, model.like())
         x, latents = model.simulate(num_data, *covariates)
         data = as_test_set("bdmc", model, x, covariates)
-        observed = list(data.check(model).observed)
+        observed = list(data.check(model).terms.observed)
         if len(observed) > 1:
             raise ValueError(
                 f"bdmc needs a model that observes its data alone; this one observes {', '.join(observed)}. The others "

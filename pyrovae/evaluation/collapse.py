@@ -102,7 +102,7 @@ class CollapseReport:
 
 def checked(model: VAEModel, data: TestSet) -> LogTerms:
     """The terms of two data; a ``ValueError`` for data or models that have nothing to measure."""
-    terms = data.check(model)
+    terms = data.check(model).terms
     if not terms.prior:
         raise ValueError(f"{type(model).__name__} has no latents, so nothing can collapse: see log_marginal.")
     return terms

@@ -123,7 +123,7 @@ def inference_gaps(
     given = None if log_px is None else _given(log_px, data)
     columns: dict[str, np.ndarray] = {}
     with strict(model, device), seeded(seed):
-        prior = data.check(model).prior
+        prior = data.check(model).terms.prior
         if not prior:
             raise ValueError(f"{type(model).__name__} has no latents, so its bound has no gap: see log_marginal.")
         one_site = len(prior) == 1

@@ -82,7 +82,7 @@ def log_marginal(
 
     columns: dict[str, np.ndarray] = {}
     with strict(model, device) as target, seeded(common_seed(seed)):
-        terms = data.check(model)
+        checked = data.check(model)
         refuse_to_mix(model, data)
         weights = LogWeights(model, data, num_samples, proposal, memory_budget, compile)
         mine = weights.share()
@@ -108,8 +108,8 @@ def log_marginal(
         pointwise=pointwise,
         num_samples=num_samples,
         bounds=sizes,
-        num_dims=data.x[0].numel(),
-        discrete=all(capabilities(p).discrete for p in terms.likelihood.values()),
+        num_observed=checked.num_observed,
+        discrete=all(capabilities(p).discrete for p in checked.terms.likelihood.values()),
         data_hash=data.hash,
         model_name=model_name(model),
         seed=seed,

@@ -33,7 +33,7 @@ class MarginalResult:
             :func:`judge`), and ``L_k``, ``L_k_se`` for every k in ``bounds``.
         num_samples: K.
         bounds: the sizes k at which L_k was computed.
-        num_dims: dimensions of one datum.
+        num_observed: how many dimensions of a datum are observed, on average; ``None`` where they cannot be counted.
         discrete: whether the likelihood is a probability mass function.
         data_hash: content hash of the data evaluated, tensor covariates included.
         model_name: class of the model, with its posterior where it has one.
@@ -45,7 +45,7 @@ class MarginalResult:
     pointwise: pd.DataFrame
     num_samples: int
     bounds: tuple[int, ...]
-    num_dims: int
+    num_observed: float | None
     discrete: bool
     data_hash: str
     model_name: str
@@ -98,8 +98,8 @@ class MarginalResult:
             "unreliable": float((~p["reliable"]).mean()),
             "non_finite": int(((p["non_finite"] > 0) | ~np.isfinite(p["log_px"])).sum()),
         }
-        if self.discrete:
-            row["bits_per_dim"] = -mean / (self.num_dims * math.log(2.0))
+        if self.discrete and self.num_observed:
+            row["bits_per_dim"] = -mean / (self.num_observed * math.log(2.0))
         return pd.Series(row, name=self.model_name)
 
     def bound_table(self) -> pd.DataFrame:

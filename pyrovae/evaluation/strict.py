@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -17,7 +17,7 @@ from pyrovae._hash import content_hash
 from pyrovae._random import seeded
 from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model.modes import evaluation_mode, full_precision
-from pyrovae.model.support import check_terms
+from pyrovae.model.support import check_densities, check_terms
 
 _LOOK = 2**14  # numbers of x that the support check takes at once
 
@@ -51,21 +51,35 @@ class TestSet:
         x = self.x[rows].to(like, copy=True, memory_format=torch.contiguous_format)
         return x, *as_covariates(covariates, None, like)
 
-    def check(self, model: VAEModel) -> LogTerms:
+    def check(self, model: VAEModel) -> "Checked":
         """Run the model on two data with validation on, and compare all data with the likelihood's support.
 
-        Returns:
-            The terms of those two data.
-
         Raises:
-            ValueError: see :meth:`VAEModel.check`; values outside the support.
+            ValueError: see :meth:`VAEModel.check`; values outside the support; a guide that is a point on a continuum.
         """
         like = model.like()
         terms = model.check(*self.part(slice(2), like))
+        check_densities(terms)
         step = max(1, _LOOK // max(self.x[0].numel(), 1))
+        counts = []
         for start in range(0, len(self), step):
-            check_terms(model.log_terms(*self.part(slice(start, start + step), like)))
-        return terms
+            part = model.log_terms(*self.part(slice(start, start + step), like))
+            check_terms(part)
+            counts.append(part.num_observed)
+        known = [float(count.sum(dtype=torch.float64)) for count in counts if count is not None]
+        return Checked(terms, sum(known) / len(self) if len(known) == len(counts) else None)
+
+
+class Checked(NamedTuple):
+    """What :meth:`TestSet.check` found.
+
+    Attributes:
+        terms: those of the first two data.
+        num_observed: how many dimensions of a datum are observed, on average; ``None`` where they cannot be counted.
+    """
+
+    terms: LogTerms
+    num_observed: float | None
 
 
 def with_density(function: str, model: Any) -> VAEModel:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
 
 _ours = _unheard = False
 
@@ -36,6 +37,15 @@ def without_statements() -> Iterator[None]:
 def are_statements_unheard() -> bool:
     """Whether a model is being run for which param statements are wasted."""
     return _unheard
+
+
+class UnscaledData(Messenger):
+    """Takes back the scale N/B of a subsampled data plate (dimension -1), for losses that are per datum already."""
+
+    def _pyro_sample(self, message: dict[str, Any]) -> None:
+        for frame in message["cond_indep_stack"]:
+            if frame.dim == -1 and frame.full_size is not None:
+                message["scale"] = message["scale"] * frame.size / frame.full_size
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from torch.distributions import Distribution
 from pyrovae.distributions.density import support_of, varies
 from pyrovae.distributions.independent import innermost
 from pyrovae.distributions.levels import OnLevels
+from pyrovae.model.capabilities import capabilities
 from pyrovae.model.log_terms import LogTerms
 from pyrovae.model.pairing import check_masks
 
@@ -18,6 +19,20 @@ def check_terms(terms: LogTerms, name: str = "x") -> None:
     check_masks(terms.masks)
     for site, p in terms.likelihood.items():
         check_values(site, p, terms.observed[site], name)
+
+
+def check_densities(terms: LogTerms) -> None:
+    """Raise a ``ValueError`` if the guide puts all mass on one point of a continuum: there log q(z | x) is infinite,
+    and log p(x, z) - log q(z | x) is no log-weight.
+    """
+    made = any(site not in terms.prior for site in terms.posterior)  # of auxiliary draws, with their density
+    for site, p in terms.prior.items():
+        q = terms.posterior[site]
+        if capabilities(q).point_mass and not made and not (capabilities(p).discrete or capabilities(p).point_mass):
+            raise ValueError(
+                f"site {site!r} of the guide is a point mass ({type(innermost(q)).__name__}) on a continuum, which has "
+                f"no density: no log p(x) follows from it. Use a guide with a density, e.g. a narrow Normal."
+            )
 
 
 def check_values(site: str, likelihood: Distribution, value: Tensor, name: str = "x") -> None:

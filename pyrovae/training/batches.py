@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +21,7 @@ from pyrovae._hash import content_hash
 from pyrovae._random import get_state, seeded, set_state
 from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model.modes import evaluation_mode
-from pyrovae.model.support import check_terms, check_values, same_for_all
+from pyrovae.model.support import check_densities, check_terms, check_values, same_for_all
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor], Tensor]
@@ -97,6 +98,8 @@ class Batches(ABC):
             model.event_shape = tuple(x.shape[1:])
         terms = model.check(x, *first[1:], num_particles=num_particles, name=self.name)
         self.look(model, first)
+        if self.name == "data" and isinstance(model, VAEModel):
+            _warn_if_not_evaluable(model, x, *first[1:])
         return terms
 
     def in_first_epoch(self, model: Model, raw: Batch) -> None:
@@ -262,6 +265,16 @@ def as_batches(
         f"{name} must be a tensor, array, DataFrame, tuple of them, Dataset, DataLoader or datasets.load(...); "
         f"got {type(data).__name__}."
     )
+
+
+def _warn_if_not_evaluable(model: VAEModel, *batch: Any) -> None:
+    try:
+        check_densities(model.check(*batch, num_particles=2))
+    except Exception as error:  # whatever a program does that is not made for particles
+        warnings.warn(
+            f"{type(model).__name__} can be trained like this, but no estimator of log p(x) will take it: {error}",
+            stacklevel=5,
+        )
 
 
 def num_covariates(model: Model, *, required: bool = False) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from pyrovae._distributed import gathered
 from pyrovae._random import get_every_state, set_every_state
 from pyrovae.model import LossModel, VAEModel
+from pyrovae.model.modes import UnscaledData
+from pyrovae.objectives import Objective
 
 
 class NotFinite(Exception):
@@ -69,16 +71,22 @@ class Task:
         if self.objective is None:
             return self.model.loss(*batch).sum()
         args = (self.model.model, self.model.guide, *batch)
-        if hasattr(self.objective, "differentiable_loss"):
-            return self.objective.differentiable_loss(*args)
-        return torch.as_tensor(self.objective.loss_and_grads(*args), device=self.device)
+        with self._scales():
+            if hasattr(self.objective, "differentiable_loss"):
+                return self.objective.differentiable_loss(*args)
+            return torch.as_tensor(self.objective.loss_and_grads(*args), device=self.device)
+
+    def _scales(self) -> AbstractContextManager[Any]:
+        """Pyro's own objectives count a subsampled plate's data N/B times; ours do not look at scales."""
+        return nullcontext() if isinstance(self.objective, Objective) else UnscaledData()
 
     @torch.no_grad()
     def validation_loss(self, *batch: Any) -> float:
         """The loss without penalty, summed over the batch."""
         if self.objective is None:
             return float(self.model.loss(*batch).sum())
-        return float(self.objective.loss(self.model.model, self.model.guide, *batch))
+        with self._scales():
+            return float(self.objective.loss(self.model.model, self.model.guide, *batch))
 
     def averaged_loss(self, *batch: Any) -> Tensor:
         """The loss of this process's part, whose gradients ``backward()`` averages over processes.
