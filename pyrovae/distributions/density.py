@@ -147,10 +147,10 @@ def _inside(support: Any, value: Tensor, event_dim: int) -> tuple[Tensor, Tensor
         inside = (value >= 0).all(-1) & ((value.sum(-1) - 1.0).abs() < rounding)
     else:
         inside = core.check(value)
-    wide = inside.reshape(inside.shape + (1,) * (value.dim() - inside.dim()))
+    wide = inside.reshape(inside.shape + (1,) * core.event_dim)
     safe = torch.where(wide, value, _point(core, value))
-    reduced = inside.dim() - (value.dim() - event_dim)
-    return inside.flatten(-reduced).all(-1) if reduced > 0 else inside, safe
+    within = event_dim - core.event_dim
+    return inside.flatten(-within).all(-1) if within else inside, safe
 
 
 def _point(support: Any, like: Tensor) -> Any:

@@ -54,13 +54,11 @@ def check_pair(guide: Sites, model: Sites) -> None:
                 f"log_density=-log|det ∂value/∂{auxiliary}|)."
             )
     if auxiliary is not None and auxiliary == next(reversed(guide)):
+        raise ValueError(f"site {auxiliary!r} of the guide is auxiliary, but no latent is made from it: remove it.")
+    scales = [site["scale"] for site in (*guide.values(), *model.values())]
+    if any(isinstance(s, Tensor) for s in scales) or len(set(scales)) > 1:
         raise ValueError(
-            f"site {auxiliary!r} of the guide is auxiliary, but no latent site is made from it: remove it."
-        )
-    scales = {name: site["scale"] for name, site in {**guide, **model}.items()}
-    if any(isinstance(s, Tensor) for s in scales.values()) or len(set(scales.values())) > 1:
-        raise ValueError(
-            f"the sites are scaled differently ({', '.join(scales)}): poutine.scale would silently change "
+            f"the sites are scaled differently ({', '.join({**guide, **model})}): poutine.scale would silently change "
             f"log p(x). Put an annealing weight into the objective, ELBO(beta=...)."
         )
     for name, (of_guide, of_model) in masks_of(guide, hidden).items():
@@ -117,7 +115,7 @@ def check_auxiliary(guide: Callable[..., Any], sites: Sites, prior: Mapping[str,
         log_det = log_det + torch.linalg.slogdet(jacobian).logabsdet
     else:
         log_det = log_det - torch.inf
-    if not abs(float(stated + log_det)) <= 1e-3 * (n + abs(float(log_det))):
+    if not (log_det.isfinite() and abs(float(stated + log_det)) <= 1e-3 * (n + abs(float(log_det)))):
         raise ValueError(
             f"the latents made from the auxiliary site(s) {', '.join(map(repr, sources))} of the guide state a "
             f"log_density of {float(stated):.4g}; their transformation has -log|det| = {-float(log_det):.4g}. Give "

@@ -59,7 +59,8 @@ class Gathered(Nested):
             z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
             with pyro.plate("parts", PARTS, dim=-2):
                 w = pyro.sample("w", dist.Normal(z.unsqueeze(-1), 1.0).expand([*z.shape, 2]).to_event(1))
-            pyro.sample("x", dist.Normal(w.movedim(-3, -2).unsqueeze(-4), NOISE).to_event(2), obs=x)
+            mean = w.movedim(-3, -2)  # with particles, (K, B, parts, 2)
+            pyro.sample("x", dist.Normal(mean.unsqueeze(1) if mean.dim() > 3 else mean, NOISE).to_event(2), obs=x)
 
 
 @pytest.fixture

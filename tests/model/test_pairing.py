@@ -1,0 +1,313 @@
+"""Model and guide are a pair, or the site that keeps them from being one is named."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from torch import Tensor, nn
+
+import pyrovae as pv
+
+QUIET: dict[str, Any] = {"progress": False}
+
+
+def pair(model: Callable[..., Any], guide: Callable[..., Any], event: int = 2) -> pv.VAEModel:
+    class Pair(pv.VAEModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.event_shape, self.unused = (event,), nn.Parameter(torch.zeros(1))
+
+        def model(self, x: Tensor, *covariates: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                model(x, *covariates)
+
+        def guide(self, x: Tensor, *covariates: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                guide(x, *covariates)
+
+    return Pair()
+
+
+def standard(x: Tensor) -> Any:
+    return dist.Normal(x.new_zeros(2), 1.0).to_event(1)
+
+
+def observe(x: Tensor, z: Tensor) -> None:
+    pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def plain_model(x: Tensor) -> None:
+    observe(x, pyro.sample("z", standard(x)))
+
+
+def exact_guide(x: Tensor) -> None:
+    pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+
+
+def exact(x: Tensor) -> Tensor:
+    return dist.Normal(x.new_zeros(2), 2**0.5).to_event(1).log_prob(x)
+
+
+X = torch.tensor([[0.3, -1.0], [1.5, 0.2], [-2.0, 0.7], [0.0, 0.0]])
+HALF = torch.tensor([True, False, True, False])
+
+
+# -- masks -----------------------------------------------------------------------------------------------------------
+
+
+def masked_model(how: str) -> Callable[..., None]:
+    def model(x: Tensor) -> None:
+        m = HALF[: len(x)]
+        if how == "poutine":
+            with poutine.mask(mask=m):
+                z = pyro.sample("z", standard(x))
+        elif how == "distribution":
+            z = pyro.sample("z", standard(x).expand([len(x)]).mask(m))
+        elif how == "elements":
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).mask(torch.tensor([True, False])).to_event(1))
+        elif how == "everything":
+            with poutine.mask(mask=False):
+                z = pyro.sample("z", standard(x))
+        observe(x, z)
+
+    return model
+
+
+@pytest.mark.parametrize("how", ["poutine", "distribution", "elements", "everything"])
+def test_mask_in_one_of_model_and_guide_names_the_site(how: str) -> None:
+    with pytest.raises(ValueError, match="site 'z' is masked in the model only"):
+        pv.log_marginal(pair(masked_model(how), exact_guide), X, num_samples=10, **QUIET)
+
+    def guide(x: Tensor) -> None:
+        with poutine.mask(mask=HALF[: len(x)]):
+            exact_guide(x)
+
+    with pytest.raises(ValueError, match="site 'z' is masked in the guide only"):
+        pv.ais(pair(plain_model, guide), X, num_temperatures=5, num_chains=2, **QUIET)
+
+
+def test_equal_masks_are_a_number_and_different_ones_are_not() -> None:
+    """Where z is masked in both, log p(x, z) - log q(z | x) is that of the likelihood alone."""
+
+    def guide_with(mask: Tensor) -> Callable[..., None]:
+        def guide(x: Tensor) -> None:
+            with poutine.mask(mask=mask[: len(x)]):
+                exact_guide(x)
+
+        return guide
+
+    terms = pair(masked_model("distribution"), guide_with(HALF)).log_terms(X, num_particles=3)
+    torch.testing.assert_close(terms.log_weight[:, HALF], exact(X)[HALF].expand(3, 2))
+    torch.testing.assert_close(terms.log_weight[:, ~HALF], terms.log_likelihood["x"][:, ~HALF])
+    assert pv.log_marginal(pair(masked_model("poutine"), guide_with(HALF)), X, num_samples=10, **QUIET) is not None
+    late = HALF.clone()
+    late[3] = True  # past the two data that are run with validation
+    with pytest.raises(ValueError, match="site 'z' is masked differently"):
+        pv.log_marginal(pair(masked_model("poutine"), guide_with(late)), X, num_samples=10, **QUIET)
+    with pytest.raises(ValueError, match="site 'z' is masked differently"):
+        pv.fit(pair(masked_model("poutine"), guide_with(late)), X, epochs=1, batch_size=4, **QUIET)
+
+
+def test_values_imputed_under_obs_mask_name_their_site() -> None:
+    seen = torch.tensor([True, False, True, True])
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", standard(x))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x, obs_mask=seen[: len(x)])
+
+    def guide(x: Tensor) -> None:
+        exact_guide(x)
+        pyro.sample("x_unobserved", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match="site 'x_unobserved' is masked in the model only"):
+        pv.log_marginal(pair(model, guide), X, num_samples=10, **QUIET)
+    with pytest.raises(ValueError, match="site 'x_unobserved' of the model is missing"):
+        pv.log_marginal(pair(model, exact_guide), X, num_samples=10, **QUIET)
+
+
+# -- factors, scales, observations -----------------------------------------------------------------------------------
+
+
+def test_factors_scales_and_observations_of_the_guide_are_refused() -> None:
+    def model(x: Tensor) -> None:
+        plain_model(x)
+        pyro.factor("bonus", 70.0 * torch.ones(len(x)))
+
+    with pytest.raises(ValueError, match=r"site 'bonus' of the model is a pyro\.factor"):
+        pv.log_marginal(pair(model, exact_guide), X, num_samples=10, **QUIET)
+
+    def guide(x: Tensor) -> None:
+        exact_guide(x)
+        pyro.factor("bonus", torch.ones(len(x)), has_rsample=True)
+
+    with pytest.raises(ValueError, match=r"site 'bonus' of the guide is a pyro\.factor"):
+        pv.collapse(pair(plain_model, guide), X, **QUIET)
+
+    def observing(x: Tensor) -> None:
+        exact_guide(x)
+        pyro.sample("y", standard(x), obs=x)
+
+    with pytest.raises(ValueError, match="site 'y' of the guide is observed"):
+        pair(plain_model, observing).log_terms(X)
+
+    def scaled(x: Tensor) -> None:
+        with poutine.scale(scale=0.5):
+            exact_guide(x)
+
+    with pytest.raises(ValueError, match="scaled differently"):
+        pv.log_marginal(pair(plain_model, scaled), X, num_samples=10, **QUIET)
+
+
+def test_guide_that_is_a_point_has_no_log_px_but_trains() -> None:
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", dist.Delta(x / 2).to_event(1))
+
+    class Learnt(pv.VAEModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.event_shape, self.a = (2,), nn.Parameter(torch.zeros(()))
+
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                plain_model(x)
+
+        def guide(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Delta(self.a * x).to_event(1))
+
+    model = Learnt()
+    with pytest.warns(UserWarning, match="no estimator of log p.* site 'z' of the guide is a point mass"):
+        pv.fit(model, X.repeat(50, 1), epochs=60, learning_rate=0.05, seed=0, **QUIET)
+    assert model.a.item() == pytest.approx(0.5, abs=0.02)  # the maximum of log p(x, z)
+    with pytest.raises(ValueError, match="site 'z' of the guide is a point mass"):
+        pv.log_marginal(model, X, num_samples=10, **QUIET)
+
+
+def test_deterministic_sites_are_no_part_of_it() -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", standard(x))
+        observe(x, pyro.deterministic("mean", z))
+
+    terms = pair(model, exact_guide).log_terms(X, num_particles=2)
+    torch.testing.assert_close(terms.log_weight, exact(X).expand(2, 4))
+
+
+# -- auxiliary sites -------------------------------------------------------------------------------------------------
+
+
+def auxiliary(transform: Callable[[Tensor], Tensor], log_density: Callable[[Tensor], Any]) -> Callable[..., None]:
+    """u ~ N(0, I), z a function of it."""
+
+    def guide(x: Tensor) -> None:
+        u = pyro.sample("u", standard(x), infer={"is_auxiliary": True})
+        z = transform(u)
+        pyro.sample("z", dist.Delta(z, log_density=log_density(u), event_dim=1))
+
+    return guide
+
+
+MATRIX = torch.tensor([[2.0, 0.0], [1.0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("transform", "log_density"),
+    [
+        (lambda u: u + 1.0, lambda u: u.new_zeros(u.shape[:-1])),
+        (lambda u: 0.7 * u, lambda u: u.new_full(u.shape[:-1], -2 * math.log(0.7))),
+        (lambda u: u @ MATRIX.T, lambda u: u.new_zeros(u.shape[:-1])),  # of determinant 1
+        (lambda u: u + u.tanh(), lambda u: -(2 - u.tanh().square()).log().sum(-1)),
+    ],
+)
+def test_auxiliary_sites_with_the_density_of_their_transformation(transform: Any, log_density: Any) -> None:
+    result = pv.log_marginal(pair(plain_model, auxiliary(transform, log_density)), X, num_samples=40_000, **QUIET)
+    p = result.pointwise
+    assert ((p["log_px"] - exact(X).numpy()).abs() < 5 * p["mc_se"]).all()
+
+
+def test_auxiliary_sites_of_a_constrained_latent() -> None:
+    """z on the simplex from u of one dimension less, with the density that torch's transform states."""
+    stick = torch.distributions.StickBreakingTransform()
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Dirichlet(x.new_tensor([2.0, 3.0, 1.0])))
+        observe(x, z[..., :2])
+
+    def guide(x: Tensor) -> None:
+        u = pyro.sample("u", standard(x), infer={"is_auxiliary": True})
+        z = stick(u)
+        pyro.sample("z", dist.Delta(z, log_density=-stick.log_abs_det_jacobian(u, z), event_dim=1))
+
+    direct = pv.log_marginal(pair(model, guide), X, num_samples=20_000, proposal="prior", **QUIET).pointwise
+    made = pv.log_marginal(pair(model, guide), X, num_samples=20_000, **QUIET).pointwise
+    error = (direct["mc_se"] ** 2 + made["mc_se"] ** 2) ** 0.5
+    assert ((direct["log_px"] - made["log_px"]).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        (auxiliary(lambda u: 2.0 * u, lambda u: u.new_zeros(u.shape[:-1])), "log_density of 0"),
+        (auxiliary(lambda u: u + u.tanh(), lambda u: u.sum(-1)), "log_density"),
+        (auxiliary(lambda u: 0.0 * u, lambda u: u.new_zeros(u.shape[:-1])), "can be undone"),
+        (auxiliary(lambda u: torch.ones_like(u), lambda u: u.new_zeros(u.shape[:-1])), "can be undone"),
+        (auxiliary(lambda u: u[..., :1].expand(u.shape), lambda u: u.new_zeros(u.shape[:-1])), "can be undone"),
+    ],
+)
+def test_auxiliary_sites_without_it_are_refused(guide: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        pv.log_marginal(pair(plain_model, guide), X, num_samples=10, **QUIET)
+    assert "'u'" in str(caught.value)
+
+
+def test_auxiliary_sites_that_are_not_transformed_are_refused() -> None:
+    def mixed(x: Tensor) -> None:
+        u = pyro.sample("u", standard(x), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Normal(u, 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match="site 'u' of the guide is auxiliary and 'z' is drawn after it"):
+        pv.log_marginal(pair(plain_model, mixed), X, num_samples=10, **QUIET)
+
+    def idle(x: Tensor) -> None:
+        exact_guide(x)
+        pyro.sample("u", standard(x), infer={"is_auxiliary": True})
+
+    with pytest.raises(ValueError, match="site 'u' of the guide is auxiliary, but no latent is made from it"):
+        pv.log_marginal(pair(plain_model, idle), X, num_samples=10, **QUIET)
+
+
+# -- subsampled plates -----------------------------------------------------------------------------------------------
+
+
+def test_subsampled_plate_under_pyros_objective_is_per_datum() -> None:
+    """The history is that of our objective, which does not look at scales, and so are the steps."""
+
+    class Subsampled(pv.VAEModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.event_shape, self.a = (2,), nn.Parameter(torch.zeros(2))
+
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", 1000, subsample=x):
+                observe(x, self.a + pyro.sample("z", standard(x)))
+
+        def guide(self, x: Tensor) -> None:
+            with pyro.plate("data", 1000, subsample=x):
+                exact_guide(x)
+
+    ends = []
+    data = torch.randn(250, 2, generator=torch.Generator().manual_seed(0)) + 1.0
+    for objective in (pv.ELBO(analytic_kl=False), Trace_ELBO(max_plate_nesting=1)):
+        model = Subsampled()
+        options: dict[str, Any] = {"epochs": 3, "batch_size": 100, "clip_norm": 0.5, "seed": 1, "compile": "off"}
+        run = pv.fit(model, data, objective=objective, validation=data[:50], **options, **QUIET)
+        ends.append((run.history[["loss", "val_loss"]].to_numpy(), model.a.detach().numpy()))
+    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-5)
+    assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-4)
+    assert ends[0][0].min() > 2.0  # nats per datum, not per thousand
+    assert ends[0][0].max() < 6.0
