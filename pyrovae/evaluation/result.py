@@ -125,8 +125,10 @@ class MarginalResult:
                 f"by must be a column of pointwise; got {by!r}. It has {', '.join(map(str, self.pointwise))}."
             )
         values = self.pointwise[by].abs() if by == "halves" else self.pointwise[by]
-        order = values.sort_values(ascending=by not in ("khat", "mc_se", "halves", "non_finite"), na_position="first")
-        return self.pointwise.loc[order.index[:n]]
+        order = values.reset_index(drop=True).sort_values(  # labels of data need not be unique
+            ascending=by not in ("khat", "mc_se", "halves", "non_finite"), na_position="first"
+        )
+        return self.pointwise.iloc[order.index[:n]]
 
     def to_arviz(self) -> Any:
         """The per-datum results as group ``log_marginal`` of ArviZ's container: ``InferenceData`` (ArviZ 0.x) or

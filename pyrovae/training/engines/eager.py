@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from pyrovae._distributed import gathered
 from pyrovae._random import get_every_state, set_every_state
 from pyrovae.model import LossModel, VAEModel
+from pyrovae.training.trainable import NothingTrains, check_gradients
 
 
 class NotFinite(Exception):
@@ -106,7 +107,10 @@ class Task:
     def _leaves_some_out(self, *batch: Any) -> bool:
         """Whether the loss depends on some of the parameters only."""
         with self.nothing_changes():
-            gradients = torch.autograd.grad(self.loss(*batch), self.parameters, allow_unused=True)
+            loss = self.loss(*batch)
+            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True) if loss.requires_grad else ()
+        if all(gradient is None for gradient in gradients):
+            raise NothingTrains
         return any(gradient is None for gradient in gradients)
 
     @contextmanager
@@ -156,6 +160,7 @@ class Eager:
     def __init__(self, task: Task, num_steps: int = 0) -> None:
         self.task, self.num_steps = task, num_steps
         self.total = torch.zeros((), dtype=torch.float64, device=task.device)
+        self._unproven = True  # whether the loss depends on anything that is trained
 
     @property
     def in_use(self) -> str:
@@ -194,4 +199,7 @@ class Eager:
             for p in self.task.parameters:
                 if p.grad is not None:
                     p.grad /= n
+        if self._unproven:
+            check_gradients(self.task.optimizer)
+            self._unproven = False
         return loss.detach()

@@ -79,6 +79,9 @@ class Traced(Eager):
     def _check(self, *raw: Tensor) -> None:
         """Trace what is not traced yet, or no longer what Pyro computes; give up where that does not help."""
         self._unchecked = False
+        if self._unproven:  # else tracing would fail for want of a gradient, and say so
+            with self.task.nothing_changes():
+                super().gradients(*raw)
         try:
             fresh = self._function is None or self._memory() != self._traced_memory
             if fresh:
