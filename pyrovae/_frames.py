@@ -50,7 +50,7 @@ def check_same_index(values: Mapping[str, Any]) -> None:
         if len(index) == len(expected) and not index.equals(expected):
             i = int(np.argmax([a != b for a, b in zip(index, expected, strict=True)]))
             raise ValueError(
-                f"the index of {name} is not that of {first}: row {i} is {index[i]!r} in one and {expected[i]!r} in the "
+                f"the index of {name} is not that of {first}: row {i} is {index[i]!r} in one, {expected[i]!r} in the "
                 f"other. Pass {name}.loc[{first}.index], or reset_index(drop=True) of both if rows go by position."
             )
 
@@ -75,11 +75,11 @@ def as_numbers(value: pd.DataFrame | pd.Series, name: str) -> np.ndarray:
         missing = part.isna() if is_extension_array_dtype(kind) else None
         if missing is not None and missing.any():
             raise ValueError(
-                f"{which} holds {int(missing.sum())} missing value(s), the first in row {int(np.argmax(missing))}. Drop "
-                f"or impute such rows."
+                f"{which} holds {int(missing.sum())} missing value(s), the first in row {int(np.argmax(missing))}. "
+                f"Drop or impute such rows."
             )
     # Types that pandas adds say what NumPy calls them: numpy_dtype, or subtype if they are sparse.
-    plain = [getattr(k, "numpy_dtype", getattr(k, "subtype", k)) for k in kinds]
+    plain: list[Any] = [getattr(k, "numpy_dtype", getattr(k, "subtype", k)) for k in kinds]
     return value.to_numpy(dtype=np.result_type(*plain)) if plain else value.to_numpy()
 
 

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import as_covariates, resolve_device
-from pyrovae._frames import check_same_index
 from pyrovae._distributed import num_processes, refuse_differences
+from pyrovae._frames import check_same_index
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
 from pyrovae.model import LogTerms, LossModel, VAEModel
@@ -136,7 +136,7 @@ def refuse_to_mix(model: VAEModel, data: TestSet) -> None:
 
 @contextmanager
 def strict(model: VAEModel, device: str | torch.device | None = None) -> Iterator[torch.device]:
-    """Evaluation mode, no gradients (of the ordinary kind), no autocast, no TF32, no validation in the loop; the model on ``device``.
+    """Evaluation mode, no gradients, no autocast, no TF32, no validation in the loop; the model on ``device``.
 
     Everything is put back afterwards.
 

@@ -124,7 +124,9 @@ def elbo_terms(
     columns["kl_to_posterior"] = columns["log_px"] - columns["elbo"]
     first = ["elbo", "elbo_se", "reconstruction", "kl", "expected_log_joint", "entropy", "log_px", "kl_to_posterior"]
     return ElboTerms(
-        pointwise=data.labelled(pd.DataFrame({c: columns[c] for c in [*first, *(c for c in columns if c not in first)]})),
+        pointwise=data.labelled(
+            pd.DataFrame({c: columns[c] for c in [*first, *(c for c in columns if c not in first)]})
+        ),
         num_samples=num_samples,
         log_px_given=given is not None,
         data_hash=data.hash,

@@ -10,9 +10,11 @@ import pandas as pd
 from torch import Tensor
 
 from pyrovae._checks import as_covariates, as_data
-from pyrovae._frames import Columns, check_same_index, column_names
+from pyrovae._frames import check_same_index, column_names
 from pyrovae.model.loss_model import LossModel
 from pyrovae.model.stored import Stored
+
+_ANY = 1_000_000  # covariates, for a model that takes any number of them
 
 
 def as_inputs(model: Stored, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Tensor, tuple[Any, ...]]:
@@ -44,11 +46,9 @@ def check_number(model: Stored, covariates: tuple[Any, ...]) -> None:
     if not least <= len(covariates) <= most:
         wanted = str(most) if least == most else f"{least} to {most}" if most < _ANY else f"at least {least}"
         raise ValueError(
-            f"{_name(model)} takes {wanted} covariate(s); got {len(covariates)}. Pass those it takes one by one after x."
+            f"{type(model).__name__}.{takes(model).__name__} takes {wanted} covariate(s); got {len(covariates)}. Pass "
+            f"those it takes one by one after x."
         )
-
-
-_ANY = 1_000_000
 
 
 def num_covariates(model: Stored, *, required: bool = False) -> int:
@@ -63,10 +63,6 @@ def num_covariates(model: Stored, *, required: bool = False) -> int:
 def takes(model: Stored) -> Callable[..., Any]:
     """What takes ``x`` and the covariates."""
     return model.loss if isinstance(model, LossModel) else model.model  # type: ignore[return-value]
-
-
-def _name(model: Stored) -> str:
-    return f"{type(model).__name__}.{takes(model).__name__}"
 
 
 @contextmanager

@@ -269,10 +269,10 @@ def in_memory(model: Model, data: Any, name: str) -> Batch:
     """x and the covariates of data in memory as tensors, checked; see :func:`as_batches`."""
     fields, most = as_fields(data), 1 + num_covariates(model)
     if len(fields) > most:
+        fix = f"{name}[:{most}]" if most > 1 else f"{name}[0]"
         raise ValueError(
-            f"{name} is a tuple of {len(fields)} fields, and {type(model).__name__}.{takes(model).__name__} takes "
-            f"{most}, x and {most - 1} covariate(s): pass {name}[0] alone, or {name}[:{most}]. Batches of x are joined by "
-            f"torch.cat({name})."
+            f"{name} is a tuple of {len(fields)} fields, and {type(model).__name__}.{takes(model).__name__} takes x "
+            f"and {most - 1} covariate(s): pass {fix}, or torch.cat({name}) if these are batches of x."
         )
     if not fields:
         raise ValueError(f"{name} is empty. Pass at least one datum.")
@@ -280,7 +280,8 @@ def in_memory(model: Model, data: Any, name: str) -> Batch:
     for i, c in enumerate(covariates):
         if not (isinstance(c, Tensor) and c.dim()):
             raise ValueError(
-                f"covariate {i} of {name} is {type(fields[i + 1]).__name__} without rows: batches need one for each datum."
+                f"covariate {i} of {name} is of type {type(fields[i + 1]).__name__} and has no rows: batches need one "
+                f"for each datum."
             )
     return x, *covariates
 

@@ -31,7 +31,7 @@ def trainable(model: nn.Module) -> list[Tensor]:
                 f"{kind} {made[0]!r} of {name} was made under torch.inference_mode and cannot be trained: build the "
                 f"model outside of it, or copy it there by copy.deepcopy."
             )
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         frozen = ": all are frozen, so call model.requires_grad_(True)" if any(True for _ in model.parameters()) else ""
         raise ValueError(f"{name} has no parameters to train{frozen}.")

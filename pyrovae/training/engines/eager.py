@@ -130,6 +130,12 @@ class Task:
                 for module, name, buffer, before in buffers:
                     setattr(module, name, buffer.copy_(before))
 
+    def zero_grad(self) -> None:
+        """Forget all gradients, those of parameters that the optimiser does not have too: they would add up."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.parameters:
+            p.grad = None
+
     def update(self) -> None:
         """Clip the gradients and step the optimiser."""
         if self.clip_norm is not None:
@@ -184,7 +190,7 @@ class Eager:
 
     def gradients(self, *raw: Tensor) -> Tensor:
         """Fill in the gradients of the loss per datum; returns the loss of the batch, detached."""
-        self.task.optimizer.zero_grad(set_to_none=True)
+        self.task.zero_grad()
         batch = self.task.prepare(*raw)
         if self.task.share is not None:
             size, weight = self.task.share()
