@@ -132,6 +132,11 @@ def _dense(value: Tensor, name: str) -> Tensor:
     return value
 
 
+def differentiable(value: Tensor) -> Tensor:
+    """The tensor, or a copy of one that was made under ``torch.inference_mode``, which autograd does not take."""
+    return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
+
+
 def check_kind(value: Any, name: str) -> None:
     """Raise a ``TypeError`` for a list or tuple, which may stand for batches, data, fields or numbers."""
     if isinstance(value, tuple):
@@ -229,7 +234,7 @@ def as_covariates(
         if isinstance(c, ARRAYS):
             c = as_tensor(c, name, columns[i + 1] if columns and i + 1 < len(columns) else None)
             if like is not None:
-                c = c.to(like if c.is_floating_point() else like.device)
+                c = differentiable(c.to(like if c.is_floating_point() else like.device))
             if n is not None and c.dim() and len(c) != n:
                 raise ValueError(f"{name} has {len(c)} rows and x has {n}; they must match.")
         out.append(c)

@@ -30,8 +30,7 @@ def as_inputs(model: Stored, x: Any, covariates: tuple[Any, ...], name: str = "x
 
     Raises:
         TypeError: lists or tuples.
-        ValueError: what :func:`~pyrovae._checks.as_data` finds; covariates of another length, index or number than
-            the model needs.
+        ValueError: what :func:`~pyrovae._checks.as_data` finds; covariates of another length or index.
     """
     data = as_data(x, name, model.event_shape, model.columns).detach()
     of = "" if name == "x" else name

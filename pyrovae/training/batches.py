@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
-from pyrovae._checks import ARRAYS, as_covariates, as_data, as_tensor, at_least, check_kind
+from pyrovae._checks import ARRAYS, as_covariates, as_data, as_tensor, at_least, check_kind, differentiable
 from pyrovae._distributed import from_main, gathered, my_share, num_processes
 from pyrovae._hash import content_hash
 from pyrovae._random import get_state, seeded, set_state
@@ -67,9 +67,8 @@ class Batches(ABC):
             yield self.prepare(*raw)
 
     def _on_device(self, batch: Batch) -> Batch:
-        # What was made under torch.inference_mode can be trained on once it is copied.
-        batch = tuple(t.clone() if t.is_inference() else t for t in batch)
-        return batch[0].to(self.like), *as_covariates(batch[1:], len(batch[0]), self.like)
+        x, *covariates = batch
+        return differentiable(x.to(self.like)), *as_covariates(tuple(covariates), len(x), self.like)
 
     def check(self, model: Model, num_particles: int = 1) -> LogTerms | None:
         """Run the model on the first batch with validation on; it learns its ``event_shape`` if it has none.

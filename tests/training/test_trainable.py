@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
+from tests.models import Conditional
 
 X = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
 ENGINES = pytest.mark.parametrize("engine", ["off", "graph"])
@@ -139,8 +140,10 @@ def test_what_was_made_under_inference_mode_is_named(engine: str) -> None:
 
 
 def test_estimators_that_differentiate_work_under_inference_mode() -> None:
-    model, settings = plain(), {"num_temperatures": 5, "num_chains": 2, "progress": False}
-    expected = pv.ais(model, X[:4], **settings).pointwise
-    with torch.inference_mode():
-        found = pv.ais(model, X[:4] + 0.0, **settings).pointwise
-    assert found.equals(expected)
+    settings = {"num_temperatures": 5, "num_chains": 2, "compile": "off", "progress": False}
+    y = torch.randn(4, 2)
+    for model, data in ((plain(), (X[:4],)), (Conditional(), ((X[:4] > 0).float(), y))):
+        expected = pv.ais(model, *data, **settings).pointwise
+        with torch.inference_mode():
+            found = pv.ais(model, *(d + 0.0 for d in data), **settings).pointwise
+        assert found.equals(expected)
