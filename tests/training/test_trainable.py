@@ -81,6 +81,7 @@ def test_gradients_are_enabled_whatever_the_caller_disabled(engine: str, context
 
 
 @ENGINES
+@pytest.mark.filterwarnings("ignore:compile='graph'")  # Pyro's own objectives cannot be traced
 @pytest.mark.parametrize("how", [Tensor.detach, without_gradients, of_something_else])
 def test_a_loss_that_depends_on_no_parameter_is_an_error(engine: str, how) -> None:
     for model, objectives in (
