@@ -10,6 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pyrovae._frames import Columns, as_numbers, in_order
+
 T = TypeVar("T")
 _LOOK = 4096  # data looked at at once
 ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
@@ -76,12 +78,36 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
     return resolved
 
 
-def as_tensor(value: Any, name: str) -> Tensor:
-    """A tensor from a tensor, array, DataFrame or Series, with no check of its contents."""
+def as_tensor(value: Any, name: str, names: Sequence[str] | None = None) -> Tensor:
+    """A tensor from a tensor, array, DataFrame or Series, with no check of its numbers.
+
+    Args:
+        value: what came.
+        name: what errors call it.
+        names: of columns, in the order that a DataFrame's are put in.
+
+    Raises:
+        ValueError: values that are missing, or no numbers; a tensor of another layout than the usual one; columns of
+            other names.
+    """
     if isinstance(value, Tensor):
-        return value
+        return _dense(value, name)
+    if isinstance(value, pd.DataFrame) and names is not None:
+        value = in_order(value, names, name)
     if isinstance(value, (pd.DataFrame, pd.Series)):
-        value = value.to_numpy()
+        value = as_numbers(value, name)
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.getmaskarray(value).any():
+            raise ValueError(
+                f"{name} has {int(np.ma.count_masked(value))} masked value(s), which are missing: drop or impute them, "
+                f"e.g. {name}.filled(0.0), and give the model the mask as a covariate."
+            )
+        value = value.data
+    if isinstance(value, np.ndarray) and value.dtype.names:
+        raise ValueError(
+            f"{name} is a structured array with the fields {', '.join(value.dtype.names)}: pass "
+            f"numpy.lib.recfunctions.structured_to_unstructured({name})."
+        )
     try:
         return torch.as_tensor(np.require(value, requirements="W"))  # pandas gives read-only views
     except TypeError as error:
@@ -91,13 +117,62 @@ def as_tensor(value: Any, name: str) -> Tensor:
         ) from error
 
 
-def as_data(value: Any, name: str, event_shape: torch.Size | tuple[int, ...] | None = None) -> Tensor:
+def _dense(value: Tensor, name: str) -> Tensor:
+    """The tensor, or a ``ValueError`` if it is not one of plain numbers in memory."""
+    fixes = {
+        "masked": (torch.masked.is_masked_tensor(value), "drop or impute what is masked"),
+        "nested": (value.is_nested, "pad its rows to one shape, and give the model their lengths as a covariate"),
+        "quantised": (value.is_quantized, f"pass {name}.dequantize()"),
+        "sparse": (not value.is_nested and value.layout is not torch.strided, f"pass {name}.to_dense()"),
+        "meta": (value.device.type == "meta", "it has a shape and no values, so load them"),
+    }
+    for kind, (found, fix) in fixes.items():
+        if found:
+            raise ValueError(f"{name} is a {kind} tensor: {fix}.")
+    return value
+
+
+def differentiable(value: Tensor) -> Tensor:
+    """The tensor, or a copy of one that was made under ``torch.inference_mode``, which autograd does not take."""
+    return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
+
+
+def check_kind(value: Any, name: str) -> None:
+    """Raise a ``TypeError`` for a list or tuple, which may stand for batches, data, fields or numbers."""
+    if isinstance(value, tuple):
+        raise TypeError(f"{name} is a tuple of {len(value)}: pass its fields one by one, as in f(model, *{name}).")
+    if isinstance(value, list):
+        first = type(value[0]).__name__ if value else "nothing"
+        raise TypeError(
+            f"{name} is a list of {len(value)} ({first}), which may mean several things: join batches by torch.cat, "
+            f"single data by torch.stack, frames by pandas.concat, turn numbers into numpy.array({name}); x with "
+            f"covariates is a tuple (x, covariate, ...)."
+        )
+    if isinstance(value, (pd.Index, pd.api.extensions.ExtensionArray)):
+        raise TypeError(f"{name} is a pandas {type(value).__name__}: pass numbers, as an array, Series or DataFrame.")
+
+
+def as_data(
+    value: Any,
+    name: str,
+    event_shape: torch.Size | tuple[int, ...] | None = None,
+    columns: Columns | None = None,
+) -> Tensor:
     """Data ``(N, *event_shape)`` as a float32 (or float64) tensor, checked.
 
+    Args:
+        value: a tensor, array, DataFrame or Series.
+        name: what errors call it.
+        event_shape: shape of one datum, where that is known.
+        columns: names by field, of which the first are x's: the order that a DataFrame's columns are put in.
+
     Raises:
-        ValueError: integer or boolean data, an empty set, a wrong shape, NaN or infinite values.
+        TypeError: a list or tuple.
+        ValueError: integer or boolean data, an empty set, a wrong shape, NaN or infinite values, what
+            :func:`as_tensor` finds.
     """
-    x = as_tensor(value, name)
+    check_kind(value, name)
+    x = as_tensor(value, name, columns[0] if columns else None)
     if not x.is_floating_point():
         raise ValueError(
             f"{name} has dtype {str(x.dtype).removeprefix('torch.')}; a floating dtype is needed. "
@@ -131,23 +206,36 @@ def as_data(value: Any, name: str, event_shape: torch.Size | tuple[int, ...] | N
     return x
 
 
-def as_covariates(covariates: tuple[Any, ...], n: int | None, like: Tensor) -> tuple[Any, ...]:
-    """Arrays, DataFrames and tensors as tensors on the model's device, floats in its precision; the rest unchanged.
+def as_covariates(
+    covariates: tuple[Any, ...],
+    n: int | None,
+    like: Tensor | None = None,
+    columns: Columns | None = None,
+    *,
+    of: str = "",
+) -> tuple[Any, ...]:
+    """Arrays, DataFrames and tensors as tensors; the rest unchanged.
 
     Args:
         covariates: what the user passed after ``x``.
         n: rows each must have; ``None`` if not known.
-        like: a tensor of the model's device and dtype.
+        like: a tensor of the model's device and dtype, to which they are moved; ``None`` leaves them where they are.
+        columns: names by field, x's first: the order that columns of DataFrames are put in.
+        of: what ``x`` is called, where errors need to say that.
 
     Raises:
-        ValueError: a covariate of another length.
+        TypeError: a list or tuple.
+        ValueError: a covariate of another length, what :func:`as_tensor` finds.
     """
     out = []
     for i, c in enumerate(covariates):
+        name = f"covariate {i} of {of}" if of else f"covariate {i}"
+        check_kind(c, name)
         if isinstance(c, ARRAYS):
-            c = as_tensor(c, f"covariate {i}")
-            c = c.to(like if c.is_floating_point() else like.device)
+            c = as_tensor(c, name, columns[i + 1] if columns and i + 1 < len(columns) else None)
+            if like is not None:
+                c = differentiable(c.to(like if c.is_floating_point() else like.device))
             if n is not None and c.dim() and len(c) != n:
-                raise ValueError(f"covariate {i} has {len(c)} rows and x has {n}; they must match.")
+                raise ValueError(f"{name} has {len(c)} rows and x has {n}; they must match.")
         out.append(c)
     return tuple(out)

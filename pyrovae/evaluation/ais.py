@@ -202,7 +202,7 @@ def ais(
         "acceptance": ~(pointwise["acceptance"] >= _MIN_ACCEPTANCE),
     }
     return AISResult(
-        pointwise=pointwise.join(describe(found)),
+        pointwise=data.labelled(pointwise.join(describe(found))),
         num_temperatures=num_temperatures,
         num_chains=num_chains,
         num_leapfrog=num_leapfrog,
@@ -266,7 +266,7 @@ def bdmc(
     connect()
     columns: dict[str, np.ndarray] = {}
     with strict(model, device), seeded(common_seed(seed)):
-        covariates = as_covariates(covariates, num_data, model.like())
+        covariates = as_covariates(covariates, num_data, model.like(), model.columns)
         x, latents = model.simulate(num_data, *covariates)
         data = as_test_set("bdmc", model, x, covariates)
         observed = list(data.check(model).terms.observed)

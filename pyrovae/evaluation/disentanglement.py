@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, as_data
+from pyrovae._checks import as_covariates
+from pyrovae._frames import check_same_index
 from pyrovae._hash import content_hash
 from pyrovae.evaluation import factors as scores_of
 from pyrovae.evaluation.strict import model_name
 from pyrovae.model import LossModel, VAEModel
+from pyrovae.model.inputs import as_inputs
 from pyrovae.model.modes import evaluation_mode
 
 _AT_ONCE = 1024  # data encoded at once
@@ -100,7 +102,8 @@ def disentanglement(
         )
     if not threshold >= 0:
         raise ValueError(f"threshold must not be negative, in squared units of z; got {threshold}.")
-    x = as_data(x, "x", model.event_shape)
+    check_same_index({"x": x, "factors": factors})
+    x, covariates = as_inputs(model, x, covariates)
     covariates = as_covariates(covariates, len(x), model.like())
     codes, v = scores_of.as_arrays(_codes(model, x, covariates), factors)
     names = list(factor_names) or [str(j) for j in range(v.shape[1])]

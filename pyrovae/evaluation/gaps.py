@@ -156,7 +156,7 @@ def inference_gaps(
         columns["mean_field"], columns["mean_field_se"] = columns["own"], columns["own_se"]
     table = _gaps(columns)
     _warn_if_short(table)
-    return GapsResult(table, steps, num_samples, data.hash, model_name(model), seed, marks)
+    return GapsResult(data.labelled(table), steps, num_samples, data.hash, model_name(model), seed, marks)
 
 
 class _Amortised(PerDatum):
@@ -237,6 +237,7 @@ def _given(log_px: Any, data: TestSet) -> tuple[np.ndarray, np.ndarray]:
         raise TypeError(
             f"log_px must be a result of log_marginal or ais, or one number per datum; got {type(log_px).__name__}."
         )
+    data.check_index(log_px, "log_px")
     values = as_tensor(log_px, "log_px").detach().cpu().double().numpy()
     if values.shape != (len(data),):
         raise ValueError(f"log_px has shape {values.shape}; one number for each of {len(data)} data is needed.")

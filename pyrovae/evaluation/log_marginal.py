@@ -105,7 +105,7 @@ def log_marginal(
     first = [name for name in columns if not name.startswith("L_")]
     pointwise = pd.concat([pointwise[first], verdicts, pointwise.drop(columns=first)], axis=1)
     return MarginalResult(
-        pointwise=pointwise,
+        pointwise=data.labelled(pointwise),
         num_samples=num_samples,
         bounds=sizes,
         num_observed=checked.num_observed,

@@ -125,12 +125,15 @@ class MarginalResult:
                 f"by must be a column of pointwise; got {by!r}. It has {', '.join(map(str, self.pointwise))}."
             )
         values = self.pointwise[by].abs() if by == "halves" else self.pointwise[by]
-        order = values.sort_values(ascending=by not in ("khat", "mc_se", "halves", "non_finite"), na_position="first")
-        return self.pointwise.loc[order.index[:n]]
+        order = values.reset_index(drop=True).sort_values(  # labels of data need not be unique
+            ascending=by not in ("khat", "mc_se", "halves", "non_finite"), na_position="first"
+        )
+        return self.pointwise.iloc[order.index[:n]]
 
     def to_arviz(self) -> Any:
         """The per-datum results as group ``log_marginal`` of ArviZ's container: ``InferenceData`` (ArviZ 0.x) or
-        ``xarray.DataTree`` (1.x), with :meth:`summary` as attributes. :meth:`from_arviz` reads it back.
+        ``xarray.DataTree`` (1.x), with :meth:`summary` as attributes, and the index, level by level, as coordinates
+        ``index_0``, ... (numbers, dates or text). :meth:`from_arviz` reads it back.
         """
         p = self.pointwise
         columns = {
@@ -138,8 +141,11 @@ class MarginalResult:
         }
         facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pointwise"}
         attrs = {"data_hash": self.data_hash, "model_name": self.model_name, **self.summary().to_dict()}
-        attrs["result"] = json.dumps(facts)
-        return container({_GROUP: xarray.Dataset(columns, coords={"datum": np.arange(len(p))}, attrs=attrs)})
+        attrs["result"] = json.dumps(facts | {"index": list(p.index.names)}, default=str)
+        coords = {"datum": np.arange(len(p))} | {
+            f"index_{i}": ("datum", _storable(p.index.get_level_values(i))) for i in range(p.index.nlevels)
+        }
+        return container({_GROUP: xarray.Dataset(columns, coords=coords, attrs=attrs)})
 
     @classmethod
     def from_arviz(cls, data: Any) -> Self:
@@ -154,9 +160,18 @@ class MarginalResult:
         dataset = group(data, _GROUP)
         facts = json.loads(dataset.attrs["result"])
         facts |= {name: tuple(facts[name]) for name in ("bounds", "fingerprint")}
+        names = facts.pop("index")
+        levels = [dataset[f"index_{i}"].to_numpy() for i in range(len(names))]
+        index = pd.MultiIndex.from_arrays(levels, names=names) if len(names) > 1 else pd.Index(levels[0], name=names[0])
         columns = {str(name): values.to_numpy() for name, values in dataset.data_vars.items()}
-        pointwise = pd.DataFrame(columns).astype({"reliable": bool, "reason": str})
+        pointwise = pd.DataFrame(columns, index).astype({"reliable": bool, "reason": str})
         return cls(pointwise=pointwise, **facts)
+
+
+def _storable(labels: pd.Index) -> np.ndarray:
+    """Labels as numbers or dates, which files hold, or else as text."""
+    values = labels.to_numpy()
+    return values if values.dtype.kind in "iufbM" else labels.astype(str).to_numpy(dtype=str)
 
 
 def judge(pointwise: pd.DataFrame, num_samples: int) -> pd.DataFrame:

@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import pandas as pd
 import pyro
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import ARRAYS, as_covariates, as_data, as_tensor, resolve_device
+from pyrovae._checks import as_covariates, resolve_device
 from pyrovae._distributed import num_processes, refuse_differences
+from pyrovae._frames import check_same_index
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
 from pyrovae.model import LogTerms, LossModel, VAEModel
+from pyrovae.model.inputs import as_inputs, check_number
 from pyrovae.model.modes import evaluation_mode, full_precision
 from pyrovae.model.support import check_densities, check_terms
 
@@ -24,12 +27,15 @@ _LOOK = 2**14  # numbers of x that the support check takes at once
 
 @dataclass(frozen=True)
 class TestSet:
-    """Data to evaluate on, checked: ``x`` of shape ``(N, *event_shape)``, and the covariates that go with it."""
+    """Data to evaluate on, checked: ``x`` of shape ``(N, *event_shape)``, the covariates that go with it, and the index
+    that ``x`` had if it was a frame.
+    """
 
     __test__ = False  # no test class, whatever pytest thinks of its name
 
     x: Float[Tensor, "data *event"]
     covariates: tuple[Any, ...]
+    index: pd.Index | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -38,6 +44,15 @@ class TestSet:
     def hash(self) -> str:
         """Content hash of the data, tensor covariates included."""
         return content_hash(self.x, *(c for c in self.covariates if isinstance(c, Tensor)))
+
+    def labelled(self, pointwise: pd.DataFrame) -> pd.DataFrame:
+        """A finished table with one row per datum, under the data's own index."""
+        return pointwise if self.index is None else pointwise.set_axis(self.index)
+
+    def check_index(self, values: Any, name: str) -> None:
+        """Raise a ``ValueError`` where ``values``, one per datum, are a series whose index is not that of the data."""
+        if self.index is not None:
+            check_same_index({"x": pd.Series(0, self.index), name: values})
 
     def rows(self, index: Tensor) -> "TestSet":
         """The data with these indices."""
@@ -101,12 +116,14 @@ def as_test_set(function: str, model: Any, x: Any, covariates: tuple[Any, ...]) 
 
     Raises:
         TypeError: ``model`` is not a :class:`~pyrovae.VAEModel`.
-        ValueError: wrong shape, integer, NaN or empty data, covariates of another length.
+        TypeError: data or covariates are a list or tuple.
+        ValueError: wrong shape, integer, NaN, masked or empty data, covariates of another length, index or number, a
+            DataFrame with other columns than the model was trained on.
     """
     model = with_density(function, model)
-    x = as_data(x, "x", model.event_shape)
-    as_covariates(covariates, len(x), x)  # only to check their lengths
-    return TestSet(x, tuple(as_tensor(c, "a covariate") if isinstance(c, ARRAYS) else c for c in covariates))
+    check_number(model, covariates)
+    index = x.index if isinstance(x, (pd.DataFrame, pd.Series)) else None
+    return TestSet(*as_inputs(model, x, covariates), index)
 
 
 def model_name(model: VAEModel | LossModel) -> str:
@@ -148,6 +165,7 @@ def strict(model: VAEModel, device: str | torch.device | None = None) -> Iterato
     target = home if device is None else resolve_device(device)
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
+        stack.enter_context(torch.inference_mode(False))  # whose tensors could not be differentiated by, as ais does
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(target.type, enabled=False))
         stack.enter_context(pyro.distributions.validation_enabled(False))  # checks would stall the device

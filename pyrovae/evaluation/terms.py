@@ -124,7 +124,9 @@ def elbo_terms(
     columns["kl_to_posterior"] = columns["log_px"] - columns["elbo"]
     first = ["elbo", "elbo_se", "reconstruction", "kl", "expected_log_joint", "entropy", "log_px", "kl_to_posterior"]
     return ElboTerms(
-        pointwise=pd.DataFrame({name: columns[name] for name in [*first, *(c for c in columns if c not in first)]}),
+        pointwise=data.labelled(
+            pd.DataFrame({c: columns[c] for c in [*first, *(c for c in columns if c not in first)]})
+        ),
         num_samples=num_samples,
         log_px_given=given is not None,
         data_hash=data.hash,
@@ -170,6 +172,7 @@ def _given(log_px: Any, data: TestSet) -> np.ndarray:
         return log_px.pointwise["log_px"].to_numpy()
     if not isinstance(log_px, (*ARRAYS, list, tuple)):
         raise TypeError(f"log_px must be a MarginalResult or one number per datum; got {type(log_px).__name__}.")
+    data.check_index(log_px, "log_px")
     values = as_tensor(log_px if isinstance(log_px, ARRAYS) else np.asarray(log_px, dtype=np.float64), "log_px")
     if tuple(values.shape) != (len(data),):
         raise ValueError(f"log_px has shape {tuple(values.shape)}; one number for each of {len(data)} data is needed.")

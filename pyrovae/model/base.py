@@ -11,9 +11,10 @@ from pyro import poutine
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, as_data, at_least
+from pyrovae._checks import as_covariates, at_least
 from pyrovae._random import seeded
 from pyrovae.model.capabilities import moment
+from pyrovae.model.inputs import as_inputs
 from pyrovae.model.latents import Latents
 from pyrovae.model.log_terms import LogTerms, as_latents, draw, log_densities, log_joint, log_terms, sample_sites
 from pyrovae.model.modes import are_statements_unheard, evaluation_mode, local_parameters
@@ -218,7 +219,7 @@ class VAEModel(Stored, PyroModule):
             ValueError: ``n < 1``, or the model does not know its ``event_shape`` yet.
         """
         at_least(1, n=n)
-        covariates = as_covariates(covariates, n, self.like())
+        covariates = as_covariates(covariates, n, self.like(), self.columns)
         with self._inference(seed):
             trace = poutine.trace(poutine.uncondition(self.model)).get_trace(self._template(n), *covariates)
         data = self._data_site(trace)
@@ -232,7 +233,7 @@ class VAEModel(Stored, PyroModule):
     def sample_latents(self, n: int, *covariates: Any, seed: int | None = None) -> Any:
         """Draw latents from the prior: ``(n, *latent)``, or a dict by site where there are several."""
         at_least(1, n=n)
-        covariates = as_covariates(covariates, n, self.like())
+        covariates = as_covariates(covariates, n, self.like(), self.columns)
         with self._inference(seed):
             trace = poutine.trace(self.model).get_trace(self._template(n), *covariates)
         return _only({name: s["value"] for name, s in sample_sites(trace).items() if not s["is_observed"]})
@@ -256,8 +257,8 @@ class VAEModel(Stored, PyroModule):
         Returns:
             A tensor; a dict of tensors by site for a guide with several latent sites.
         """
-        x = as_data(x, "x", self.event_shape).to(self.like())
-        covariates = as_covariates(covariates, len(x), self.like())
+        x, covariates = as_inputs(self, x, covariates)
+        x, covariates = x.to(self.like()), as_covariates(covariates, len(x), self.like())
         if num_samples is not None:
             at_least(1, num_samples=num_samples)
         with self._inference(seed):
@@ -290,12 +291,12 @@ class VAEModel(Stored, PyroModule):
                     raise ValueError("decode needs a value for at least one latent site; got none.")
                 lead = next(iter(named.values())).shape[:1]
             else:
-                name, event_dim, real = self._latent_site(*as_covariates(covariates, None, self.like()))
+                name, event_dim, real = self._latent_site(*as_covariates(covariates, None, self.like(), self.columns))
                 lead = z.shape[: z.dim() - event_dim]
                 named = {name: z.reshape(-1, *z.shape[z.dim() - event_dim :])}
             like = self.like()
             named = {n: v.to(like if v.is_floating_point() or real else like.device) for n, v in named.items()}
-            covariates = as_covariates(covariates, lead.numel(), like)
+            covariates = as_covariates(covariates, lead.numel(), like, self.columns)
             trace = poutine.trace(poutine.condition(self.model, data=named)).get_trace(
                 self._template(lead.numel()), *covariates
             )

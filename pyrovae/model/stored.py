@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from pyrovae._frames import Columns
 from pyrovae.model import files
 
 
@@ -19,10 +20,13 @@ class Stored(nn.Module):
 
     Attributes:
         event_shape: shape of one datum; ``fit`` fills it in where the subclass did not.
+        columns: names of the columns of the DataFrames that ``fit`` trained on, a list (or ``None``) for x and for each
+            covariate; later frames are put in this order. ``None`` where there were no frames.
         config: keyword arguments that rebuild this object, if it has such; stored by :meth:`save`.
     """
 
     event_shape: tuple[int, ...] | None = None
+    columns: Columns | None = None
     config: dict[str, Any] | None = None
 
     def like(self) -> Tensor:
@@ -45,6 +49,7 @@ class Stored(nn.Module):
             "module": type(self).__module__,
             "config": self.config,
             "event_shape": self.event_shape,
+            "columns": self.columns,
             "dtype": str(self.like().dtype).removeprefix("torch."),
         }
         files.write(path, header, self.state_dict())
@@ -84,6 +89,7 @@ class Stored(nn.Module):
             raise ValueError(f"the weights in {path} do not fit {cls.__qualname__}: {error}") from error
         if header["event_shape"] is not None:
             model.event_shape = tuple(header["event_shape"])
+        model.columns = header.get("columns")
         return model
 
 

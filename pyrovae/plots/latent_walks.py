@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyrovae._checks import as_data, at_least
+from pyrovae._checks import at_least
 from pyrovae.model import VAEModel
 from pyrovae.plots.images import images
 from pyrovae.priors import StandardNormal
@@ -117,7 +117,7 @@ def traversals(
         ['z[0]', 'z[1]', 'z[2]']
     """
     encode = getattr(model, "encode", None) or model.transform
-    mean = _single(encode(as_data(x, "x", getattr(model, "event_shape", None)), *covariates)).detach().cpu()
+    mean = _single(encode(x, *covariates)).detach().cpu()
     chosen = _dimensions(range(mean.shape[1]) if dims is None else dims, mean.shape[1])
     if values is not None:
         grid = torch.tensor([float(v) for v in values]).reshape(-1, 1).expand(-1, mean.shape[1])

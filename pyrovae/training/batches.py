@@ -1,25 +1,23 @@
 """Training data in whatever form it comes, as batches on the device."""
 
-import inspect
 import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-import pandas as pd
 import pyro
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
-from pyrovae._checks import as_covariates, as_data, as_tensor, at_least
+from pyrovae._checks import ARRAYS, as_covariates, as_data, as_tensor, at_least, check_kind, differentiable
 from pyrovae._distributed import from_main, gathered, my_share, num_processes
 from pyrovae._hash import content_hash
 from pyrovae._random import get_state, seeded, set_state
 from pyrovae.model import LogTerms, LossModel, VAEModel
+from pyrovae.model.inputs import as_inputs, num_covariates, takes
 from pyrovae.model.modes import evaluation_mode
 from pyrovae.model.support import check_densities, check_terms, check_values, same_for_all
 
@@ -70,7 +68,8 @@ class Batches(ABC):
             yield self.prepare(*raw)
 
     def _on_device(self, batch: Batch) -> Batch:
-        return batch[0].to(self.like), *as_covariates(batch[1:], len(batch[0]), self.like)
+        x, *covariates = batch
+        return differentiable(x.to(self.like)), *as_covariates(tuple(covariates), len(x), self.like)
 
     def check(self, model: Model, num_particles: int = 1) -> LogTerms | None:
         """Run the model on the first batch with validation on; it learns its ``event_shape`` if it has none.
@@ -91,7 +90,7 @@ class Batches(ABC):
         needed = num_covariates(model, required=True)
         if len(first) - 1 < needed:
             raise ValueError(
-                f"{type(model).__name__}.{_fields(model).__name__} takes {needed} covariate(s) and {self.name} has "
+                f"{type(model).__name__}.{takes(model).__name__} takes {needed} covariate(s) and {self.name} has "
                 f"{len(first) - 1}: pass a tuple (x, covariate, ...) or a Dataset of such."
             )
         if model.event_shape is None:
@@ -187,13 +186,13 @@ class LoaderBatches(Batches):
     def __init__(
         self,
         loader: DataLoader,
-        num_fields: int,
-        like: Tensor,
+        model: Model,
         transform: Transform | None,
         name: str,
     ) -> None:
-        super().__init__(like, transform, name)
-        self._loader, self._num_fields, self.size = loader, num_fields, loader.batch_size
+        super().__init__(model.like(), transform, name)
+        self._loader, self._num_fields, self.size = loader, 1 + num_covariates(model), loader.batch_size
+        self._columns = [*(model.columns or [])]
         self.own_generator = loader.generator is not None or getattr(loader.sampler, "generator", None) is not None
         if num_processes() > 1 and not isinstance(loader.sampler, DistributedSampler) and name == "data":
             every = f"{num_processes()} processes would all train on the same batches of this"
@@ -215,7 +214,9 @@ class LoaderBatches(Batches):
             self._loader.sampler.set_epoch(int(from_main(torch.randint(2**31, (), device=self.like.device))))
         for batch in self._loader:
             parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-            fields = tuple(as_tensor(part, self.name) for part in parts[: self._num_fields])
+            columns = [*self._columns, *[None] * len(parts)]
+            pairs = zip(parts[: self._num_fields], columns, strict=False)
+            fields = tuple(as_tensor(part, self.name, names).detach() for part, names in pairs)
             self.total = len(fields[0]) * num_processes()
             yield self._on_device(fields)
 
@@ -236,22 +237,15 @@ def as_batches(
     ``DataLoader`` (which keeps its own batch size).
 
     Raises:
-        TypeError: data of another kind.
-        ValueError: wrong shape, integer, NaN or empty data, covariates of another length.
+        TypeError: data of another kind, a list among them.
+        ValueError: wrong shape, integer, NaN or empty data, covariates of another length or index, a tuple with more
+            fields than the model takes.
     """
     at_least(1, batch_size=batch_size)
-    fields, like = 1 + num_covariates(model), model.like()
     if isinstance(data, DataLoader):
-        return LoaderBatches(data, fields, like, transform, name)
-    if isinstance(data, (Tensor, np.ndarray, pd.DataFrame, pd.Series)):
-        data = (data,)
-    if isinstance(data, (tuple, list)):
-        x = as_data(data[0], name, model.event_shape) if data else as_data([], name)
-        rest = tuple(as_tensor(c, f"covariate {i} of {name}") for i, c in enumerate(data[1:fields]))
-        for i, c in enumerate(rest):
-            if len(c) != len(x):
-                raise ValueError(f"covariate {i} of {name} has {len(c)} rows and x has {len(x)}; they must match.")
-        return TensorBatches((x, *rest), batch_size, like, transform, name)
+        return LoaderBatches(data, model, transform, name)
+    if isinstance(data, (*ARRAYS, tuple)):
+        return TensorBatches(in_memory(model, data, name), batch_size, model.like(), transform, name)
     if isinstance(data, Dataset):
         if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]
             raise ValueError(f"{name} is empty. Pass at least one datum.")
@@ -260,7 +254,8 @@ def as_batches(
             loader = DataLoader(data, mine, sampler=DistributedSampler(data))
         else:
             loader = DataLoader(data, batch_size, shuffle=not isinstance(data, IterableDataset))
-        return LoaderBatches(loader, fields, like, transform, name)
+        return LoaderBatches(loader, model, transform, name)
+    check_kind(data, name)
     raise TypeError(
         f"{name} must be a tensor, array, DataFrame, tuple of them, Dataset, DataLoader or datasets.load(...); "
         f"got {type(data).__name__}."
@@ -277,33 +272,42 @@ def _warn_if_not_evaluable(model: VAEModel, *batch: Any) -> None:
         )
 
 
-def num_covariates(model: Model, *, required: bool = False) -> int:
-    """How many arguments ``model.model``, or ``loss``, takes after ``x``, or how many of them it cannot do without."""
-    parameters = list(inspect.signature(_fields(model)).parameters.values())
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters) and not required:
-        return 1_000_000
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len([p for p in positional if not required or p.default is p.empty]) - 1
+def as_fields(data: Any) -> tuple[Any, ...]:
+    """x and the covariates of data in memory; nothing of what is iterated."""
+    return data if isinstance(data, tuple) else (data,) if isinstance(data, ARRAYS) else ()
 
 
-def _fields(model: Model) -> Callable[..., Any]:
-    """What takes ``x`` and the covariates."""
-    return model.model if isinstance(model, VAEModel) else model.loss
+def in_memory(model: Model, data: Any, name: str) -> Batch:
+    """x and the covariates of data in memory as tensors, checked; see :func:`as_batches`."""
+    fields, most = as_fields(data), 1 + num_covariates(model)
+    if len(fields) > most:
+        fix = f"{name}[:{most}]" if most > 1 else f"{name}[0]"
+        raise ValueError(
+            f"{name} is a tuple of {len(fields)} fields, and {type(model).__name__}.{takes(model).__name__} takes x "
+            f"and {most - 1} covariate(s): pass {fix}, or torch.cat({name}) if these are batches of x."
+        )
+    if not fields:
+        raise ValueError(f"{name} is empty. Pass at least one datum.")
+    x, covariates = as_inputs(model, fields[0], fields[1:], name)
+    for i, c in enumerate(covariates):
+        if not (isinstance(c, Tensor) and c.dim()):
+            raise ValueError(
+                f"covariate {i} of {name} is of type {type(fields[i + 1]).__name__} and has no rows: batches need one "
+                f"for each datum."
+            )
+    return x, *covariates
 
 
-def split(data: Any, fraction: float) -> tuple[Batch, Batch]:
+def split(model: Model, data: Any, fraction: float) -> tuple[Batch, Batch]:
     """Hold out a random ``fraction`` of tensors, arrays or DataFrames: (training, validation)."""
     if not 0 < fraction < 1:
         raise ValueError(f"validation as a fraction must be between 0 and 1; got {fraction}.")
-    parts = tuple(data) if isinstance(data, (tuple, list)) else (data,)
-    if not all(isinstance(p, (Tensor, np.ndarray, pd.DataFrame, pd.Series)) for p in parts):
+    check_kind(None if isinstance(data, tuple) else data, "data")
+    if not isinstance(data, (*ARRAYS, tuple)):
         raise ValueError("validation as a fraction needs tensors, arrays or DataFrames; pass the validation set.")
-    tensors = [as_data(parts[0], "data"), *(as_tensor(p, f"covariate {i} of data") for i, p in enumerate(parts[1:]))]
+    tensors = in_memory(model, data, "data")
     order = from_main(torch.randperm(len(tensors[0])))
     held_out = math.ceil(fraction * len(order))
     if held_out == len(order):
         raise ValueError(f"validation={fraction} leaves none of the {len(order)} data to train on.")
-    for i, t in enumerate(tensors[1:]):
-        if len(t) != len(order):
-            raise ValueError(f"covariate {i} of data has {len(t)} rows and x has {len(order)}; they must match.")
     return tuple(t[order[held_out:]] for t in tensors), tuple(t[order[:held_out]] for t in tensors)

@@ -18,12 +18,14 @@ from pyrovae._checks import at_least, one_of, resolve_device
 from pyrovae._distributed import connect, from_main, num_processes, rank, refuse_differences
 from pyrovae._random import reseed, seeded
 from pyrovae.model import LossModel, VAEModel
+from pyrovae.model.inputs import columns_kept
 from pyrovae.model.modes import local_parameters
 from pyrovae.objectives import ELBO, Objective
-from pyrovae.training.batches import Splits, Transform, as_batches, split
+from pyrovae.training.batches import Splits, Transform, as_batches, as_fields, split
 from pyrovae.training.checkpoint import Checkpoints, Resume
 from pyrovae.training.engines import ENGINES, Engine, Task
 from pyrovae.training.loop import Run, Trainer
+from pyrovae.training.trainable import check_optimizer, trainable
 
 
 def fit(
@@ -59,7 +61,9 @@ def fit(
     Args:
         model: a :class:`~pyrovae.VAEModel`, or a :class:`~pyrovae.LossModel` such as an autoencoder.
         data: ``datasets.load(...)``, a tensor, array or DataFrame ``(N, *event_shape)``, a tuple of them (x, then
-            covariates), a ``Dataset`` or a ``DataLoader``. Fields beyond those the model takes are dropped.
+            covariates), a ``Dataset`` or a ``DataLoader``. Of the last two, fields beyond those the model takes
+            (labels) are dropped; in a tuple they are an error. The names of a DataFrame's columns are kept as
+            ``model.columns``, and the columns of later frames put in that order.
         validation: data of any of these kinds, or a fraction of ``data`` to hold out; by default ``data.val``
             where there is one. With validation, the weights of the best epoch are restored at the end.
         objective: :class:`~pyrovae.ELBO` (default), :class:`~pyrovae.IWAE`, or one of Pyro's, e.g.
@@ -68,7 +72,7 @@ def fit(
         epochs: passes over the data.
         batch_size: data per step, where ``data`` is not a ``DataLoader``.
         learning_rate: of Adam, where ``optimizer`` is not given.
-        optimizer: a function from parameters to a ``torch.optim.Optimizer``.
+        optimizer: a function from the model's parameters to a ``torch.optim.Optimizer`` of all or some of them.
         lr_schedule: a function from the optimiser to a scheduler, stepped after every epoch.
         clip_norm: largest norm of the gradient of the loss per datum.
         patience: stop after so many epochs without a lower validation loss; epochs in which the KL weight is still
@@ -102,8 +106,10 @@ def fit(
 
     Raises:
         TypeError: ``model`` is neither a :class:`~pyrovae.VAEModel` nor a :class:`~pyrovae.LossModel`, an objective for
-            the latter, or data of an unknown kind.
-        ValueError: bad data (see :func:`~pyrovae.log_marginal`) or arguments.
+            the latter, or data of an unknown kind, such as a list.
+        ValueError: bad data (see :func:`~pyrovae.log_marginal`) or arguments; parameters that are all frozen, or were
+            made under ``torch.inference_mode``; an optimiser of other parameters, or a loss that depends on none of
+            those that it has. (Gradients are enabled, whatever the caller disabled.)
         NonFiniteLoss: the loss became NaN or infinite; the message names the epoch, the step and the site.
         CheckpointError: a checkpoint cannot be written, or is of another model, other data or settings.
         FileNotFoundError: ``resume="must"`` and there is no checkpoint.
@@ -136,34 +142,36 @@ def fit(
         checkpoints = Checkpoints(checkpoint_dir, keep=checkpoint_keep, resume=resume)
 
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
         stack.enter_context(seeded(seed))
         stack.enter_context(local_parameters())
         if isinstance(data, Splits):
             validation = data.val if validation is None else validation
             batch_transform = data.batch_transform if batch_transform is None else batch_transform
             data = data.train
-        if isinstance(validation, float):
-            data, (x, *rest) = split(data, validation)
-            x = x.to(model.to(target).like())
-            validation = (from_main(batch_transform(x) if batch_transform else x), *rest)
         if patience is not None:
             at_least(1, patience=patience)
             if validation is None:
                 raise ValueError("patience needs validation data: pass validation=0.1 to hold out a tenth.")
-        model.to(target)
-        train = as_batches(model, data, batch_size=batch_size, transform=batch_transform, name="data")
-        held_out = None
-        if validation is not None:
-            held_out = as_batches(model, validation, batch_size=batch_size, transform=None, name="validation")
-        for batches in (train, held_out):
-            if batches is not None:
-                terms = batches.check(model, 1 if objective is None else min(objective.num_particles, 2))
-                if isinstance(objective, Objective) and terms is not None:
-                    objective.check(terms)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        if not parameters:
-            raise ValueError(f"{type(model).__name__} has no parameters to train.")
+        with columns_kept(model, as_fields(data)):
+            if isinstance(validation, float):
+                data, (x, *rest) = split(model, data, validation)
+                x = x.to(model.to(target).like())
+                validation = (from_main(batch_transform(x) if batch_transform else x), *rest)
+            model.to(target)
+            train = as_batches(model, data, batch_size=batch_size, transform=batch_transform, name="data")
+            held_out = None
+            if validation is not None:
+                held_out = as_batches(model, validation, batch_size=batch_size, transform=None, name="validation")
+            for batches in (train, held_out):
+                if batches is not None:
+                    terms = batches.check(model, 1 if objective is None else min(objective.num_particles, 2))
+                    if isinstance(objective, Objective) and terms is not None:
+                        objective.check(terms)
+        parameters = trainable(model)
         stepper = (optimizer or _adam(learning_rate, target))(parameters)
+        check_optimizer(stepper, parameters, type(model).__name__)
         if isinstance(stepper, torch.optim.LBFGS):
             raise ValueError("LBFGS evaluates the loss several times a step, which a stochastic loss does not allow.")
         scheduler = lr_schedule(stepper) if lr_schedule else None

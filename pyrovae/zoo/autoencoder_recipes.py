@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from pyrovae._checks import as_data, at_least
 from pyrovae._random import seeded
 from pyrovae.model import LossModel
+from pyrovae.model.inputs import columns_kept
 from pyrovae.model.modes import evaluation_mode
 from pyrovae.training import Run, fit
-from pyrovae.training.batches import Splits
+from pyrovae.training.batches import Splits, as_fields
 from pyrovae.zoo.autoencoder_parts import ERRORS, affine_layers
 from pyrovae.zoo.autoencoders import Autoencoder
 
@@ -162,7 +163,8 @@ def pretrain(model: Autoencoder, data: Any, *, epochs: int = 20, seed: int | Non
     transform = options.pop("batch_transform", None)
     if isinstance(data, Splits):
         data, transform = data.train, transform or data.batch_transform
-    x = as_data(data, "data", model.event_shape)
+    with columns_kept(model, as_fields(data)):
+        x = as_data(data, "data", model.event_shape, model.columns)
     model.check(x.to(model.like()), name="data")
     if options.get("validation") is not None:
         raise ValueError("pretrain takes no validation data, which deeper levels would need encoded: leave it out.")

@@ -60,7 +60,7 @@ KINDS = {
     "float64 tensor": lambda: X.double(),
     "float64 array": lambda: X.double().numpy(),
     "DataFrame": lambda: pd.DataFrame(X.numpy()),
-    "tuple with labels": lambda: (X, torch.arange(230)),
+    "tuple": lambda: (X,),
     "TensorDataset with labels": lambda: TensorDataset(X, torch.arange(230)),
     "Dataset": lambda: Rows(X),
     "IterableDataset": lambda: Stream(X),

@@ -17,6 +17,7 @@ from pyrovae._random import get_every_state, set_every_state
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model.modes import UnscaledData
 from pyrovae.objectives import Objective
+from pyrovae.training.trainable import NothingTrains, check_gradients
 
 
 class NotFinite(Exception):
@@ -114,7 +115,10 @@ class Task:
     def _leaves_some_out(self, *batch: Any) -> bool:
         """Whether the loss depends on some of the parameters only."""
         with self.nothing_changes():
-            gradients = torch.autograd.grad(self.loss(*batch), self.parameters, allow_unused=True)
+            loss = self.loss(*batch)
+            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True) if loss.requires_grad else ()
+        if all(gradient is None for gradient in gradients):
+            raise NothingTrains
         return any(gradient is None for gradient in gradients)
 
     @contextmanager
@@ -133,6 +137,12 @@ class Task:
             with torch.no_grad():
                 for module, name, buffer, before in buffers:
                     setattr(module, name, buffer.copy_(before))
+
+    def zero_grad(self) -> None:
+        """Forget all gradients, those of parameters that the optimiser does not have too: they would add up."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.parameters:
+            p.grad = None
 
     def update(self) -> None:
         """Clip the gradients and step the optimiser."""
@@ -164,6 +174,7 @@ class Eager:
     def __init__(self, task: Task, num_steps: int = 0) -> None:
         self.task, self.num_steps = task, num_steps
         self.total = torch.zeros((), dtype=torch.float64, device=task.device)
+        self._unproven = True  # whether the loss depends on anything that is trained
 
     @property
     def in_use(self) -> str:
@@ -187,7 +198,7 @@ class Eager:
 
     def gradients(self, *raw: Tensor) -> Tensor:
         """Fill in the gradients of the loss per datum; returns the loss of the batch, detached."""
-        self.task.optimizer.zero_grad(set_to_none=True)
+        self.task.zero_grad()
         batch = self.task.prepare(*raw)
         if self.task.share is not None:
             size, weight = self.task.share()
@@ -202,4 +213,7 @@ class Eager:
             for p in self.task.parameters:
                 if p.grad is not None:
                     p.grad /= n
+        if self._unproven:
+            check_gradients(self.task.optimizer)
+            self._unproven = False
         return loss.detach()

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from pyrovae._graph import first_line, trace, users_line
 from pyrovae.objectives import Objective
 from pyrovae.training.engines.eager import Eager, Task
+from pyrovae.training.trainable import NothingTrains
 
 # Of the loss and of the gradient's norm against Pyro's, without and with bfloat16.
 _TOLERANCE = {False: (1e-5, 1e-3), True: (2e-2, 2e-1)}
@@ -94,6 +95,10 @@ class Traced(Eager):
                 "its loss or gradient differs from Pyro's at the same draws: something in the model, the objective or "
                 "batch_transform changes from call to call other than through torch"
             )
+        except NothingTrains:
+            with self.task.nothing_changes():
+                super().gradients(*raw)  # says so as well, unless it is the graph alone
+            self._give_up(Untraceable("its loss depends on parameters, and that of the graph on none"))
         except Exception as error:
             self._give_up(error)
 
@@ -160,6 +165,8 @@ class Traced(Eager):
         ):
             batch = self.task.prepare(*inputs[n + b + v :])
             loss = self.task.loss(*batch)
+            if not loss.requires_grad:
+                raise NothingTrains
             gradients = torch.autograd.grad(loss / len(batch[0]), parameters, allow_unused=True)
         own = _of_their_own(gradients, parameters, inputs)
         for name, buffer in buffers.items():
