@@ -1,23 +1,52 @@
-"""Model files: weights and a JSON header in one safetensors file, never half-written."""
+"""Model files: weights and a JSON header in one safetensors file, with a digest, never half-written."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pyrovae._files import replaced
 
-_KEY = "pyrovae"
+_KEY, _FORMAT = "pyrovae", 2
+_FIELDS: dict[str, Any] = {
+    "format": int,
+    "class": str,
+    "module": str,
+    "arguments": dict,
+    "event_shape": (list, type(None)),
+    "excluded": list,
+    "layouts": dict,
+    "digest": str,
+}
 
 
-def write(path: Path, header: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Write to a temporary file beside ``path``, flush it to the disk, and rename it into place."""
-    copies = {name: value.detach().clone() for name, value in weights.items()}  # tied weights share memory
+def write(path: Path, header: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write to a temporary file beside ``path``, flush it to the disk, and rename it into place.
+
+    Raises:
+        ValueError: a tensor of a kind that safetensors does not have.
+    """
+    copies, layouts = {}, {}
+    for name, value in weights.items():
+        if value.layout is not torch.strided or value.is_quantized:
+            raise ValueError(f"{name} is a {value.layout} tensor, which a model file does not hold: make it dense.")
+        copy = value.detach().cpu().clone()  # tied weights share memory, expanded ones overlap
+        if not copy.is_contiguous():  # channels last, say: dimensions in the order in which they lie in memory
+            layouts[name] = sorted(range(copy.dim()), key=lambda d: copy.stride(d), reverse=True)
+        copies[name] = copy.contiguous()
+    header = {"format": _FORMAT, **header, "layouts": layouts}
+    header["digest"] = digest(header, copies)
     with replaced(path) as temporary:
-        save_file(copies, temporary, {_KEY: json.dumps(header)})
+        try:
+            save_file(copies, temporary, {_KEY: json.dumps(header)})
+        except KeyError as error:
+            raise ValueError(f"a model file does not hold tensors of dtype {error}: convert them first.") from error
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -25,13 +54,43 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged or not one of ours.
+        ValueError: it is damaged, not one of ours, or of another format.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no model at {path}.")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[_KEY])
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if not isinstance(header, dict):
+            raise ValueError("its header is no JSON object.")
+        if (version := header.get("format", "of before it had a number")) != _FORMAT:
+            raise ValueError(
+                f"its format is {version!r} and this version of pyrovae reads {_FORMAT}. Save the model anew with it."
+            )
+        if odd := sorted(header.keys() ^ _FIELDS.keys()):
+            raise ValueError(f"its header lacks, or has and should not: {', '.join(odd)}.")
+        if odd := [name for name, kind in _FIELDS.items() if not isinstance(header[name], kind)]:
+            raise ValueError(f"its header holds another kind of value than it should as {', '.join(odd)}.")
+        if not all(type(n) is int and n > 0 for n in header["event_shape"] or ()):
+            raise ValueError(f"its header gives data of shape {header['event_shape']}.")
+        if digest(header, weights) != header["digest"]:
+            raise ValueError("its content is not what was written: a damaged disk, or a file changed afterwards.")
+        for name, order in header["layouts"].items():
+            if sorted(order) != list(range(weights[name].dim())):
+                raise ValueError(f"its header gives {name} dimensions that it does not have.")
+            back = sorted(range(len(order)), key=order.__getitem__)
+            weights[name] = weights[name].permute(order).contiguous().permute(back)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a model saved by pyrovae, or is damaged: {error}") from error
+    return header, weights
+
+
+def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a header, but for its digest, and of names, dtypes, shapes and values of tensors."""
+    content = {key: value for key, value in header.items() if key != "digest"}
+    out = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        out.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        out.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return out.hexdigest()
