@@ -1,27 +1,28 @@
 """What every model has that ``fit`` trains: a place among dtypes and devices, and a file to be kept in."""
 
+import copy
 import os
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pyrovae._random import others_state, seeded, set_others_state
+from pyrovae._arguments import build, capture, decode, encode, find, not_kept, parameters
+from pyrovae._random import undisturbed
 from pyrovae.model import files
-from pyrovae.model.arguments import build, capture, decode, encode, find, not_kept, required, takes
 
 
 class Stored(nn.Module):
-    """A module that can be saved and rebuilt: from the arguments that its constructor was given, and its weights.
+    """A module that a file can rebuild: from the arguments that its constructor was given, and its weights.
 
-    Arguments are captured by value where the object is constructed, whatever its class makes of them. What is set
-    later, other than parameters and buffers, is not saved: :meth:`save` refuses where it would be lost.
+    Arguments are captured by value where the object is made, whatever classes above or below its own do with them.
+    Other state belongs in parameters and buffers: :meth:`save` refuses a model of which anything else has changed.
 
     Attributes:
         event_shape: shape of one datum; ``fit`` fills it in where the subclass did not.
@@ -31,7 +32,7 @@ class Stored(nn.Module):
     _constructed: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        # The outermost call alone comes here, with all of its arguments; copies and unpickled objects overwrite this.
+        # Of nested constructors the outermost call alone comes here. Copies and unpickled objects overwrite this.
         self = super().__new__(cls)
         arguments = capture(cls, args, kwargs)
         self.__dict__["_constructed"] = {"class": cls.__qualname__, "module": cls.__module__, "arguments": arguments}
@@ -39,16 +40,16 @@ class Stored(nn.Module):
 
     @property
     def construction(self) -> dict[str, Any]:
-        """How the object was constructed, in JSON: ``class``, ``module``, ``arguments`` by name, ``event_shape``."""
+        """How the object was made, as JSON: ``class``, ``module``, ``arguments`` by name, and ``event_shape``."""
         shape = None if self.event_shape is None else [int(n) for n in self.event_shape]
-        return {**self._constructed, "event_shape": shape}
+        return copy.deepcopy({**self._constructed, "event_shape": shape})
 
     def _set_argument(self, name: str, value: Any) -> None:
-        """Let a file say that the constructor was given this value, because a method has changed what it built."""
-        made = self._constructed
-        if made["arguments"] is not None and takes(type(self), name):
-            arguments = {**made["arguments"], name: encode(value)}
-            self.__dict__["_constructed"] = {**made, "arguments": arguments}
+        """Capture an argument anew where the constructor has it, because a method replaces what was built from it."""
+        names, takes_any, _ = parameters(type(self))
+        if self._constructed["arguments"] is not None and (takes_any or name in names):
+            arguments = {**self._constructed["arguments"], name: encode(value)}
+            self.__dict__["_constructed"] = {**self._constructed, "arguments": arguments}
 
     def like(self) -> Tensor:
         """An empty tensor of the model's device and dtype."""
@@ -61,96 +62,90 @@ class Stored(nn.Module):
 
         Args:
             path: where; missing folders are made.
-            exclude: names of arguments that the file is to do without, and :meth:`load` to be given; what a file
-                cannot keep is left out in this way. With any, whether the file will fit is seen at :meth:`load` only.
+            exclude: names of arguments that the file does without and :meth:`load` will be given, such as modules. The
+                model is then not compared with what its constructor builds; :meth:`load` compares.
 
         Returns:
             The path.
 
         Raises:
-            ValueError: an argument that JSON cannot hold, such as a module; a model that is no longer what its
-                constructor builds; a lazy module that has not been run yet; a tensor of a kind that files do not hold.
+            ValueError: an argument that JSON cannot hold; a model that is not what its constructor builds, but for the
+                weights; a layer that is lazy still; a tensor of a kind that files do not hold.
         """
-        path = Path(path)
-        excluded = {exclude} if isinstance(exclude, str) else set(exclude)
         header, weights = self.construction, _tensors(self)
-        name = header["class"]
+        name, excluded = header["class"], {exclude} if isinstance(exclude, str) else set(exclude)
         if header["arguments"] is None:
-            raise ValueError(f"this {name} was not made by calling {name}(...), so no file can say how to rebuild it.")
+            raise ValueError(f"this {name} was not made by {name}(...), so that a file cannot say how to rebuild it.")
         if unknown := sorted(excluded - header["arguments"].keys()):
             raise ValueError(f"exclude names {', '.join(unknown)}; arguments are {', '.join(header['arguments'])}.")
-        header["arguments"] = {n: v for n, v in header["arguments"].items() if n not in excluded}
+        header["arguments"] = {key: kept for key, kept in header["arguments"].items() if key not in excluded}
         parts = {m._constructed["class"] for m in self.modules() if m is not self and isinstance(m, Stored)}
-        inner: list[dict[str, Any]] = []
-        for argument, value in header["arguments"].items():
-            fix = (
-                f"build it in the constructor of a subclass, from names and numbers, or call "
-                f"save(path, exclude={[argument]!r}) and pass {argument} to load()."
-            )
-            if kind := not_kept(value):
-                raise ValueError(f"{argument} of {name} holds a {kind}, which JSON cannot: {fix}")
-            decode(value, inner.append)
+        for key, kept in header["arguments"].items():
+            inner: list[dict[str, Any]] = []
+            if reason := not_kept(kept):
+                reason = f"holds a {reason}, which JSON cannot"
+            else:
+                decode(kept, inner.append)
             if any(made["class"] not in parts for made in inner):
-                raise ValueError(f"{argument} of {name} is no part of it, so its weights would not be kept: {fix}")
-        if not excluded:
-            with _undisturbed():
-                twin = _on_meta(header) or _rebuilt(header)
-            settings = _settings(twin)
-            lost = _differences(_shapes(self), _shapes(twin)) or _differences(
-                {key: value for key, value in _settings(self).items() if key in settings}, settings
-            )
-            if lost:
+                reason = "holds a model that is no part of this one, so that its weights would be lost"
+            if reason:
                 raise ValueError(
-                    f"this {name} is not what {name}(...) builds from its arguments, as load() would: {lost}. Let the "
-                    f"constructor set it, from an argument, or keep it as a buffer. (For the weights alone: "
+                    f"{key} of {name} {reason}: build it in the constructor of a subclass, from names and numbers, or "
+                    f"call save(path, exclude={[key]!r}) and pass {key} to load()."
+                )
+        if not excluded:
+            with undisturbed():
+                twin = _rebuilt(header) if (twin := _on_meta(header)) is None else twin
+            if lost := _differences(_shapes(twin), _shapes(self)) or _differences(
+                _settings(twin), _settings(self), shared=True
+            ):
+                raise ValueError(
+                    f"this {name} is not what its constructor builds, which load() calls: {lost} now. Set it in the "
+                    f"constructor, from an argument, or keep it in a buffer. (The weights alone are saved by "
                     f"torch.save(model.state_dict(), path).)"
                 )
-        files.write(path, {**header, "excluded": sorted(excluded)}, weights)
-        return path
+        files.write(Path(path), {**header, "excluded": sorted(excluded)}, weights)
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **arguments: Any) -> Self:
-        """Rebuild a saved model, on the CPU, with the same bits. No random state changes.
+        """Rebuild a saved model on the device that its constructor chooses, the CPU by default, to the last bit. No
+        random state changes.
 
         Args:
             path: a file written by :meth:`save`.
-            arguments: of the constructor, in place of those in the file.
+            arguments: of the constructor: those that the file does without, or others than it holds.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, of an older format, or holds another class or other shapes; it lacks
-                arguments of the constructor.
+            ValueError: the file is damaged, of another format, or holds another class; the constructor lacks arguments
+                or builds other shapes.
         """
         header, weights = files.read(Path(path))
         name = header["class"]
         if name != cls.__qualname__:
             raise ValueError(f"{path} holds a {name}, not a {cls.__qualname__}: call {name}.load.")
-        known = header["arguments"].keys() | arguments.keys()
-        if missing := [a for a in dict.fromkeys([*header["excluded"], *required(cls)]) if a not in known]:
-            raise ValueError(
-                f"{path} does not keep all of its {name}'s arguments: pass {', '.join(missing)} to load()."
-            )
+        given = header["arguments"].keys() | arguments.keys()
+        if missing := [key for key in dict.fromkeys([*parameters(cls)[2], *header["excluded"]]) if key not in given]:
+            raise ValueError(f"{path} does not hold all arguments of {name}: pass {', '.join(missing)} to load().")
         shapes = {key: tuple(value.shape) for key, value in weights.items()}
-        with _undisturbed():
-            model = _on_meta(header, cls, arguments)  # a model that is too large, or another one, costs no memory
-            lost = "" if model is None else _differences(shapes, _shapes(model))
-            if not lost:
+        with undisturbed():
+            model = _on_meta(header, cls, arguments)  # what does not fit is seen before memory is taken
+            if model is None or not (lost := _differences(_shapes(model), shapes)):
                 try:
                     model = _rebuilt(header, cls, arguments)
                 except Exception as error:
-                    given = ", ".join(known) or "no arguments"
-                    raise ValueError(f"{path} is a {name} that cannot be built from {given}: {error}") from error
-                lost = _differences(shapes, _shapes(model))
+                    raise ValueError(f"{path} holds a {name} that cannot be rebuilt: {error}") from error
+                lost = _differences(_shapes(model), shapes)
         if lost:
-            raise ValueError(f"the weights in {path} do not fit {name}: {lost}")
-        tensors = _tensors(model)
+            raise ValueError(f"the weights in {path} do not fit {name}: {lost} in the file.")
+        tensors, state = _tensors(model), model.state_dict()
         for key, value in weights.items():
-            tensors[key].data = value.to(tensors[key].device, copy=True)  # dtype and layout, too
-        state = model.state_dict()
+            tensors[key].data = value.to(tensors[key].device, copy=True)  # its dtype and layout, too
         state.update({key: weights[_uncompiled(key)] for key in state})
         model.load_state_dict(state)
         if files.digest(header, tensors) != header["digest"]:
-            raise ValueError(f"the weights in {path} do not fit {name}: it ties some that are not tied in the file.")
+            raise ValueError(f"the weights in {path} do not fit {name}: it ties some that differ in the file.")
         return model
 
 
@@ -173,70 +168,61 @@ def load(path: str | os.PathLike[str]) -> Any:
 
 
 def _rebuilt(made: Mapping[str, Any], cls: Any = None, arguments: Mapping[str, Any] | None = None) -> Any:
-    """A model of new weights from its ``construction``, with some arguments in place of those."""
-    kept = {n: decode(v, _rebuilt) for n, v in made["arguments"].items() if n not in (arguments or {})}
-    model = build(cls or find(Stored, made["module"], made["class"]), {**kept, **(arguments or {})})
+    """A model with new weights from its ``construction``, by a class other than the one named, with other arguments."""
+    given = dict(arguments or {})
+    kept = {key: decode(value, _rebuilt) for key, value in made["arguments"].items() if key not in given}
+    model = build(cls or find(Stored, made["module"], made["class"]), kept | given)
     if made["event_shape"] is not None:
         model.event_shape = tuple(made["event_shape"])
     return model
 
 
-def _on_meta(*construction: Any) -> Any:
-    """The same without memory for its weights; ``None`` for a constructor that computes with values."""
+def _on_meta(*made: Any) -> Any:
+    """The same with no memory taken; ``None`` for a constructor that computes with values."""
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-            return _rebuilt(*construction)
+            return _rebuilt(*made)
     except Exception:
         return None
 
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Every global random state afterwards as before."""
-    others = others_state()
-    with seeded(0):
-        try:
-            yield
-        finally:
-            set_others_state(*others)
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, those that ``state_dict`` leaves out as well."""
+    found = dict(model.state_dict(keep_vars=True))
+    for path, module in model.named_modules():
+        found |= {f"{path}.{name}".lstrip("."): value for name, value in module._buffers.items() if value is not None}
+    for name, value in found.items():
+        if is_lazy(value) or not isinstance(value, Tensor):
+            reason = (
+                "lazy: use the layer that is told its sizes" if is_lazy(value) else "no tensor: keep it in a buffer"
+            )
+            raise ValueError(f"{name} of {type(model).__name__} cannot be kept in a file, because it is {reason}.")
+    return {_uncompiled(name): value for name, value in found.items()}
 
 
 def _uncompiled(name: str) -> str:
-    return name.replace("_orig_mod.", "")  # torch.compile(part) puts the part inside another module
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, of which those that ``state_dict`` leaves out too."""
-    found = dict(model.state_dict(keep_vars=True))
-    for path, module in model.named_modules():
-        found |= {f"{path}.{n}".lstrip("."): b for n, b in module._buffers.items() if b is not None}
-    for name, value in found.items():
-        if not isinstance(value, Tensor) or is_lazy(value):
-            what = "not built yet, and a constructor does not say its shape" if is_lazy(value) else "not a tensor"
-            fix = "use the layer that is not lazy" if is_lazy(value) else "keep it as a buffer"
-            raise ValueError(f"{name} of {type(model).__name__} is {what}: {fix}, so that a file can hold it.")
-    return {_uncompiled(name): value for name, value in found.items()}
+    return name.replace("_orig_mod.", "")  # torch.compile puts a part inside another module
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in _tensors(model).items()}
 
 
-def _settings(model: nn.Module) -> dict[Any, Any]:
-    """Plain attributes of a model and its parts, by name and by the part's class."""
+def _settings(model: nn.Module) -> dict[str, Any]:
+    """Numbers, strings and tuples of them that are public attributes of a model and its parts."""
     return {
-        (_uncompiled(f"{path}.{name}").lstrip("."), type(module)): encode(value)
+        f"{_uncompiled(path)}.{name}".lstrip("."): encode(value)
         for path, module in model.named_modules()
         for name, value in vars(module).items()
         if not name.startswith("_") and name not in ("training", "event_shape")
-        if value is None or isinstance(value, (bool, int, float, str, tuple))
+        if isinstance(value, (bool, int, float, str, tuple, np.generic, type(None)))
     }
 
 
-def _differences(ours: Mapping[Any, Any], theirs: Mapping[Any, Any]) -> str:
-    """The first of what differs, in words."""
-    for key in dict.fromkeys([*ours, *theirs]):
-        a, b = ours.get(key, "not there"), theirs.get(key, "not there")
+def _differences(built: Mapping[str, Any], ours: Mapping[str, Any], shared: bool = False) -> str:
+    """The first difference in words; ``shared`` for names that both have alone."""
+    for name in sorted(built.keys() & ours.keys() if shared else built.keys() | ours.keys()):
+        a, b = built.get(name, "missing"), ours.get(name, "missing")
         if a != b:
-            return f"{key if isinstance(key, str) else key[0]} is {a} here and {b} as constructed"
+            return f"{name} is {a} as built, and {b}"
     return ""

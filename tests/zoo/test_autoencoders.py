@@ -1,9 +1,9 @@
 """Each autoencoder does what its theory says, on 8×8 digits."""
 
-from collections.abc import copy
+import copy
+from collections.abc import Callable
 from functools import cache
 
-import Callable
 import numpy as np
 import pandas as pd
 import pytest

@@ -273,7 +273,7 @@ class Independent(torch.nn.Module):
         ({"downsampling": 3}, "power of 2"),
         ({"commitment": 0.0}, "commitment must be positive"),
         ({"commitment": math.inf}, "commitment must be positive and finite"),
-        ({"prior": "pixelcnn"}, "prior must be the options of a PixelCNNPrior.*got str.*call fit_prior"),
+        ({"prior": "pixelcnn"}, "prior must be a module that returns.*got str.*call fit_prior"),
         ({"prior": torch.nn.Linear(2, 2)}, "got Linear, which cannot be called without arguments"),
         ({"prior": Independent()}, r"got one that returns Categorical.*Leave it out"),
         ({"decay": 1.0}, "decay"),
