@@ -35,8 +35,8 @@ def write(path: Path, header: dict[str, Any], weights: Mapping[str, Tensor]) -> 
             kind = f"{value.layout}, {value.dtype}"
             raise ValueError(f"{name} is a tensor of a kind that no model file holds ({kind}): convert it first.")
         copy = value.detach().cpu().clone()  # tied weights share memory, expanded ones overlap
-        if not copy.is_contiguous():  # channels last, say: the dimensions in the order in which they lie in memory
-            layouts[name] = sorted(range(copy.dim()), key=copy.stride().__getitem__, reverse=True)
+        if copy.stride() != torch.empty(copy.shape, device="meta").stride():
+            layouts[name] = copy.stride()  # channels last, say, on which the last bit of a convolution depends
         copies[name] = copy.contiguous()
     header = {"format": _FORMAT, **header, "layouts": layouts}
     header["digest"] = digest(header, copies)
@@ -66,9 +66,11 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise ValueError(f"its header gives data of shape {header['event_shape']}.")
         if digest(header, weights) != header["digest"]:
             raise ValueError("its content is not what was written (a damaged disk, or a file changed afterwards).")
-        for name, order in header["layouts"].items():
-            back = [order.index(d) for d in range(weights[name].dim())]
-            weights[name] = weights[name].permute(order).contiguous().permute(back)
+        for name, strides in header["layouts"].items():
+            plain = weights[name]
+            if sum((n - 1) * step for n, step in zip(plain.shape, strides, strict=True)) >= plain.numel():
+                raise ValueError(f"its header spreads {name} over more memory than it needs.")
+            weights[name] = torch.empty_strided(plain.shape, strides, dtype=plain.dtype).copy_(plain)
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} is not a model saved by pyrovae, or is damaged: {error}") from error
     return header, weights

@@ -213,8 +213,8 @@ def test_arguments_are_captured_by_value(tmp_path) -> None:
     ],
 )
 def test_what_json_cannot_hold_is_refused_with_the_remedy(value: Any, kind: str, tmp_path) -> None:
-    path = tmp_path / "m"
     for name, model in (("value", Anything(value)), ("own", Anything(own=value))):
+        path = tmp_path / name
         with pytest.raises(ValueError, match=rf"{name} of Anything holds a {kind}, which JSON cannot.*exclude="):
             model.save(path)
         assert not path.exists()
@@ -252,7 +252,7 @@ def test_a_module_as_part_is_given_at_load(tmp_path) -> None:
 def test_arguments_in_place_of_the_files(tmp_path) -> None:
     path = Decayed((6,), 2, hidden=(16,), strength=7.0).save(tmp_path / "m")
     assert Decayed.load(path, strength=3.0).strength == 3.0
-    with pytest.raises(ValueError, match=r"do not fit Decayed: decoder.0.weight is \(8, 2\) as built"):
+    with pytest.raises(ValueError, match=r"do not fit Decayed: decoder.0.bias is \(8,\) as built"):
         Decayed.load(path, hidden=(8,))
     with pytest.raises(ValueError, match=r"cannot be rebuilt: .*unexpected keyword argument 'strenght'"):
         Decayed.load(path, strenght=3.0)
@@ -291,7 +291,7 @@ def test_models_as_arguments(tmp_path) -> None:
             super().__init__()
             self._teachers = [teacher]  # not a part: its weights are in no file
 
-    with pytest.raises(ValueError, match="teacher of Distilled holds a model that is no part of this one"):
+    with pytest.raises(ValueError, match="teacher of .*Distilled holds a model that is no part of this one"):
         Distilled(inner).save(tmp_path / "m")
 
 
@@ -332,7 +332,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "PixelVAE": lambda: zoo.PixelVAE(IMAGE, 2, hidden=(8,), decoder_options={"hidden": 4}),
     "PixelVAE, GRU": lambda: zoo.PixelVAE(IMAGE, 2, hidden=(8,), decoder="gru", conditioning="vector"),
     "not amortised": lambda: zoo.NonAmortizedVAE(pv.VAE((6,), 2, hidden=(8,), prior="mixture"), 5),
-    "linear-Gaussian": lambda: LinearGaussian(torch.ones(6, 2), noise=0.5),
+    "linear-Gaussian": lambda: LinearGaussian(torch.ones(6, 2), torch.zeros(6), 0.5),
     "Beta-Bernoulli": lambda: BetaBernoulli(6),
     "autoencoder": lambda: zoo.contractive_autoencoder((6,), 2),
     "prior of codes": lambda: zoo.PixelCNNPrior((2, 2), 4),
@@ -347,8 +347,8 @@ def test_every_class_evaluates_the_same(name: str, dtype: torch.dtype, tmp_path)
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
     if name == "linear-Gaussian":
-        path = model.save(tmp_path / "m", exclude=["weight"])
-        again = LinearGaussian.load(path, weight=torch.ones(6, 2))
+        path = model.save(tmp_path / "m", exclude=["w", "b"])
+        again = LinearGaussian.load(path, w=torch.ones(6, 2), b=torch.zeros(6))
     else:
         again = there_and_back(model, tmp_path)
     x = (torch.rand(5, *model.event_shape or (6,), dtype=dtype) < 0.5).to(dtype)
@@ -424,7 +424,7 @@ class Buffers(nn.Module):
             "counts": torch.arange(3),
             "mask": torch.tensor([True, False]),
             "scalar": torch.tensor(2.5, dtype=torch.float64),
-            "half": torch.randn(3).bfloat16(),
+            "short": torch.randn(3).bfloat16(),
             "waves": torch.randn(3, dtype=torch.complex64),
             "empty": torch.zeros(0, 3),
             "projection": torch.randn(6),
@@ -432,7 +432,9 @@ class Buffers(nn.Module):
             self.register_buffer(name, value, persistent=name != "projection")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * self.projection * x * self.scalar.float() * self.half.float().sum() + self.waves.real.sum()
+        return (
+            self.weight * self.projection * x * self.scalar.float() * self.short.float().sum() + self.waves.real.sum()
+        )
 
 
 def _expanded() -> nn.Module:
@@ -452,7 +454,7 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "buffers": Buffers,
     "expanded": _expanded,
     "transposed": _transposed,
-    "bfloat16 inside": lambda: nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6).double()),
+    "mixed precision": lambda: nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)),
     "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)),
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)),
     "old spectral norm": lambda: nn.utils.spectral_norm(nn.Linear(6, 6)),
@@ -470,19 +472,18 @@ class _First(nn.Module):
 @pytest.mark.parametrize("name", PARTS)
 def test_weights_of_every_kind(name: str, tmp_path) -> None:
     model, x = of_parts(PARTS[name]), torch.randn(4, 6)
-    if name == "bfloat16 inside":
-        model.part[1].bfloat16()
-        x = x.double()
-        model.part[0].double()
-        model.part.append(nn.Identity())
-        type(model).make = staticmethod(lambda: nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Identity()))
+    if name == "mixed precision":
+        model.part[0].bfloat16(), model.part[2].double()
         there_and_back(model, tmp_path)
         return
     model.loss(x)  # statistics and singular vectors move
     again = there_and_back(model, tmp_path)
     for m in (model, again):
         m.eval()
-    assert torch.equal(model.loss(x), again.loss(x))
+    # What was expanded is dense, which a matrix product sums in another order.
+    torch.testing.assert_close(
+        model.loss(x), again.loss(x), rtol=1e-5 * (name == "expanded"), atol=1e-5 * (name == "expanded")
+    )
     if name == "tied":
         assert again.part.a.weight is again.part.b.weight
     if name == "transposed":
@@ -507,13 +508,15 @@ def test_compiled_models(compile: str, tmp_path) -> None:
 
 
 def test_channels_last(tmp_path) -> None:
-    model = pv.VAE(IMAGE, 2, network="strided_conv", hidden=(8,)).to(memory_format=torch.channels_last)
-    moved = [n for n, p in model.named_parameters() if not p.is_contiguous()]
-    assert moved
-    again = there_and_back(model, tmp_path)
-    assert {n: p.stride() for n, p in again.named_parameters()} == {n: p.stride() for n, p in model.named_parameters()}
-    x = torch.rand(5, *IMAGE).round()
-    assert torch.equal(again.encode(x), model.encode(x))
+    for channels in (1, 3):
+        shape = (channels, 16, 16)
+        model = pv.VAE(shape, 2, network="strided_conv", hidden=(8,)).to(memory_format=torch.channels_last)
+        again = there_and_back(model, tmp_path)
+        strides = [{n: p.stride() for n, p in m.named_parameters()} for m in (model, again)]
+        assert strides[0]["encoder.0.weight"][1] == 1
+        assert strides[0] == strides[1]
+        x = torch.rand(5, *shape).round()
+        assert torch.equal(again.encode(x), model.encode(x))
 
 
 def test_weights_that_the_constructor_ties_and_the_file_does_not(tmp_path) -> None:
@@ -545,7 +548,7 @@ def _with(buffer: Tensor) -> nn.Module:
 
 def test_a_model_that_is_too_large_costs_no_memory_to_refuse(tmp_path) -> None:
     path = pv.VAE((6,), 2, hidden=(16,)).save(tmp_path / "m")
-    with pytest.raises(ValueError, match="do not fit VAE: decoder.0.weight is"):
+    with pytest.raises(ValueError, match=r"do not fit VAE: decoder.0.bias is \(10000000,\) as built"):
         pv.VAE.load(path, hidden=(10**7, 10**7))  # 400 TB
 
 
@@ -595,7 +598,9 @@ def crafted(path: Path, change: Callable[[dict], None]) -> Path:
         (lambda h: h.update(event_shape="six"), "malformed fields: event_shape"),
         (lambda h: h.update(event_shape=["a"]), r"data of shape \['a'\]"),
         (lambda h: h.update(layouts={"none": [0]}), "damaged: 'none'"),
-        (lambda h: h.update(layouts={"decoder.0.weight": [0, 5]}), "damaged"),
+        (lambda h: h.update(layouts={"decoder.0.weight": [0, 0]}), "damaged"),
+        (lambda h: h.update(layouts={"decoder.0.weight": [10**15, 1]}), "over more memory than it needs"),
+        (lambda h: h.update(layouts={"decoder.0.weight": [1, 2, 3]}), "damaged"),
         (lambda h: h.update(layouts={"decoder.0.weight": 5}), "damaged"),
         (lambda h: h.update({"class": "Elsewhere"}), "holds a Elsewhere, which is not defined here"),
         (lambda h: h["arguments"].update(latent_dim="two"), "cannot be rebuilt: latent_dim must be an integer"),
