@@ -150,7 +150,7 @@ def _encoded(value: Any) -> Any:
             return {"$device": str(value)}
         case PurePath():
             return {"$path": str(value)}
-        case nn.Module() if hasattr(value, "construction"):
+        case nn.Module() if "_constructed" in vars(value):
             return {"$model": value.construction}
     return {"$not_kept": type(value).__qualname__}
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pyrovae import _model_files as files
 from pyrovae._arguments import build, capture, decode, encode, find, not_kept, parameters
 from pyrovae._random import undisturbed
-from pyrovae.model import files
 
 
 class Stored(nn.Module):
@@ -101,8 +101,8 @@ class Stored(nn.Module):
             ):
                 raise ValueError(
                     f"this {name} is not what its constructor builds, which load() calls: {lost} now. Set it in the "
-                    f"constructor, from an argument, or keep it in a buffer. (The weights alone are saved by "
-                    f"torch.save(model.state_dict(), path).)"
+                    f"constructor, from an argument, or keep it in a buffer; an attribute that does not matter may be "
+                    f"private (_name). The weights alone are saved by torch.save(model.state_dict(), path)."
                 )
         files.write(Path(path), {**header, "excluded": sorted(excluded)}, weights)
         return Path(path)

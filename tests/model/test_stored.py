@@ -291,7 +291,7 @@ def test_models_as_arguments(tmp_path) -> None:
             super().__init__()
             self._teachers = [teacher]  # not a part: its weights are in no file
 
-    with pytest.raises(ValueError, match="teacher of .*Distilled holds a model that is no part of this one"):
+    with pytest.raises(ValueError, match=r"teacher of .*Distilled holds a model that is no part of this one"):
         Distilled(inner).save(tmp_path / "m")
 
 
@@ -458,10 +458,17 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)),
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)),
     "old spectral norm": lambda: nn.utils.spectral_norm(nn.Linear(6, 6)),
+    "Pyro's": lambda: _pyro_part(),
     "batch norm": lambda: nn.BatchNorm1d(6),
     "recurrent": lambda: nn.Sequential(nn.Unflatten(1, (6, 1)), nn.GRU(1, 2, batch_first=True), _First()),
     "compiled by the constructor": lambda: torch.compile(nn.Linear(6, 6), backend="eager"),
 }
+
+
+def _pyro_part() -> nn.Module:
+    part = pyro.nn.PyroModule[nn.Linear](6, 6)
+    part.bias = pyro.nn.PyroParam(torch.ones(6), dist.constraints.positive)
+    return part
 
 
 class _First(nn.Module):
@@ -533,6 +540,7 @@ def test_weights_that_the_constructor_ties_and_the_file_does_not(tmp_path) -> No
         (lambda: nn.LazyLinear(3), r"part.weight of OfParts cannot be kept in a file, because it is lazy"),
         (lambda: _with(torch.zeros(2, dtype=torch.complex128)), "part.b is a tensor of a kind .*complex128"),
         (lambda: _with(torch.zeros(2, 2).to_sparse()), "part.b is a tensor of a kind .*sparse"),
+        (lambda: _with(torch.zeros(2, device="meta")), "part.b is a tensor of a kind .*on meta"),
     ],
 )
 def test_what_a_file_does_not_hold(make, message: str, tmp_path) -> None:
@@ -575,7 +583,7 @@ def test_any_flipped_bit_is_noticed(tmp_path) -> None:
 
 def crafted(path: Path, change: Callable[[dict], None]) -> Path:
     """A file whose header was changed by hand, digest and all."""
-    from pyrovae.model import files
+    from pyrovae import _model_files as files
 
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["pyrovae"])

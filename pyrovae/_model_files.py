@@ -27,12 +27,8 @@ def write(path: Path, header: dict[str, Any], weights: Mapping[str, Tensor]) -> 
     """
     copies, layouts = {}, {}
     for name, value in weights.items():
-        if (
-            value.layout is not torch.strided
-            or value.dtype in (torch.complex32, torch.complex128)
-            or value.is_quantized
-        ):
-            kind = f"{value.layout}, {value.dtype}"
+        if value.layout is not torch.strided or value.dtype is torch.complex128 or value.is_meta or value.is_quantized:
+            kind = f"{value.layout}, {value.dtype}, on {value.device}"
             raise ValueError(f"{name} is a tensor of a kind that no model file holds ({kind}): convert it first.")
         copy = value.detach().cpu().clone()  # tied weights share memory, expanded ones overlap
         if copy.stride() != torch.empty(copy.shape, device="meta").stride():
