@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pyrovae import _model_files as files
 from pyrovae._arguments import build, capture, decode, encode, find, not_kept, parameters
+from pyrovae._model_files import digest, read, write
 from pyrovae._random import undisturbed
 
 
@@ -104,7 +104,7 @@ class Stored(nn.Module):
                     f"constructor, from an argument, or keep it in a buffer; an attribute that does not matter may be "
                     f"private (_name). The weights alone are saved by torch.save(model.state_dict(), path)."
                 )
-        files.write(Path(path), {**header, "excluded": sorted(excluded)}, weights)
+        write(Path(path), {**header, "excluded": sorted(excluded)}, weights)
         return Path(path)
 
     @classmethod
@@ -121,7 +121,7 @@ class Stored(nn.Module):
             ValueError: the file is damaged, of another format, or holds another class; the constructor lacks arguments
                 or builds other shapes.
         """
-        header, weights = files.read(Path(path))
+        header, weights = read(Path(path))
         name = header["class"]
         if name != cls.__qualname__:
             raise ValueError(f"{path} holds a {name}, not a {cls.__qualname__}: call {name}.load.")
@@ -144,7 +144,7 @@ class Stored(nn.Module):
             tensors[key].data = value.to(tensors[key].device, copy=True)  # its dtype and layout, too
         state.update({key: weights[_uncompiled(key)] for key in state})
         model.load_state_dict(state)
-        if files.digest(header, tensors) != header["digest"]:
+        if digest(header, tensors) != header["digest"]:
             raise ValueError(f"the weights in {path} do not fit {name}: it ties some that differ in the file.")
         return model
 
@@ -159,7 +159,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or its class is not defined in this process or needs arguments.
     """
-    header = files.read(Path(path))[0]
+    header = read(Path(path))[0]
     try:
         cls = find(Stored, header["module"], header["class"])
     except ValueError as error:

@@ -340,9 +340,8 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_class_evaluates_the_same(name: str, dtype: torch.dtype, tmp_path) -> None:
-    model = MODELS[name]().to(dtype)
+def test_every_class_evaluates_the_same(name: str, tmp_path) -> None:
+    model, dtype = MODELS[name]().double(), torch.float64
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -583,13 +582,13 @@ def test_any_flipped_bit_is_noticed(tmp_path) -> None:
 
 def crafted(path: Path, change: Callable[[dict], None]) -> Path:
     """A file whose header was changed by hand, digest and all."""
-    from pyrovae import _model_files as files
+    from pyrovae._model_files import digest
 
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["pyrovae"])
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     change(header)
-    header["digest"] = files.digest(header, weights) if "digest" in header else ""
+    header["digest"] = digest(header, weights) if "digest" in header else ""
     save_file(weights, path, {"pyrovae": json.dumps(header)})
     return path
 
