@@ -95,7 +95,10 @@ class Stored(nn.Module):
                 )
         if not excluded:
             with undisturbed():
-                twin = _rebuilt(header) if (twin := _on_meta(header)) is None else twin
+                try:
+                    twin = _rebuilt(header) if (twin := _on_meta(header)) is None else twin
+                except Exception as error:
+                    raise ValueError(f"no {name} can be rebuilt from its arguments, as by load(): {error}") from error
             if lost := _differences(_shapes(twin), _shapes(self)) or _differences(
                 _settings(twin), _settings(self), shared=True
             ):

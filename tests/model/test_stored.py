@@ -302,6 +302,20 @@ def test_an_object_that_no_constructor_made(tmp_path) -> None:
         model.save(tmp_path / "m")
 
 
+def test_a_constructor_that_works_once(tmp_path) -> None:
+    class Once(Nothing):
+        made = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            type(self).made += 1
+            if self.made > 1:
+                raise RuntimeError("the data are gone")
+
+    with pytest.raises(ValueError, match=r"no .*Once can be rebuilt from its arguments, as by load\(\): the data are"):
+        Once().save(tmp_path / "m")
+
+
 def test_signatures_are_the_constructors_own() -> None:
     import inspect
 
