@@ -24,6 +24,17 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Run the block from fixed seeds of torch, and put its generators, NumPy's and Python's back afterwards."""
+    others = others_state()
+    with seeded(0):
+        try:
+            yield
+        finally:
+            set_others_state(*others)
+
+
 def reseed(*numbers: int) -> None:
     """Seed torch's generators from several numbers that are not negative, for one block of a run among many."""
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))

@@ -36,7 +36,6 @@ class VAEModel(Stored, PyroModule):
     Attributes:
         event_shape: shape of one datum; ``fit`` fills it in where the subclass did not.
         max_plate_nesting: how many plates the model nests.
-        config: keyword arguments that rebuild this object, if it has such; stored by :meth:`save`.
     """
 
     max_plate_nesting: int = 1

@@ -19,7 +19,6 @@ class LossModel(Stored, ABC):
 
     Attributes:
         event_shape: shape of one datum; ``fit`` fills it in where the subclass did not.
-        config: keyword arguments that rebuild this object, if it has such; stored by :meth:`save`.
     """
 
     @abstractmethod

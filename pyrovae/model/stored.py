@@ -1,101 +1,160 @@
 """What every model has that ``fit`` trains: a place among dtypes and devices, and a file to be kept in."""
 
-import inspect
-import json
+import copy
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from pyrovae._arguments import build, capture, decode, encode, find, not_kept, parameters
 from pyrovae._frames import Columns
-from pyrovae.model import files
+from pyrovae._model_files import digest, read, write
+from pyrovae._random import undisturbed
 
 
 class Stored(nn.Module):
-    """A module that can be saved and rebuilt.
+    """A module that a file can rebuild: from the arguments that its constructor was given, and its weights.
+
+    Arguments are captured by value where the object is made, whatever classes above or below its own do with them.
+    Other state belongs in parameters and buffers: :meth:`save` refuses a model of which anything else has changed.
 
     Attributes:
         event_shape: shape of one datum; ``fit`` fills it in where the subclass did not.
         columns: names of the columns of the DataFrames that ``fit`` trained on, a list (or ``None``) for x and for each
             covariate; later frames are put in this order. ``None`` where there were no frames.
-        config: keyword arguments that rebuild this object, if it has such; stored by :meth:`save`.
     """
 
     event_shape: tuple[int, ...] | None = None
     columns: Columns | None = None
-    config: dict[str, Any] | None = None
+    _constructed: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # Of nested constructors the outermost call alone comes here. Copies and unpickled objects overwrite this.
+        self = super().__new__(cls)
+        arguments = capture(cls, args, kwargs)
+        self.__dict__["_constructed"] = {"class": cls.__qualname__, "module": cls.__module__, "arguments": arguments}
+        return self
+
+    @property
+    def construction(self) -> dict[str, Any]:
+        """How the object was made, as JSON: ``class``, ``module``, ``arguments`` by name, and ``event_shape``."""
+        shape = None if self.event_shape is None else [int(n) for n in self.event_shape]
+        return copy.deepcopy({**self._constructed, "event_shape": shape})
+
+    def _set_argument(self, name: str, value: Any) -> None:
+        """Capture an argument anew where the constructor has it, because a method replaces what was built from it."""
+        names, takes_any, _ = parameters(type(self))
+        if self._constructed["arguments"] is not None and (takes_any or name in names):
+            arguments = {**self._constructed["arguments"], name: encode(value)}
+            self.__dict__["_constructed"] = {**self._constructed, "arguments": arguments}
 
     def like(self) -> Tensor:
         """An empty tensor of the model's device and dtype."""
         first = next(chain(self.parameters(), self.buffers()), torch.empty(0))
         return torch.empty(0, device=first.device, dtype=first.dtype)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the weights and the configuration (JSON in the header) to one safetensors file, atomically.
+    def save(self, path: str | os.PathLike[str], *, exclude: str | Collection[str] = ()) -> Path:
+        """Write parameters, buffers and the constructor's arguments (JSON in the header) to one safetensors file,
+        atomically.
 
         Args:
             path: where; missing folders are made.
+            exclude: names of arguments that the file does without and :meth:`load` will be given, such as modules. The
+                model is then not compared with what its constructor builds; :meth:`load` compares.
 
         Returns:
             The path.
+
+        Raises:
+            ValueError: an argument that JSON cannot hold; a model that is not what its constructor builds, but for the
+                weights; a layer that is lazy still; a tensor of a kind that files do not hold.
         """
-        path = Path(path)
-        header = {
-            "class": type(self).__qualname__,
-            "module": type(self).__module__,
-            "config": self.config,
-            "event_shape": self.event_shape,
-            "columns": self.columns,
-            "dtype": str(self.like().dtype).removeprefix("torch."),
-        }
-        files.write(path, header, self.state_dict())
-        return path
+        header, weights = self.construction, _tensors(self)
+        name, excluded = header["class"], {exclude} if isinstance(exclude, str) else set(exclude)
+        if header["arguments"] is None:
+            raise ValueError(f"this {name} was not made by {name}(...), so that a file cannot say how to rebuild it.")
+        if unknown := sorted(excluded - header["arguments"].keys()):
+            raise ValueError(f"exclude names {', '.join(unknown)}; arguments are {', '.join(header['arguments'])}.")
+        header["arguments"] = {key: kept for key, kept in header["arguments"].items() if key not in excluded}
+        parts = {m._constructed["class"] for m in self.modules() if m is not self and isinstance(m, Stored)}
+        for key, kept in header["arguments"].items():
+            inner: list[dict[str, Any]] = []
+            if reason := not_kept(kept):
+                reason = f"holds a {reason}, which JSON cannot"
+            else:
+                decode(kept, inner.append)
+            if any(made["class"] not in parts for made in inner):
+                reason = "holds a model that is no part of this one, so that its weights would be lost"
+            if reason:
+                raise ValueError(
+                    f"{key} of {name} {reason}: build it in the constructor of a subclass, from names and numbers, or "
+                    f"call save(path, exclude={[key]!r}) and pass {key} to load()."
+                )
+        if not excluded:
+            with undisturbed():
+                try:
+                    twin = _rebuilt(header) if (twin := _on_meta(header)) is None else twin
+                except Exception as error:
+                    raise ValueError(f"no {name} can be rebuilt from its arguments, as by load(): {error}") from error
+            if lost := _differences(_shapes(twin), _shapes(self)) or _differences(
+                _settings(twin), _settings(self), shared=True
+            ):
+                raise ValueError(
+                    f"this {name} is not what its constructor builds, which load() calls: {lost} now. Set it in the "
+                    f"constructor, from an argument, or keep it in a buffer; an attribute that does not matter may be "
+                    f"private (_name). The weights alone are saved by torch.save(model.state_dict(), path)."
+                )
+        write(Path(path), {**header, "excluded": sorted(excluded), "columns": self.columns}, weights)
+        return Path(path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], **config: Any) -> Self:
-        """Rebuild a saved model.
+    def load(cls, path: str | os.PathLike[str], **arguments: Any) -> Self:
+        """Rebuild a saved model on the device that its constructor chooses, the CPU by default, to the last bit. No
+        random state changes.
 
         Args:
             path: a file written by :meth:`save`.
-            config: arguments of the constructor; by default the stored ones.
+            arguments: of the constructor: those that the file does without, or others than it holds.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, or holds another class or other shapes.
+            ValueError: the file is damaged, of another format, or holds another class; the constructor lacks arguments
+                or builds other shapes.
         """
-        header, weights = files.read(Path(path))
-        if header["class"] != cls.__qualname__:
-            raise ValueError(
-                f"{path} holds a {header['class']}, not a {cls.__qualname__}: call {header['class']}.load."
-            )
-        arguments = config or header["config"] or {}
-        required = [
-            p.name
-            for p in inspect.signature(cls).parameters.values()
-            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in arguments
-        ]
-        if required:
-            raise ValueError(
-                f"{path} does not store how its {cls.__qualname__} was built: pass {', '.join(required)} to load()."
-            )
-        model = cls(**arguments).to(getattr(torch, header.get("dtype", "float32")))
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(f"the weights in {path} do not fit {cls.__qualname__}: {error}") from error
-        if header["event_shape"] is not None:
-            model.event_shape = tuple(header["event_shape"])
-        model.columns = header.get("columns")
+        header, weights = read(Path(path))
+        name = header["class"]
+        if name != cls.__qualname__:
+            raise ValueError(f"{path} holds a {name}, not a {cls.__qualname__}: call {name}.load.")
+        given = header["arguments"].keys() | arguments.keys()
+        if missing := [key for key in dict.fromkeys([*parameters(cls)[2], *header["excluded"]]) if key not in given]:
+            raise ValueError(f"{path} does not hold all arguments of {name}: pass {', '.join(missing)} to load().")
+        shapes = {key: tuple(value.shape) for key, value in weights.items()}
+        with undisturbed():
+            model = _on_meta(header, cls, arguments)  # what does not fit is seen before memory is taken
+            if model is None or not (lost := _differences(_shapes(model), shapes)):
+                try:
+                    model = _rebuilt(header, cls, arguments)
+                except Exception as error:
+                    raise ValueError(f"{path} holds a {name} that cannot be rebuilt: {error}") from error
+                lost = _differences(_shapes(model), shapes)
+        if lost:
+            raise ValueError(f"the weights in {path} do not fit {name}: {lost} in the file.")
+        tensors, state = _tensors(model), model.state_dict()
+        for key, value in weights.items():
+            tensors[key].data = value.to(tensors[key].device, copy=True)  # its dtype and layout, too
+        state.update({key: weights[_uncompiled(key)] for key in state})
+        model.load_state_dict(state)
+        if digest(header, tensors) != header["digest"]:
+            raise ValueError(f"the weights in {path} do not fit {name}: it ties some that differ in the file.")
+        model.columns = header["columns"]
         return model
-
-
-def as_from_file(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as it will come back from a file: lists for tuples, Python's numbers for NumPy's and torch's."""
-    return json.loads(json.dumps(config, default=lambda number: number.item()))
 
 
 def load(path: str | os.PathLike[str]) -> Any:
@@ -108,25 +167,70 @@ def load(path: str | os.PathLike[str]) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or its class is not defined in this process or needs arguments.
     """
-    header = files.read(Path(path))[0]
-    name = header["class"]
-    known = {(c.__module__, c.__qualname__): c for c in _subclasses(Stored)}  # of a cell run twice, the last
-    cls = known.get((header.get("module", ""), name))
-    if cls is None:  # from a script or notebook, where the module's name was another one
-        match [c for c in known.values() if c.__qualname__ == name]:
-            case [cls]:
-                pass
-            case []:
-                raise ValueError(f"{path} holds a {name}, which is not defined here: import it, then call {name}.load.")
-            case several:
-                modules = ", ".join(sorted(c.__module__ for c in several))
-                raise ValueError(
-                    f"{path} holds a {name}, and several modules define one ({modules}): call {name}.load."
-                )
+    header = read(Path(path))[0]
+    try:
+        cls = find(Stored, header["module"], header["class"])
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
     return cls.load(path)
 
 
-def _subclasses(cls: type[Stored]) -> Iterator[type[Stored]]:
-    for sub in cls.__subclasses__():
-        yield sub
-        yield from _subclasses(sub)
+def _rebuilt(made: Mapping[str, Any], cls: Any = None, arguments: Mapping[str, Any] | None = None) -> Any:
+    """A model with new weights from its ``construction``, by a class other than the one named, with other arguments."""
+    given = dict(arguments or {})
+    kept = {key: decode(value, _rebuilt) for key, value in made["arguments"].items() if key not in given}
+    model = build(cls or find(Stored, made["module"], made["class"]), kept | given)
+    if made["event_shape"] is not None:
+        model.event_shape = tuple(made["event_shape"])
+    return model
+
+
+def _on_meta(*made: Any) -> Any:
+    """The same with no memory taken; ``None`` for a constructor that computes with values."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            return _rebuilt(*made)
+    except Exception:
+        return None
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, those that ``state_dict`` leaves out as well."""
+    found = dict(model.state_dict(keep_vars=True))
+    for path, module in model.named_modules():
+        found |= {f"{path}.{name}".lstrip("."): value for name, value in module._buffers.items() if value is not None}
+    for name, value in found.items():
+        if is_lazy(value) or not isinstance(value, Tensor):
+            reason = (
+                "lazy: use the layer that is told its sizes" if is_lazy(value) else "no tensor: keep it in a buffer"
+            )
+            raise ValueError(f"{name} of {type(model).__name__} cannot be kept in a file, because it is {reason}.")
+    return {_uncompiled(name): value for name, value in found.items()}
+
+
+def _uncompiled(name: str) -> str:
+    return name.replace("_orig_mod.", "")  # torch.compile puts a part inside another module
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in _tensors(model).items()}
+
+
+def _settings(model: nn.Module) -> dict[str, Any]:
+    """Numbers, strings and tuples of them that are public attributes of a model and its parts."""
+    return {
+        f"{_uncompiled(path)}.{name}".lstrip("."): encode(value)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name not in ("training", "event_shape")
+        if isinstance(value, (bool, int, float, str, tuple, np.generic, type(None)))
+    }
+
+
+def _differences(built: Mapping[str, Any], ours: Mapping[str, Any], shared: bool = False) -> str:
+    """The first difference in words; ``shared`` for names that both have alone."""
+    for name in sorted(built.keys() & ours.keys() if shared else built.keys() | ours.keys()):
+        a, b = built.get(name, "missing"), ours.get(name, "missing")
+        if a != b:
+            return f"{name} is {a} as built, and {b}"
+    return ""

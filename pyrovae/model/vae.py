@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from pyrovae._checks import at_least, lookup
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model.base import VAEModel
-from pyrovae.model.stored import as_from_file
 from pyrovae.networks import MLP, ConvDecoder, ConvEncoder, GatedMLP, StridedDecoder, StridedEncoder
 from pyrovae.networks.conv import as_image_shape
 from pyrovae.posteriors import POSTERIORS, Posterior
@@ -113,17 +112,6 @@ class VAE(VAEModel):
             built = _networks(network, self.event_shape, latent_dim, hidden, outputs)
         self.encoder = built[0] if encoder is None else encoder
         self.decoder = built[1] if decoder is None else decoder
-        if all(isinstance(p, str) for p in parts.values()) and encoder is None and decoder is None:
-            options["prior"].pop("event_shape", None)
-            config = {
-                "event_shape": self.event_shape,
-                "latent_dim": latent_dim,
-                "network": network,
-                "hidden": hidden,
-                **parts,
-                **{f"{kind}_options": value for kind, value in options.items()},
-            }
-            self.config = as_from_file(config)
 
     def q(self, x: Float[Tensor, "*batch_event"]) -> dist.TorchDistribution:
         """q(z | x): batch ``(...)`` for ``x`` of shape ``(..., *event_shape)``."""

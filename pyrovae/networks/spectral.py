@@ -44,7 +44,7 @@ class SpectralSum(nn.Module):
             v = nn.functional.normalize(torch.randn(len(names), columns, 1), dim=1)
             self.register_buffer(f"v_{rows}x{columns}", v)
         with torch.no_grad():
-            for _ in range(-(-_FIRST // iterations)):
+            for _ in range(0 if v.is_meta else -(-_FIRST // iterations)):  # there, shapes alone are wanted
                 self(network)
 
     def forward(self, network: nn.Module) -> Float[Tensor, ""]:

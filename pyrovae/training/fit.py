@@ -203,8 +203,9 @@ def fit(
                 )
             shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
             parts = {name: str(m) for name, m in model.named_modules() if not list(m.children())}
+            made = {key: model.construction[key] for key in ("class", "arguments")}
             identity = {
-                "model": {"class": type(model).__qualname__, "config": model.config, "weights": shapes, "parts": parts},
+                "model": {**made, "weights": shapes, "parts": parts},
                 "data": train.hash(),
                 "validation": None if held_out is None else held_out.hash(),
                 "batch_transform": _fingerprint(batch_transform),

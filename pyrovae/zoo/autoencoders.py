@@ -12,7 +12,6 @@ from pyrovae._checks import as_data, at_least, lookup, one_of
 from pyrovae._random import seeded
 from pyrovae.model import LossModel
 from pyrovae.model.modes import evaluation_mode
-from pyrovae.model.stored import as_from_file
 from pyrovae.networks import MLP
 from pyrovae.zoo.autoencoder_parts import ACTIVATIONS, CORRUPTIONS, ERRORS, Transposed, affine_layers, build
 from pyrovae.zoo.code_penalties import PENALTIES, hutchinson, squared_jacobian_norm
@@ -91,20 +90,6 @@ class Autoencoder(LossModel):
                 f"penalty {penalty!r} needs code_activation {' or '.join(map(repr, self.penalty.code_activations))}, "
                 f"whose values are those of a probability; got {code_activation!r}."
             )
-        config = {
-            "event_shape": self.event_shape,
-            "code_dim": self.code_dim,
-            "hidden": hidden,
-            "activation": activation,
-            "code_activation": code_activation,
-            "reconstruction": reconstruction,
-            "tied": tied,
-            "corruption": corruption,
-            "penalty": penalty,
-            "corruption_options": corruption_options,
-            "penalty_options": penalty_options,
-        }
-        self.config = as_from_file(config)
 
     def loss(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch"]:
         """Error of the reconstruction plus penalty, one value for each datum."""

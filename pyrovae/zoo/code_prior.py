@@ -1,7 +1,5 @@
 """Priors over grids of codes: the uniform one, and a PixelCNN."""
 
-from typing import Any
-
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
@@ -81,14 +79,6 @@ class PixelCNNPrior(LossModel):
         self.network = GatedPixelCNN(
             embedding_dim, num_codes, hidden=hidden, num_layers=num_layers, kernel_size=kernel_size
         )
-        self.config: dict[str, Any] = {
-            "grid_shape": list(self.grid_shape),
-            "num_codes": num_codes,
-            "embedding_dim": embedding_dim,
-            "hidden": hidden,
-            "num_layers": num_layers,
-            "kernel_size": kernel_size,
-        }
 
     def logits(self, codes: Int[Tensor, "*batch rows width"]) -> Float[Tensor, "*batch codes rows width"]:
         """Logits of the code at every position given those before it, for the whole grid or its uppermost rows."""

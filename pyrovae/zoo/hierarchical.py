@@ -55,14 +55,6 @@ class _Layered(VAEModel):
         outputs = self.likelihood.num_params * prod(self.event_shape)
         self.decoder = MLP(dims[0], hidden[::-1], outputs, layer_norm=layer_norm)
         self._build_guide(prod(self.event_shape), hidden, layer_norm)
-        self.config = {
-            "event_shape": list(self.event_shape),
-            "latent_dims": list(dims),
-            "hidden": list(hidden),
-            "layer_norm": layer_norm,
-            "likelihood": likelihood,
-            "likelihood_options": options,
-        }
 
     def _build_guide(self, size: int, hidden: tuple[int, ...], layer_norm: bool) -> None:
         """The networks of the posterior, for data of so many numbers."""

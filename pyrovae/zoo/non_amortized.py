@@ -1,7 +1,6 @@
 """Variational inference without amortisation: every datum has variational parameters of its own."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -24,8 +23,7 @@ class NonAmortizedVAE(VAEModel):
     :func:`~pyrovae.inference_gaps` finds the same optima at a trained decoder, for any data.
 
     Args:
-        generative: a :class:`~pyrovae.VAE`, of which prior, decoder and likelihood are copied. With one of a subclass,
-            :meth:`load` must be given it again.
+        generative: a :class:`~pyrovae.VAE`, of which prior, decoder and likelihood are copied.
         num_data: N, rows of the table.
         posterior: a name in ``posteriors.POSTERIORS``.
         context_dim: C, width of a row; by default 2Z, as many numbers as a factorised normal has.
@@ -40,7 +38,7 @@ class NonAmortizedVAE(VAEModel):
 
     def __init__(
         self,
-        generative: VAE | Mapping[str, Any],
+        generative: VAE,
         num_data: int,
         *,
         posterior: str = "mean_field",
@@ -51,8 +49,6 @@ class NonAmortizedVAE(VAEModel):
         super().__init__()
         at_least(1, num_data=num_data)
         family = lookup(POSTERIORS, posterior, "posterior")
-        if isinstance(generative, Mapping):  # as it comes from a file
-            generative = VAE(**generative)
         if not isinstance(generative, VAE):
             raise TypeError(
                 f"generative must be a pyrovae.VAE, whose prior and decoder are used; got {type(generative).__name__}."
@@ -70,15 +66,6 @@ class NonAmortizedVAE(VAEModel):
             del self.generative.encoder, self.generative.posterior
             self.context = nn.Embedding(num_data, width)
             self.posterior = family(generative.latent_dim, width, **(posterior_options or {}))
-        if generative.config is not None and type(generative) is VAE:  # else a file could not tell what to rebuild
-            self.config = {
-                "generative": generative.config,
-                "num_data": num_data,
-                "posterior": posterior,
-                "context_dim": width,
-                "train_decoder": train_decoder,
-                "posterior_options": dict(posterior_options or {}),
-            }
 
     def model(self, x: Tensor, index: Tensor | None = None) -> None:
         with pyro.plate("data", len(x)):

@@ -105,17 +105,6 @@ class NVAE(VAEModel):
         )
         self.sites = tuple(f"z{i}" for i in range(len(path), 0, -1))  # from the top, as they are drawn
         self.spectral = SpectralSum(self) if spectral_weight else None
-        self.config = {
-            "event_shape": list(self.event_shape),
-            "groups": list(groups),
-            "latent_channels": latent_channels,
-            "channels": channels,
-            "expansion": expansion,
-            "cells": cells,
-            "likelihood": likelihood,
-            "likelihood_options": options,
-            "spectral_weight": self.spectral_weight,
-        }
 
     def penalty(self) -> Tensor | None:
         """λ Σ σ_max(W), in nats."""

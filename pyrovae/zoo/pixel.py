@@ -16,7 +16,6 @@ from pyrovae.distributions import Autoregressive
 from pyrovae.distributions.independent import innermost
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAE, VAEModel
-from pyrovae.model.stored import as_from_file
 from pyrovae.networks import MLP, ConvDecoder, GatedMLP, GatedPixelCNN, RowGRU
 from pyrovae.networks.conv import as_image_shape
 
@@ -138,14 +137,6 @@ class PixelCNN(VAEModel):
         self.event_shape = _as_image(event_shape)
         pixel = lookup(LIKELIHOODS, likelihood, "likelihood")(event_dim=3, **(likelihood_options or {}))
         self.decoder = PixelDecoder(self.event_shape, pixel, network=decoder, network_options=decoder_options)
-        config = {
-            "event_shape": self.event_shape,
-            "likelihood": likelihood,
-            "likelihood_options": likelihood_options or {},
-            "decoder": decoder,
-            "decoder_options": decoder_options or {},
-        }
-        self.config = as_from_file(config)
 
     def log_prob(self, x: Float[Tensor, "*batch channels height width"]) -> Float[Tensor, "*batch"]:
         """log p(x) in nats: exact, and differentiable."""
@@ -219,7 +210,7 @@ class PixelVAE(VAE):
         elif likelihood_options:
             raise ValueError("likelihood_options are for a likelihood given by name; this one is already built.")
         else:
-            self.likelihood, self.config = likelihood, None
+            self.likelihood = likelihood
         outputs = context_dim * prod(shape[1:])
         upsample: nn.Module
         if conditioning == "vector":
@@ -238,17 +229,6 @@ class PixelVAE(VAE):
             context_dim=context_dim,
             input_dropout=input_dropout,
         )
-        if self.config is not None:
-            own = {
-                "likelihood": likelihood,
-                "likelihood_options": likelihood_options or {},
-                "decoder": decoder,
-                "decoder_options": decoder_options or {},
-                "conditioning": conditioning,
-                "context_dim": context_dim,
-                "input_dropout": input_dropout,
-            }
-            self.config |= as_from_file(own)
 
     def p(self, z: Float[Tensor, "*batch latent"]) -> dist.TorchDistribution:
         return self.decoder(z)

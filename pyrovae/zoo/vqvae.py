@@ -51,7 +51,7 @@ class VQVAE(VAEModel):
         commitment: β, what the squared distance between encoder output and code costs, in nats.
         decay: of the codebook's running means.
         dead_below: fraction of an equal share of use under which a code is restarted; 0 for never.
-        prior: the options of a :class:`PixelCNNPrior`, as :attr:`config` holds them, or a module; by default uniform.
+        prior: a module that returns a distribution over ``(H', W')``; by default uniform.
 
     Attributes:
         grid_shape: ``(H', W')``.
@@ -60,7 +60,7 @@ class VQVAE(VAEModel):
 
     Raises:
         ValueError: strides that do not fit the image, an unknown likelihood, bad sizes, a prior of another grid or
-            number of codes, or that is neither such options nor a module that returns a distribution over grids.
+            number of codes, or that is no module that returns a distribution over grids.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class VQVAE(VAEModel):
         commitment: float = 0.25,
         decay: float = 0.99,
         dead_below: float = 0.1,
-        prior: Mapping[str, Any] | nn.Module | None = None,
+        prior: nn.Module | None = None,
     ) -> None:
         super().__init__()
         at_least(2, num_codes=num_codes)
@@ -96,31 +96,12 @@ class VQVAE(VAEModel):
         self.encoder = GridEncoder(self.event_shape, code_dim, **sizes)
         self.decoder = GridDecoder(code_dim, self.event_shape, self.likelihood.num_params * channels, **sizes)
         self.quantizer = VectorQuantizer(num_codes, code_dim, decay=decay, dead_below=dead_below)
-        if isinstance(prior, Mapping):
-            prior = PixelCNNPrior(**prior)
         self.prior = UniformCodes(self.grid_shape, num_codes) if prior is None else prior
-        self._options = {
-            "event_shape": list(self.event_shape),
-            "num_codes": num_codes,
-            "code_dim": code_dim,
-            **sizes,
-            "likelihood": likelihood,
-            "likelihood_options": options,
-            "commitment": commitment,
-            "decay": decay,
-            "dead_below": dead_below,
-        }
-
-    @property
-    def config(self) -> dict[str, Any] | None:  # type: ignore[override]
-        """What rebuilds the model with the prior it has now; ``None`` where that is a module of another class."""
-        if isinstance(self.prior, UniformCodes):
-            return {**self._options, "prior": None}
-        return {**self._options, "prior": self.prior.config} if isinstance(self.prior, PixelCNNPrior) else None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "prior":
             self._check_prior(value)
+            self._set_argument("prior", None if isinstance(value, UniformCodes) else value)
         super().__setattr__(name, value)
 
     def _check_prior(self, value: Any) -> None:
@@ -142,9 +123,9 @@ class VQVAE(VAEModel):
         if not isinstance(p, torch.distributions.Distribution) or tuple(p.event_shape) != self.grid_shape:
             came = f"one that returns {p}" if isinstance(value, nn.Module) and not isinstance(p, str) else p
             raise ValueError(
-                f"prior must be the options of a PixelCNNPrior, or a module that returns a distribution of event shape "
-                f"{self.grid_shape}; got {came}. Leave it out and call fit_prior after training, or pass "
-                f"PixelCNNPrior({self.grid_shape}, {self.num_codes})."
+                f"prior must be a module that returns a distribution of event shape {self.grid_shape}; got {came}. "
+                f"Leave it out and call fit_prior after training, or pass PixelCNNPrior({self.grid_shape}, "
+                f"{self.num_codes})."
             )
 
     # -- the pair ----------------------------------------------------------------------------------------

@@ -291,6 +291,17 @@ def _torch_bytes(state: dict) -> bytes:
     return buffer.getvalue()
 
 
+def test_a_subclasss_own_argument_is_part_of_what_a_run_is(tmp_path: Path) -> None:
+    class Decayed(pv.VAE):
+        def __init__(self, *args, strength: float = 1.0, **options) -> None:
+            super().__init__(*args, **options)
+            self.strength = strength
+
+    pv.fit(Decayed((6,), 2, hidden=(8,), strength=7.0), X, **settings(epochs=1, checkpoint_dir=tmp_path))
+    with pytest.raises(pv.CheckpointError, match=r"model: arguments: strength was 7.0 and is 9.0"):
+        pv.fit(Decayed((6,), 2, hidden=(8,), strength=9.0), X, **settings(epochs=2, checkpoint_dir=tmp_path))
+
+
 def test_a_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
     pv.fit(small(), X, **settings(epochs=2, checkpoint_dir=tmp_path))
     before = {path: path.read_bytes() for path in checkpoints(tmp_path)}

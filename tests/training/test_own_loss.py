@@ -15,7 +15,6 @@ class Line(pv.LossModel):
     def __init__(self) -> None:
         super().__init__()
         self.slope = nn.Parameter(torch.zeros(3))
-        self.config = {}
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         return (y - x @ self.slope).square()

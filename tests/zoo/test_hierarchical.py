@@ -203,7 +203,7 @@ def test_saved_and_loaded(digits: Tensor, kind: str, tmp_path) -> None:
     model.save(tmp_path / "model.safetensors")
     again = pv.load(tmp_path / "model.safetensors")
     assert type(again) is type(model)
-    assert again.config == model.config
+    assert again.construction == model.construction
     assert torch.equal(again.sample(3, seed=0), model.sample(3, seed=0))
     a, b = (m.reconstruct(digits[:3], seed=0) for m in (model, again))
     assert torch.equal(a, b)

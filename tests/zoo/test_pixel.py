@@ -116,7 +116,7 @@ def test_saved_and_loaded_it_is_the_same(decoder: str, tmp_path: Path) -> None:
     for model in (alone(decoder), conditioned(decoder, conditioning="vector", input_dropout=0.25)):
         other = pv.load(model.save(tmp_path / "model.safetensors"))
         assert type(other) is type(model)
-        assert other.config == model.config
+        assert other.construction == model.construction
         assert other.decoder.input_dropout == model.decoder.input_dropout
         a, b = (pv.log_marginal(m, x, num_samples=5, progress=False).pointwise["log_px"] for m in (model, other))
         assert a.equals(b)
@@ -250,9 +250,8 @@ def test_no_decoder_of_many_levels_is_made_to_be_thrown_away(monkeypatch: pytest
     options = {"likelihood": "categorical", "likelihood_options": {"num_levels": 256}, "decoder_options": {"hidden": 4}}
     vae = PixelVAE((1, 28, 28), 2, **options)
     kept = sum(m.weight.numel() for m in vae.modules() if isinstance(m, torch.nn.Linear))
-    assert vae.config["likelihood_options"] == {"num_levels": 256}
+    assert vae.construction["arguments"]["likelihood_options"] == {"num_levels": 256}
     assert vae.likelihood.num_params == 256
     assert sum(made) - kept < 300 * (28 * 28 + 300) + 2 * 300 + 1  # the decoder of one parameter a pixel
     with pytest.raises(ValueError, match="likelihood_options are for a likelihood given by name"):
         PixelVAE(SHAPE, 2, likelihood=vae.likelihood, likelihood_options={"num_levels": 4})
-    assert PixelVAE((1, 28, 28), 2, likelihood=vae.likelihood).config is None

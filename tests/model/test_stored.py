@@ -1,0 +1,648 @@
+"""A saved model comes back to the last bit, or ``save`` and ``load`` say in a sentence why it cannot."""
+
+import copy
+import enum
+import json
+import math
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import pyrovae as pv
+from pyrovae import zoo
+from pyrovae._arguments import decode, encode
+from pyrovae.likelihoods import LIKELIHOODS
+from pyrovae.model.stored import _tensors
+from pyrovae.posteriors import POSTERIORS
+from pyrovae.priors import PRIORS
+from pyrovae.testing import BetaBernoulli, LinearGaussian
+from tests.models import binary
+
+
+class Decayed(pv.VAE):
+    """Of arguments that it does not name, with one of its own."""
+
+    def __init__(self, *args: Any, strength: float = 1.0, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.strength = strength
+
+
+class Defaults(pv.VAE):
+    def __init__(self, event_shape: tuple[int, ...] = (6,), latent_dim: int = 2, *, hidden: tuple[int, ...] = (7,)):
+        super().__init__(event_shape, latent_dim + 1, hidden=hidden)
+
+
+class Nothing(pv.VAE):
+    def __init__(self) -> None:
+        super().__init__((6,), 2, hidden=(5,))
+
+
+class Mixin:
+    """Not a model, and first in line."""
+
+    def __init__(self, *args: Any, factor: float = 1.0, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.factor = factor
+
+
+class Mixed(Mixin, pv.VAE):
+    pass
+
+
+class Grandchild(Decayed):
+    def __init__(self, latent_dim: int, /, *, more: float = 0.0) -> None:
+        super().__init__((6,), latent_dim, hidden=(5,), strength=2 * more)
+        self.more = more
+
+
+class Anything(pv.LossModel):
+    """Keeps what it is given."""
+
+    def __init__(self, value: Any = None, **options: Any) -> None:
+        super().__init__()
+        self.value_, self.options_ = value, options
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def loss(self, x: Tensor) -> Tensor:
+        return (self.weight * x).sum(1)
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Parts(pv.LossModel):
+    """A model of whatever parts a function makes."""
+
+    make: Callable[[], nn.Module]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = type(self).make()
+
+    def loss(self, x: Tensor) -> Tensor:
+        return self.part(x).flatten(1).sum(1)
+
+
+def of_parts(make: Callable[[], nn.Module]) -> Parts:
+    return type("OfParts", (Parts,), {"make": staticmethod(make), "__module__": __name__})()
+
+
+def there_and_back(model: Any, tmp_path: Path) -> Any:
+    """Loaded again, with the same bits in every parameter and buffer and no random number drawn."""
+    path = model.save(tmp_path / "model.safetensors")
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    again = type(model).load(path)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]  # noqa: NPY002
+    assert type(again) is type(model)
+    assert again.event_shape == model.event_shape
+    assert again.construction == model.construction
+    ours, theirs = _tensors(model), _tensors(again)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value.dtype == theirs[name].dtype, name
+        assert value.shape == theirs[name].shape, name
+        a, b = (v.detach().contiguous().flatten().view(torch.uint8) for v in (value, theirs[name]))
+        assert torch.equal(a, b), name
+    return again
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "check"),
+    [
+        (lambda: Decayed((6,), 2, hidden=(16,), strength=7.0), lambda m: m.strength == 7.0),
+        (lambda: Decayed((6,), latent_dim=2, hidden=[4]), lambda m: m.strength == 1.0),
+        (lambda: Defaults(), lambda m: m.latent_dim == 3),
+        (lambda: Defaults(latent_dim=4), lambda m: (m.latent_dim, m.decoder[0].out_features) == (5, 7)),
+        (lambda: Nothing(), lambda m: m.latent_dim == 2),
+        (lambda: Mixed((6,), 2, hidden=(3,), factor=3.0), lambda m: m.factor == 3.0),
+        (lambda: Grandchild(3, more=0.5), lambda m: (m.latent_dim, m.more, m.strength) == (3, 0.5, 1.0)),
+    ],
+)
+def test_the_outermost_constructors_arguments_are_kept(make, check, tmp_path) -> None:
+    model, x = make(), binary(4)
+    assert check(model)
+    again = there_and_back(model, tmp_path)
+    assert check(again)
+    assert torch.equal(again.encode(x), model.encode(x))
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin.construction == model.construction
+        assert check(there_and_back(twin, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("value", "back"),
+    [
+        ((6, (1, 2)), (6, (1, 2))),
+        ([1, "a", None, True, 2.5], [1, "a", None, True, 2.5]),
+        (torch.Size([2, 3]), (2, 3)),
+        ({"a": {"b": (1,)}, "c": []}, {"a": {"b": (1,)}, "c": []}),
+        (MappingProxyType({"a": 1}), {"a": 1}),
+        ({0: 0.5, (1, 2): "x", None: 1}, {0: 0.5, (1, 2): "x", None: 1}),
+        ({"$tuple": [1]}, {"$tuple": [1]}),
+        ('{"$not_kept": "x"}', '{"$not_kept": "x"}'),
+        (np.float32(1.5), 1.5),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.str_("a"), "a"),
+        (np.array(2.0), 2.0),
+        (torch.tensor(4), 4),
+        (torch.tensor(0.5, dtype=torch.bfloat16), 0.5),
+        (math.inf, math.inf),
+        (-math.inf, -math.inf),
+        (0.1 + 0.2, 0.1 + 0.2),
+        (2**70, 2**70),
+        ("\udc80\U0001f600", "\udc80\U0001f600"),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.device("cuda", 1), torch.device("cuda", 1)),
+        (Path("a") / "b", Path("a/b")),
+        (Colour.RED, Colour.RED),
+    ],
+)
+def test_values_come_back_as_they_were(value: Any, back: Any, tmp_path) -> None:
+    for model in (Anything(value), Anything(value=value), Anything(1, option=value)):
+        again = there_and_back(model, tmp_path)
+        got = again.options_.get("option", again.value_)
+        assert got == back
+        assert type(got) is type(back)
+
+
+def test_nan_comes_back() -> None:
+    assert math.isnan(decode(json.loads(json.dumps(encode(math.nan))), None))
+
+
+def test_arguments_are_captured_by_value(tmp_path) -> None:
+    hidden, options = [16], {"scale": 0.5}
+    vae = pv.VAE((6,), 2, hidden=hidden, likelihood="gaussian", likelihood_options=options)
+    hidden.append(4)
+    options["scale"] = 9.0
+    vae.construction["arguments"].clear()
+    assert there_and_back(vae, tmp_path).likelihood.scale == 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (nn.Linear(2, 2), "Linear"),
+        (nn.ReLU, "type"),
+        (math.sqrt, "builtin_function_or_method"),
+        (lambda x: x, "function"),
+        (torch.zeros(3), "Tensor"),
+        (np.zeros(2), "ndarray"),
+        (nn.Parameter(torch.zeros(())), "Parameter"),
+        ({1, 2}, "set"),
+        (b"a", "bytes"),
+        (1j, "complex"),
+        ({"a": [(nn.ReLU(),)]}, "ReLU"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_with_the_remedy(value: Any, kind: str, tmp_path) -> None:
+    for name, model in (("value", Anything(value)), ("own", Anything(own=value))):
+        path = tmp_path / name
+        with pytest.raises(ValueError, match=rf"{name} of Anything holds a {kind}, which JSON cannot.*exclude="):
+            model.save(path)
+        assert not path.exists()
+        model.save(path, exclude=name)
+        with pytest.raises(ValueError, match=rf"does not hold all arguments of Anything: pass {name} to load"):
+            pv.load(path)
+        again = Anything.load(path, **{name: value})
+        assert again.options_.get("own", again.value_) is value
+    with pytest.raises(ValueError, match=r"exclude names valeu; arguments are value"):
+        model.save(path, exclude=["valeu"])
+
+
+def test_a_container_that_holds_itself_is_refused(tmp_path) -> None:
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(ValueError, match="value of Anything holds a list, which JSON cannot"):
+        Anything(value).save(tmp_path / "m")
+
+
+def test_a_module_as_part_is_given_at_load(tmp_path) -> None:
+    def part() -> nn.Module:
+        return pv.networks.MLP(6, [9], 16)
+
+    vae, x = pv.VAE((6,), 3, hidden=(16,), encoder=part()), binary(5)
+    with pytest.raises(ValueError, match=r"encoder of VAE holds a MLP.*exclude=\['encoder'\].*pass encoder to load"):
+        vae.save(tmp_path / "m")
+    path = vae.save(tmp_path / "m", exclude=["encoder"])
+    with pytest.raises(ValueError, match="pass encoder to load"):
+        pv.load(path)
+    assert torch.equal(pv.VAE.load(path, encoder=part()).encode(x), vae.encode(x))
+    with pytest.raises(ValueError, match=r"do not fit VAE: encoder.0.bias is \(8,\) as built, and \(9,\) in the file"):
+        pv.VAE.load(path, encoder=pv.networks.MLP(6, [8], 16))
+
+
+def test_arguments_in_place_of_the_files(tmp_path) -> None:
+    path = Decayed((6,), 2, hidden=(16,), strength=7.0).save(tmp_path / "m")
+    assert Decayed.load(path, strength=3.0).strength == 3.0
+    with pytest.raises(ValueError, match=r"do not fit Decayed: decoder.0.bias is \(8,\) as built"):
+        Decayed.load(path, hidden=(8,))
+    with pytest.raises(ValueError, match=r"cannot be rebuilt: .*unexpected keyword argument 'strenght'"):
+        Decayed.load(path, strenght=3.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: setattr(m, "strength", 9.0), "strength is 7.0 as built, and 9.0 now"),
+        (lambda m: setattr(m.likelihood, "scale", 0.25), "likelihood.scale is 0.5 as built, and 0.25 now"),
+        (lambda m: setattr(m, "latent_dim", 5), "latent_dim is 2 as built, and 5 now"),
+        (lambda m: setattr(m, "decoder", nn.Linear(2, 6)), "decoder.0.bias is .* as built, and missing now"),
+        (lambda m: m.register_buffer("extra", torch.zeros(2)), "extra is missing as built"),
+    ],
+)
+@pytest.mark.parametrize("posterior", ["mean_field", "iaf"])  # built without memory, or not
+def test_what_was_changed_later_is_not_lost_without_a_word(change, message: str, posterior: str, tmp_path) -> None:
+    options = {"likelihood": "gaussian", "likelihood_options": {"scale": 0.5}, "posterior": posterior}
+    model = Decayed((6,), 2, hidden=(16,), strength=7.0, **options)
+    there_and_back(model, tmp_path)
+    change(model)
+    with pytest.raises(ValueError, match=message):
+        model.save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_models_as_arguments(tmp_path) -> None:
+    torch.manual_seed(0)
+    inner = Decayed((6,), 2, hidden=(16,), strength=7.0)
+    again = there_and_back(zoo.NonAmortizedVAE(inner, 5), tmp_path)
+    assert type(again.generative) is Decayed
+    assert again.generative.strength == 7.0
+
+    class Distilled(Defaults):
+        def __init__(self, teacher: pv.VAE) -> None:
+            super().__init__()
+            self._teachers = [teacher]  # not a part: its weights are in no file
+
+    with pytest.raises(ValueError, match=r"teacher of .*Distilled holds a model that is no part of this one"):
+        Distilled(inner).save(tmp_path / "m")
+
+
+def test_an_object_that_no_constructor_made(tmp_path) -> None:
+    model = pv.VAE.__new__(pv.VAE)
+    model.__setstate__({k: v for k, v in pv.VAE((6,), 2).__dict__.items() if k != "_constructed"})
+    with pytest.raises(ValueError, match="was not made by VAE"):
+        model.save(tmp_path / "m")
+
+
+def test_a_constructor_that_works_once(tmp_path) -> None:
+    class Once(Nothing):
+        made = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            type(self).made += 1
+            if self.made > 1:
+                raise RuntimeError("the data are gone")
+
+    with pytest.raises(ValueError, match=r"no .*Once can be rebuilt from its arguments, as by load\(\): the data are"):
+        Once().save(tmp_path / "m")
+
+
+def test_signatures_are_the_constructors_own() -> None:
+    import inspect
+
+    assert list(inspect.signature(zoo.HierarchicalVAE).parameters)[:2] == ["event_shape", "latent_dims"]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'latent_dim'"):
+        pv.VAE((6,))
+
+
+# -- every class of the library ----------------------------------------------------------------------------------
+
+IMAGE = (1, 8, 8)
+MODELS: dict[str, Callable[[], Any]] = {
+    **{f"posterior {n}": lambda n=n: pv.VAE((6,), 4, posterior=n, hidden=(8,)) for n in POSTERIORS},
+    **{f"prior {n}": lambda n=n: pv.VAE((6,), 4, prior=n, hidden=(8,)) for n in PRIORS},
+    **{f"likelihood {n}": lambda n=n: pv.VAE((6,), 4, likelihood=n, hidden=(8,)) for n in LIKELIHOODS},
+    **{f"network {n}": lambda n=n: pv.VAE(IMAGE, 2, network=n, hidden=(8,)) for n in pv.model.vae.NETWORKS},
+    "linear": lambda: zoo.linear_vae((6,), 2),
+    "delta": lambda: zoo.delta_vae((6,), 4, delta=0.5, hidden=(8,)),
+    "beta": lambda: zoo.beta_vae((1, 16, 16), 3),
+    "hierarchical": lambda: zoo.HierarchicalVAE((6,), (3, 2), hidden=(8,)),
+    "ladder": lambda: zoo.LadderVAE((6,), (3, 2), hidden=(8,)),
+    "NVAE": lambda: zoo.NVAE(IMAGE, channels=4),
+    "VQ-VAE": lambda: zoo.VQVAE(IMAGE, num_codes=4, code_dim=3, hidden=4),
+    "VQ-VAE with prior": lambda: zoo.VQVAE(
+        IMAGE, num_codes=4, code_dim=3, hidden=4, prior=zoo.PixelCNNPrior((2, 2), 4, hidden=6)
+    ),
+    "PixelCNN": lambda: zoo.PixelCNN(IMAGE, decoder_options={"hidden": 4}),
+    "PixelVAE": lambda: zoo.PixelVAE(IMAGE, 2, hidden=(8,), decoder_options={"hidden": 4}),
+    "PixelVAE, GRU": lambda: zoo.PixelVAE(IMAGE, 2, hidden=(8,), decoder="gru", conditioning="vector"),
+    "not amortised": lambda: zoo.NonAmortizedVAE(pv.VAE((6,), 2, hidden=(8,), prior="mixture"), 5),
+    "linear-Gaussian": lambda: LinearGaussian(torch.ones(6, 2), torch.zeros(6), 0.5),
+    "Beta-Bernoulli": lambda: BetaBernoulli(6),
+    "autoencoder": lambda: zoo.contractive_autoencoder((6,), 2),
+    "prior of codes": lambda: zoo.PixelCNNPrior((2, 2), 4),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_class_evaluates_the_same(name: str, tmp_path) -> None:
+    model, dtype = MODELS[name]().double(), torch.float64
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    if name == "linear-Gaussian":
+        path = model.save(tmp_path / "m", exclude=["w", "b"])
+        again = LinearGaussian.load(path, w=torch.ones(6, 2), b=torch.zeros(6))
+    else:
+        again = there_and_back(model, tmp_path)
+    x = (torch.rand(5, *model.event_shape or (6,), dtype=dtype) < 0.5).to(dtype)
+    if isinstance(model, pv.LossModel):
+        a, b = (m.eval().loss(x) for m in (model, again))
+    else:
+        rows = [torch.arange(5)] if name == "not amortised" else []
+        a, b = (
+            pv.log_marginal(m, x, *rows, num_samples=3, progress=False, seed=1).pointwise["log_px"]
+            for m in (model, again)
+        )
+        a, b = (torch.tensor(v.to_numpy()) for v in (a, b))
+    assert a.isfinite().all()
+    assert torch.equal(a, b)
+
+
+class Shapeless(pv.VAEModel):
+    """``event_shape`` comes from the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder, self.encoder = nn.Linear(2, 6), nn.Linear(6, 4)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        loc, raw = self.encoder(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
+
+
+def test_the_shape_that_fit_found_is_kept(tmp_path) -> None:
+    model = Shapeless()
+    pv.fit(model, binary(20), epochs=1, progress=False)
+    again = there_and_back(model, tmp_path)
+    assert again.event_shape == (6,)
+    assert torch.equal(again.sample(3, seed=0), model.sample(3, seed=0))
+
+
+def test_a_prior_fitted_later_is_kept(tmp_path) -> None:
+    model = MODELS["VQ-VAE"]()
+    model.fit_prior(torch.rand(20, *IMAGE).round(), prior_options={"hidden": 6}, epochs=1, progress=False)
+    again = there_and_back(model, tmp_path)
+    assert isinstance(again.prior, zoo.PixelCNNPrior)
+    x = torch.rand(4, *IMAGE).round()
+    a, b = (pv.log_marginal(m, x, num_samples=1, progress=False).pointwise["log_px"] for m in (model, again))
+    assert a.equals(b)
+
+
+# -- weights -----------------------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+class Buffers(nn.Module):
+    """Buffers of many kinds, some of them not in ``state_dict``, one drawn by the constructor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6))
+        for name, value in {
+            "counts": torch.arange(3),
+            "mask": torch.tensor([True, False]),
+            "scalar": torch.tensor(2.5, dtype=torch.float64),
+            "short": torch.randn(3).bfloat16(),
+            "waves": torch.randn(3, dtype=torch.complex64),
+            "empty": torch.zeros(0, 3),
+            "projection": torch.randn(6),
+        }.items():
+            self.register_buffer(name, value, persistent=name != "projection")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (
+            self.weight * self.projection * x * self.scalar.float() * self.short.float().sum() + self.waves.real.sum()
+        )
+
+
+def _expanded() -> nn.Module:
+    layer = nn.Linear(6, 6)
+    layer.weight = nn.Parameter(torch.randn(6, 1).expand(6, 6))
+    return layer
+
+
+def _transposed() -> nn.Module:
+    layer = nn.Linear(6, 6)
+    layer.weight = nn.Parameter(torch.randn(6, 6).T)
+    return layer
+
+
+PARTS: dict[str, Callable[[], nn.Module]] = {
+    "tied": Tied,
+    "buffers": Buffers,
+    "expanded": _expanded,
+    "transposed": _transposed,
+    "mixed precision": lambda: nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)),
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)),
+    "old spectral norm": lambda: nn.utils.spectral_norm(nn.Linear(6, 6)),
+    "Pyro's": lambda: _pyro_part(),
+    "batch norm": lambda: nn.BatchNorm1d(6),
+    "recurrent": lambda: nn.Sequential(nn.Unflatten(1, (6, 1)), nn.GRU(1, 2, batch_first=True), _First()),
+    "compiled by the constructor": lambda: torch.compile(nn.Linear(6, 6), backend="eager"),
+}
+
+
+def _pyro_part() -> nn.Module:
+    part = pyro.nn.PyroModule[nn.Linear](6, 6)
+    part.bias = pyro.nn.PyroParam(torch.ones(6), dist.constraints.positive)
+    return part
+
+
+class _First(nn.Module):
+    def forward(self, outputs: tuple[Tensor, Tensor]) -> Tensor:
+        return outputs[0]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_weights_of_every_kind(name: str, tmp_path) -> None:
+    model, x = of_parts(PARTS[name]), torch.randn(4, 6)
+    if name == "mixed precision":
+        model.part[0].bfloat16(), model.part[2].double()
+        there_and_back(model, tmp_path)
+        return
+    model.loss(x)  # statistics and singular vectors move
+    again = there_and_back(model, tmp_path)
+    for m in (model, again):
+        m.eval()
+    # What was expanded is dense, which a matrix product sums in another order.
+    torch.testing.assert_close(
+        model.loss(x), again.loss(x), rtol=1e-5 * (name == "expanded"), atol=1e-5 * (name == "expanded")
+    )
+    if name == "tied":
+        assert again.part.a.weight is again.part.b.weight
+    if name == "transposed":
+        assert again.part.weight.stride() == (1, 6)
+
+
+@pytest.mark.parametrize("compile", ["part", "whole", "in place"])
+def test_compiled_models(compile: str, tmp_path) -> None:
+    model, x = pv.VAE((6,), 2, hidden=(16,)), binary(4)
+    codes = model.encode(x)
+    if compile == "part":
+        model.encoder = torch.compile(model.encoder, backend="eager")
+        path = model.save(tmp_path / "m")
+    elif compile == "whole":
+        path = torch.compile(model, backend="eager").save(tmp_path / "m")
+    else:
+        model.compile(backend="eager")
+        path = model.save(tmp_path / "m")
+    again = pv.load(path)
+    assert not any("_orig_mod" in name for name in again.state_dict())
+    assert torch.equal(again.encode(x), codes)
+
+
+def test_channels_last(tmp_path) -> None:
+    for channels in (1, 3):
+        shape = (channels, 16, 16)
+        model = pv.VAE(shape, 2, network="strided_conv", hidden=(8,)).to(memory_format=torch.channels_last)
+        again = there_and_back(model, tmp_path)
+        strides = [{n: p.stride() for n, p in m.named_parameters()} for m in (model, again)]
+        assert strides[0]["encoder.0.weight"][1] == 1
+        assert strides[0] == strides[1]
+        x = torch.rand(5, *shape).round()
+        assert torch.equal(again.encode(x), model.encode(x))
+
+
+def test_weights_that_the_constructor_ties_and_the_file_does_not(tmp_path) -> None:
+    model = of_parts(Tied)
+    model.part.b.weight = nn.Parameter(torch.randn(6, 6))
+    path = model.save(tmp_path / "m")
+    with pytest.raises(ValueError, match="ties some that differ in the file"):
+        type(model).load(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.LazyLinear(3), r"part.weight of OfParts cannot be kept in a file, because it is lazy"),
+        (lambda: _with(torch.zeros(2, dtype=torch.complex128)), "part.b is a tensor of a kind .*complex128"),
+        (lambda: _with(torch.zeros(2, 2).to_sparse()), "part.b is a tensor of a kind .*sparse"),
+        (lambda: _with(torch.zeros(2, device="meta")), "part.b is a tensor of a kind .*on meta"),
+    ],
+)
+def test_what_a_file_does_not_hold(make, message: str, tmp_path) -> None:
+    with pytest.raises(ValueError, match=message):
+        of_parts(make).save(tmp_path / "m")
+
+
+def _with(buffer: Tensor) -> nn.Module:
+    part = nn.Linear(6, 1)
+    part.register_buffer("b", buffer)
+    return part
+
+
+def test_a_model_that_is_too_large_costs_no_memory_to_refuse(tmp_path) -> None:
+    path = pv.VAE((6,), 2, hidden=(16,)).save(tmp_path / "m")
+    with pytest.raises(ValueError, match=r"do not fit VAE: decoder.0.bias is \(10000000,\) as built"):
+        pv.VAE.load(path, hidden=(10**7, 10**7))  # 400 TB
+
+
+# -- files -------------------------------------------------------------------------------------------------------
+
+
+def test_any_flipped_bit_is_noticed(tmp_path) -> None:
+    path = pv.VAE((6,), 2, hidden=(3,)).save(tmp_path / "m")
+    content = bytearray(path.read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    silent = []
+    for place in [*range(0, header, 7), *range(header, len(content), 11), len(content) - 1]:
+        bad = bytearray(content)
+        bad[place] ^= 1
+        path.write_bytes(bad)
+        try:
+            pv.load(path)
+        except ValueError as error:
+            assert "is not a model saved by pyrovae, or is damaged" in str(error), place  # noqa: PT017
+        else:
+            silent.append(place)
+    assert all(content[place : place + 1].isspace() for place in silent)  # padding of the format
+
+
+def crafted(path: Path, change: Callable[[dict], None]) -> Path:
+    """A file whose header was changed by hand, digest and all."""
+    from pyrovae._model_files import digest
+
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["pyrovae"])
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(header)
+    header["digest"] = digest(header, weights) if "digest" in header else ""
+    save_file(weights, path, {"pyrovae": json.dumps(header)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h: h.update(format=1), "format is 1, where 2 is needed. Save the model anew"),
+        (lambda h: h.pop("format"), "format is 1, where 2 is needed"),
+        (lambda h: h.update(format="2"), "format is 2"),
+        (lambda h: h.pop("arguments"), "missing, unknown or malformed fields: arguments"),
+        (lambda h: h.update(arguments=[1]), "malformed fields: arguments"),
+        (lambda h: h.update(module=3, more=1), "malformed fields: module, more"),
+        (lambda h: h.update(event_shape="six"), "malformed fields: event_shape"),
+        (lambda h: h.update(event_shape=["a"]), r"data of shape \['a'\]"),
+        (lambda h: h.update(layouts={"none": [0]}), "damaged: 'none'"),
+        (lambda h: h.update(layouts={"decoder.0.weight": [0, 0]}), "damaged"),
+        (lambda h: h.update(layouts={"decoder.0.weight": [10**15, 1]}), "over more memory than it needs"),
+        (lambda h: h.update(layouts={"decoder.0.weight": [1, 2, 3]}), "damaged"),
+        (lambda h: h.update(layouts={"decoder.0.weight": 5}), "damaged"),
+        (lambda h: h.update({"class": "Elsewhere"}), "holds a Elsewhere, which is not defined here"),
+        (lambda h: h["arguments"].update(latent_dim="two"), "cannot be rebuilt: latent_dim must be an integer"),
+        (lambda h: h["arguments"].update(other=2), "cannot be rebuilt: .*unexpected keyword argument 'other'"),
+        (lambda h: h["arguments"].pop("latent_dim"), r"pass latent_dim to load\(\)"),
+        (lambda h: h["arguments"].update(latent_dim={"$call": "os.system"}), "a value of unknown kind, \\$call"),
+        (lambda h: h["arguments"].update(latent_dim={"$dtype": "load"}), "a value of unknown kind, \\$dtype"),
+        (lambda h: h["arguments"].update(latent_dim={"$device": "moon"}), "cannot be rebuilt"),
+        (lambda h: h["arguments"].update(latent_dim={"$enum": ["os", "PathLike", "x"]}), "cannot be rebuilt: holds a"),
+        (lambda h: h["arguments"].update(latent_dim={"$model": {"class": "VAE"}}), "cannot be rebuilt"),
+        (lambda h: h["arguments"].update(latent_dim={"$not_kept": "Linear"}), "unknown kind"),
+    ],
+)
+def test_headers_by_another_hand(change, message: str, tmp_path) -> None:
+    path = crafted(pv.VAE((6,), 2, hidden=(3,)).save(tmp_path / "m"), change)
+    with pytest.raises(ValueError, match=message):
+        pv.load(path)
+
+
+def test_a_file_of_the_older_format(tmp_path) -> None:
+    header = {"class": "VAE", "module": "pyrovae.model.vae", "config": {}, "event_shape": [6], "dtype": "float32"}
+    save_file({"a": torch.zeros(2)}, tmp_path / "m", {"pyrovae": json.dumps(header)})
+    with pytest.raises(ValueError, match="its format is 1, where 2 is needed"):
+        pv.load(tmp_path / "m")
