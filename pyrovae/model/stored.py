@@ -20,10 +20,12 @@ class Stored(nn.Module):
     Attributes:
         event_shape: shape of one datum; ``fit`` fills it in where the subclass did not.
         config: keyword arguments that rebuild this object, if it has such; stored by :meth:`save`.
+        validated_on: content hashes of the data by which ``fit`` chose the epoch.
     """
 
     event_shape: tuple[int, ...] | None = None
     config: dict[str, Any] | None = None
+    validated_on: tuple[str, ...] = ()
 
     def like(self) -> Tensor:
         """An empty tensor of the model's device and dtype."""

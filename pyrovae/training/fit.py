@@ -155,6 +155,7 @@ def fit(
         held_out = None
         if validation is not None:
             held_out = as_batches(model, validation, batch_size=batch_size, transform=None, name="validation")
+            model.validated_on = tuple(dict.fromkeys((*model.validated_on, held_out.hash())))
         for batches in (train, held_out):
             if batches is not None:
                 terms = batches.check(model, 1 if objective is None else min(objective.num_particles, 2))

@@ -93,7 +93,7 @@ def test_several_seeds() -> None:
 
     def shifted(by: float) -> pv.MarginalResult:
         pointwise = base.pointwise.assign(log_px=base.pointwise["log_px"] + by)
-        return dataclasses.replace(base, pointwise=pointwise)
+        return dataclasses.replace(base, pointwise=pointwise, fingerprint=(by,))
 
     shifts = np.array([0.5, 0.1, 0.3])
     table = pv.compare({"one": base, "three": [shifted(by) for by in shifts]})
@@ -101,7 +101,8 @@ def test_several_seeds() -> None:
     assert row["seeds"] == 3
     assert row["diff"] == pytest.approx(0.3)
     assert row["seed_sd"] == pytest.approx(0.2)
-    assert row["diff_se"] == pytest.approx(0.2 / math.sqrt(3), rel=1e-6)
+    assert row["claim"] == "training, if both vary alike"
+    assert row["diff_se"] == pytest.approx(0.2 * math.sqrt(1 + 1 / 3), rel=1e-6)
     assert row["diff_high"] - row["diff"] == pytest.approx(4.3027 * row["diff_se"], rel=1e-3)  # t with 2 degrees
     assert math.isnan(table.loc["one", "seed_sd"])
     assert row["mc_se"] == pytest.approx(base.summary()["mc_se"] / math.sqrt(3))
