@@ -181,11 +181,12 @@ def test_siblings_of_bad_input() -> None:
     x = model.sample(100, seed=2)
     few = pv.log_marginal(model, x, num_samples=50, seed=9, progress=False)
     other = dataclasses.replace(few, model_hash="another training", fingerprint=(1.0,))
+    with pytest.warns(UserWarning, match="different numbers of draws"):
+        table = pv.compare({"a": [r["exact"], other]})
+    assert table.loc["a", "K"] == 50
     with pytest.warns(UserWarning, match="different numbers of draws") as caught:
-        assert pv.compare({"a": [r["exact"], other]}).loc["a", "K"] == 50
         arviz_comparison({"a": r["exact"], "b": other})
-    assert {w.filename for w in caught} == {__file__}
-    assert len(caught) == 2
+    assert [w.filename for w in caught] == [__file__]
     again = arviz_comparison(r)
     n, best = 100, again.index[0]
     for name in again.index[1:]:
