@@ -68,16 +68,16 @@ def main() -> None:
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for models, seeds, uneven in product((2, 7), DESIGNS, (False, True)):
-        if uneven and 1 in seeds:
-            continue  # no interval can know the variance of a single seed
+        if (uneven and 1 in seeds) or (models > 2 and (uneven or seeds not in DESIGNS[:4])):
+            continue  # no interval can know the variance of a single seed; seven at once take minutes
         found = []
-        for ratio, (interaction, own) in product(RATIOS if seeds != (1, 1) else (0.0,), EFFECTS):
+        for ratio, (interaction, own) in product(RATIOS[:: models // 2] if seeds != (1, 1) else (0.0,), EFFECTS):
             setting = {"ratio": ratio, "uneven": uneven, "interaction": interaction, "own": own}
             result = coverage(seeds, models=models, replicates=args.replicates, **setting)  # type: ignore[arg-type]
             rows.append({"models": models, "seeds": seeds, **setting, **result})
             found.append(result["simultaneous"])
         print(
-            f"{models} models, {seeds[0]}x{seeds[1]} seeds{', uneven' if uneven else '':8}: "
+            f"{models} models, {seeds[0]}x{seeds[1]} seeds{', uneven' if uneven else ''}: "
             f"{min(found):.3f} to {max(found):.3f}, mean {np.mean(found):.3f}",
             flush=True,
         )

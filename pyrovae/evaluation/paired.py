@@ -187,7 +187,8 @@ def simultaneous(differences: Sequence[Difference], confidence: float) -> float:
     centred = np.stack([d.values - d.values.mean() for d in usable])
     values, vectors = np.linalg.eigh(centred @ centred.T / centred.shape[1] ** 2)
     errors = rng.standard_normal((_DRAWS, len(usable))) @ (vectors * np.sqrt(values.clip(min=0.0))).T
-    reference, scatter = rng.standard_normal(_DRAWS), {}
+    reference = rng.standard_normal(_DRAWS)
+    scatter: dict[int, np.ndarray] = {}  # of the variance that the reference's seeds give, the same for all
     for j, d in enumerate(usable):
         variance = np.full(_DRAWS, d.data)
         for s in d.seeds:
