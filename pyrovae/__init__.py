@@ -21,6 +21,7 @@ from pyrovae.evaluation import (
     elbo_terms,
     inference_gaps,
     log_marginal,
+    pool,
     refit_posterior,
 )
 from pyrovae.model import VAE, LogTerms, LossModel, VAEModel, load
@@ -68,6 +69,7 @@ __all__ = [
     "log_marginal",
     "networks",
     "plots",
+    "pool",
     "posteriors",
     "priors",
     "refit_posterior",

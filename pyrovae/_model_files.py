@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrovae._files import replaced
 
 _KEY, _FORMAT = "pyrovae", 2
-_TEXTS, _LISTS, _DICTS = ("class", "module", "digest"), ("excluded",), ("arguments", "layouts")
+_TEXTS, _LISTS, _DICTS = ("class", "module", "digest"), ("excluded", "validated_on"), ("arguments", "layouts")
 _KINDS: dict[str, Any] = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_LISTS, list), **dict.fromkeys(_DICTS, dict)}
 _KINDS |= {"format": int, "event_shape": (list, type(None)), "columns": (list, type(None))}
 

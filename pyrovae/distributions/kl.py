@@ -22,7 +22,7 @@ def expanded_kl(q: Any, p: Any) -> Tensor | None:
 
 def _with_common_batch(q: Any, p: Any) -> tuple[Any, Any]:
     shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
-    return tuple(d if d.batch_shape == shape else d.expand(shape) for d in (q, p))  # type: ignore[return-value]
+    return tuple(d if d.batch_shape == shape else d.expand(shape) for d in (q, p))
 
 
 def kl_by_dimension(q: Any, p: Any) -> Tensor | None:

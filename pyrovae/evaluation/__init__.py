@@ -9,6 +9,7 @@ from pyrovae.evaluation.gaps import GapsResult, inference_gaps
 from pyrovae.evaluation.latent_space import completeness, continuity
 from pyrovae.evaluation.log_marginal import log_marginal
 from pyrovae.evaluation.monitor import CollapseMonitor
+from pyrovae.evaluation.pool import pool
 from pyrovae.evaluation.refit import refit_posterior
 from pyrovae.evaluation.result import MarginalResult
 from pyrovae.evaluation.tail import khat_threshold, pareto_khat
@@ -43,6 +44,7 @@ __all__ = [
     "mig",
     "mutual_information",
     "pareto_khat",
+    "pool",
     "refit_posterior",
     "sap",
 ]

@@ -16,7 +16,7 @@ from pyrovae._graph import COMPILE, Compile
 from pyrovae._random import seeded
 from pyrovae.evaluation.result import MarginalResult, judge
 from pyrovae.evaluation.stream import WeightStream
-from pyrovae.evaluation.strict import as_test_set, fingerprint, model_name, refuse_to_mix, strict
+from pyrovae.evaluation.strict import as_test_set, fingerprint, model_name, refuse_to_mix, strict, weights_hash
 from pyrovae.evaluation.weights import LogWeights
 from pyrovae.model import VAEModel
 from pyrovae.model.capabilities import capabilities
@@ -115,6 +115,8 @@ def log_marginal(
         seed=seed,
         proposal=proposal,
         fingerprint=marks,
+        model_hash=weights_hash(model),
+        validation_data=any(data.hash in getattr(part, "validated_on", ()) for part in model.modules()),
     )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -37,9 +37,11 @@ class MarginalResult:
         discrete: whether the likelihood is a probability mass function.
         data_hash: content hash of the data evaluated, tensor covariates included.
         model_name: class of the model, with its posterior where it has one.
-        seed: seed of the draws.
+        seed: seed of the draws; of a pooled result, all of them.
         proposal: what the draws came from, ``"posterior"`` or ``"prior"``.
         fingerprint: log p(x, z) at a few fixed points, by which two results of one generative model are known.
+        model_hash: content hash of the weights, by which two results of one trained model are known.
+        validation_data: whether these are the data by which ``fit`` chose the epoch.
     """
 
     pointwise: pd.DataFrame
@@ -49,9 +51,11 @@ class MarginalResult:
     discrete: bool
     data_hash: str
     model_name: str
-    seed: int | None
+    seed: int | tuple[int | None, ...] | None
     proposal: str = "posterior"
     fingerprint: tuple[float, ...] = ()
+    model_hash: str = ""
+    validation_data: bool = False
 
     @property
     def khat_threshold(self) -> float:
@@ -71,11 +75,12 @@ class MarginalResult:
         share = f"{len(bad)} of {len(self.pointwise)} data are unreliable"
         reasons = bad.str.split(", ").explode().value_counts()
         why = f" ({', '.join(f'{reason}: {count}' for reason, count in reasons.items())})" if len(bad) else ""
+        seen = " fit chose the epoch by these data: others have a lower log p(x)." if self.validation_data else ""
         if self.reliable:
-            return f"Reliable: {share}{why}."
+            return f"Reliable: {share}{why}.{seen}"
         return (
             f"Unreliable: {share}{why}. L_{self.num_samples} is a lower bound whose distance from log p(x) and whose "
-            f"mc_se cannot be relied on: use more draws, a richer posterior, or ais."
+            f"mc_se cannot be relied on: use more draws, a richer posterior, or ais.{seen}"
         )
 
     def summary(self) -> pd.Series:
@@ -159,10 +164,10 @@ class MarginalResult:
         """
         dataset = group(data, _GROUP)
         facts = json.loads(dataset.attrs["result"])
-        facts |= {name: tuple(facts[name]) for name in ("bounds", "fingerprint")}
         names = facts.pop("index")
         levels = [dataset[f"index_{i}"].to_numpy() for i in range(len(names))]
         index = pd.MultiIndex.from_arrays(levels, names=names) if len(names) > 1 else pd.Index(levels[0], name=names[0])
+        facts |= {name: tuple(value) for name, value in facts.items() if isinstance(value, list)}
         columns = {str(name): values.to_numpy() for name, values in dataset.data_vars.items()}
         pointwise = pd.DataFrame(columns, index).astype({"reliable": bool, "reason": str})
         return cls(pointwise=pointwise, **facts)
@@ -211,6 +216,12 @@ def describe(found: Mapping[str, pd.Series]) -> pd.DataFrame:
     table = pd.DataFrame(found)
     reason = table.apply(lambda row: ", ".join(row.index[row]), axis=1)
     return pd.DataFrame({"reliable": ~table.any(axis=1), "reason": reason})
+
+
+def same_marks(fingerprints: Sequence[tuple[float, ...]]) -> bool:
+    """Whether all are log p(x, z) of one generative model."""
+    first = fingerprints[0]
+    return bool(first) and all(len(m) == len(first) and np.allclose(m, first) for m in fingerprints)
 
 
 def se_over_data(values: pd.Series) -> float:

@@ -140,12 +140,16 @@ def fingerprint(model: VAEModel, data: TestSet) -> tuple[float, ...]:
     return tuple((log_prior + log_likelihood).double().flatten().tolist())
 
 
+def weights_hash(model: VAEModel) -> str:
+    """Content hash of a model's parameters and buffers."""
+    return content_hash(*(v for v in model.state_dict().values() if isinstance(v, Tensor)))
+
+
 def refuse_to_mix(model: VAEModel, data: TestSet) -> None:
     """Raise a ``ValueError`` where the processes that are to share the work have different models or data."""
     if num_processes() > 1:
-        weights = [v for v in model.state_dict().values() if isinstance(v, Tensor)]
         refuse_differences("Give every process all the data: they share them out themselves.", x=data.hash)
-        refuse_differences("Train them together, load them, or seed them equally.", model=content_hash(*weights))
+        refuse_differences("Train them together, load them, or seed them equally.", model=weights_hash(model))
 
 
 @contextmanager

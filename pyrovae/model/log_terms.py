@@ -168,7 +168,7 @@ def draw(
     *covariates: Any,
     num_particles: int = 1,
     max_plate_nesting: int = 1,
-) -> tuple[dict[str, Tensor], Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
+) -> tuple[Latents, Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
     """Run a guide, or a model as the proposal it is: what it draws and how it scores that.
 
     Args:

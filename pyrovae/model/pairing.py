@@ -53,7 +53,7 @@ def check_pair(guide: Sites, model: Sites) -> None:
                 f"the integral over {auxiliary!r}. What follows it must be pyro.distributions.Delta(value, "
                 f"log_density=-log|det ∂value/∂{auxiliary}|)."
             )
-    if auxiliary is not None and auxiliary == next(reversed(guide)):
+    if auxiliary is not None and auxiliary == list(guide)[-1]:
         raise ValueError(f"site {auxiliary!r} of the guide is auxiliary, but no latent is made from it: remove it.")
     scales = [site["scale"] for site in (*guide.values(), *model.values())]
     if any(isinstance(s, Tensor) for s in scales) or len(set(scales)) > 1:

@@ -29,10 +29,12 @@ class Stored(nn.Module):
         event_shape: shape of one datum; ``fit`` fills it in where the subclass did not.
         columns: names of the columns of the DataFrames that ``fit`` trained on, a list (or ``None``) for x and for each
             covariate; later frames are put in this order. ``None`` where there were no frames.
+        validated_on: content hashes of the data by which ``fit`` chose the epoch.
     """
 
     event_shape: tuple[int, ...] | None = None
     columns: Columns | None = None
+    validated_on: tuple[str, ...] = ()
     _constructed: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -111,7 +113,8 @@ class Stored(nn.Module):
                     f"constructor, from an argument, or keep it in a buffer; an attribute that does not matter may be "
                     f"private (_name). The weights alone are saved by torch.save(model.state_dict(), path)."
                 )
-        write(Path(path), {**header, "excluded": sorted(excluded), "columns": self.columns}, weights)
+        seen = {"columns": self.columns, "validated_on": list(self.validated_on)}
+        write(Path(path), {**header, **seen, "excluded": sorted(excluded)}, weights)
         return Path(path)
 
     @classmethod
@@ -153,7 +156,7 @@ class Stored(nn.Module):
         model.load_state_dict(state)
         if digest(header, tensors) != header["digest"]:
             raise ValueError(f"the weights in {path} do not fit {name}: it ties some that differ in the file.")
-        model.columns = header["columns"]
+        model.columns, model.validated_on = header["columns"], tuple(header["validated_on"])
         return model
 
 
@@ -222,7 +225,7 @@ def _settings(model: nn.Module) -> dict[str, Any]:
         f"{_uncompiled(path)}.{name}".lstrip("."): encode(value)
         for path, module in model.named_modules()
         for name, value in vars(module).items()
-        if not name.startswith("_") and name not in ("training", "event_shape")
+        if not name.startswith("_") and name not in ("training", "event_shape", "validated_on")
         if isinstance(value, (bool, int, float, str, tuple, np.generic, type(None)))
     }
 

@@ -222,7 +222,7 @@ class LoaderBatches(Batches):
 
     def hash(self) -> str:
         tensors = getattr(self._loader.dataset, "tensors", None)
-        return content_hash(*tensors) if tensors else super().hash()
+        return content_hash(*tensors[: self._num_fields]) if tensors else super().hash()
 
 
 def as_batches(

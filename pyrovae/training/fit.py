@@ -169,6 +169,8 @@ def fit(
                     terms = batches.check(model, 1 if objective is None else min(objective.num_particles, 2))
                     if isinstance(objective, Objective) and terms is not None:
                         objective.check(terms)
+        if held_out is not None:
+            model.validated_on = tuple(dict.fromkeys((*model.validated_on, held_out.hash())))
         parameters = trainable(model)
         stepper = (optimizer or _adam(learning_rate, target))(parameters)
         check_optimizer(stepper, parameters, type(model).__name__)

@@ -93,7 +93,7 @@ def test_several_seeds() -> None:
 
     def shifted(by: float) -> pv.MarginalResult:
         pointwise = base.pointwise.assign(log_px=base.pointwise["log_px"] + by)
-        return dataclasses.replace(base, pointwise=pointwise)
+        return dataclasses.replace(base, pointwise=pointwise, fingerprint=(by,))
 
     shifts = np.array([0.5, 0.1, 0.3])
     table = pv.compare({"one": base, "three": [shifted(by) for by in shifts]})
@@ -101,7 +101,8 @@ def test_several_seeds() -> None:
     assert row["seeds"] == 3
     assert row["diff"] == pytest.approx(0.3)
     assert row["seed_sd"] == pytest.approx(0.2)
-    assert row["diff_se"] == pytest.approx(0.2 / math.sqrt(3), rel=1e-6)
+    assert row["claim"] == "training, if both vary alike"
+    assert row["diff_se"] == pytest.approx(0.2 * math.sqrt(1 + 1 / 3), rel=1e-6)
     assert row["diff_high"] - row["diff"] == pytest.approx(4.3027 * row["diff_se"], rel=1e-3)  # t with 2 degrees
     assert math.isnan(table.loc["one", "seed_sd"])
     assert row["mc_se"] == pytest.approx(base.summary()["mc_se"] / math.sqrt(3))
@@ -159,3 +160,36 @@ def test_arviz_draws_the_comparison() -> None:
     assert top[["elpd_diff", "dse"]].tolist() == [0.0, 0.0]
     assert top["elpd"] == pytest.approx(r[table.index[0]].pointwise["log_px"].sum())
     assert (table["elpd_diff"] >= 0).all()
+
+
+def test_siblings_of_bad_input() -> None:
+    """Results of ais among the results, a NaN datum, unequal draws among seeds, a confidence near one."""
+    model, r = results()
+    annealed = pv.ais(model, model.sample(100, seed=2)[:5], num_temperatures=5, num_chains=2, progress=False)
+    with pytest.raises(TypeError, match="'a' must be a result of log_marginal or a sequence of them; got AISResult"):
+        pv.compare({"a": annealed})
+    broken = r["detuned"].pointwise.assign(log_px=r["detuned"].pointwise["log_px"].where(lambda v: v.index != 3))
+    table = pv.compare({**r, "detuned": dataclasses.replace(r["detuned"], pointwise=broken)})
+    columns = ["diff", "diff_se", "diff_low", "simultaneous_high"]
+    assert table.loc["detuned", columns].isna().all()
+    assert table.loc["exact", columns].notna().all()
+    sure = pv.compare(r, confidence=1 - 1e-9).loc["exact"]
+    assert sure["diff_low"] < sure["diff"] < sure["diff_high"] < math.inf
+    assert sure["simultaneous_high"] > sure["diff_high"]
+    with pytest.raises(ValueError, match="resolve must be positive and finite; got 0"):
+        pv.compare(r, resolve=0)
+    x = model.sample(100, seed=2)
+    few = pv.log_marginal(model, x, num_samples=50, seed=9, progress=False)
+    other = dataclasses.replace(few, model_hash="another training", fingerprint=(1.0,))
+    with pytest.warns(UserWarning, match="different numbers of draws"):
+        table = pv.compare({"a": [r["exact"], other]})
+    assert table.loc["a", "K"] == 50
+    with pytest.warns(UserWarning, match="different numbers of draws") as caught:
+        arviz_comparison({"a": r["exact"], "b": other})
+    assert [w.filename for w in caught] == [__file__]
+    again = arviz_comparison(r)
+    n, best = 100, again.index[0]
+    for name in again.index[1:]:
+        d = r[name].pointwise["log_px"] - r[best].pointwise["log_px"]
+        assert again.loc[name, "dse"] == pytest.approx(math.sqrt(n) * d.std())
+        assert again.loc[name, "elpd_diff"] == pytest.approx(-d.sum())
