@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from pyrovae.distributions.independent import innermost
 from pyrovae.evaluation.blocks import blocks
 from pyrovae.evaluation.chunks import BLOCK, chunk_sizes, probe
+from pyrovae.evaluation.latents import Measured
 from pyrovae.evaluation.strict import TestSet
 from pyrovae.model import Latents, LogTerms, VAEModel
 from pyrovae.model.capabilities import capabilities
@@ -39,7 +40,7 @@ def aggregate(
     model: VAEModel,
     data: TestSet,
     terms: LogTerms,
-    rate: np.ndarray,
+    measured: Measured,
     *,
     num_samples: int,
     num_data: int,
@@ -47,12 +48,12 @@ def aggregate(
     progress: bool,
 ) -> Aggregate:
     """The mixture estimate where the guide can be scored at any point, else the bound where the prior is N(0, I)."""
-    chosen = torch.randperm(len(data))[:num_data]
-    mixture = _Mixture(model, data.rows(chosen), num_draws)
+    rate = measured.rate
     if terms.masks:
         return Aggregate(reason=f"latents are masked at {list(terms.masks)}: which of them there are is no constant")
-    if other := mixture.varying_priors():
-        return Aggregate(reason=f"the prior at {other} differs from datum to datum: no one q(z) splits the rate")
+    if measured.varying_priors:
+        where = f"the prior at {measured.varying_priors}"
+        return Aggregate(reason=f"{where} differs from datum to datum: no one q(z) splits the rate")
     unscorable = [site for site, q in terms.posterior.items() if capabilities(q).inverse is None]
     if unscorable:
         why = f"the posterior at {unscorable} cannot be scored at a point it did not draw"
@@ -60,7 +61,8 @@ def aggregate(
         if other:
             return Aggregate(reason=f"{why}, and the prior at {other} is not standard normal")
         return _gaussian_bound(model, data, rate, num_samples, why)
-    information = mixture.information(progress)
+    chosen = torch.randperm(len(data))[:num_data]
+    information = _Mixture(model, data.rows(chosen), num_draws).information(progress)
     value = float(information.mean())
     # What each datum adds to rate - information, those outside the mixture included.
     share = rate / len(rate)
@@ -97,13 +99,6 @@ class _Mixture:
         part = self._data.part(data, self._model.like())
         everywhere = torch.zeros(len(part[0]), dtype=torch.int64, device=self._model.like().device)
         return self._model.log_posterior(*part, latents=self._draws.draws(draws).rows(everywhere)).double()
-
-    def varying_priors(self) -> list[str]:
-        """The sites whose prior, given the same latents before them, is not the same for all data."""
-        part = self._data.part(slice(None), self._model.like())
-        everywhere = torch.zeros(len(part[0]), dtype=torch.int64, device=part[0].device)
-        terms = self._model.log_prior(*part, latents=self._draws.draws(slice(2)).rows(everywhere))
-        return [site for site, term in terms.items() if not torch.allclose(term, term[:, :1], 1e-4, 1e-4, True)]
 
     def information(self, progress: bool) -> np.ndarray:
         """log q(z | x_n) - log q̂(z) for each of the M data, averaged over its draws."""

@@ -27,7 +27,8 @@ class CollapseReport:
     Attributes:
         dimensions: one row per latent dimension: ``site``, ``dim``, ``kl`` averaged over data, ``activity``, both with
             standard errors, ``active`` and ``kl_method``, which says how ``kl`` was found; see :func:`collapse`. A
-            discrete site has one row, and its activity is NaN.
+            discrete site has one row. Its activity is NaN, and so is that of sites that are masked or whose prior
+            differs from datum to datum.
         sites: by latent site: ``kl``, ``kl_se``, ``active`` and ``dimensions``, the numbers of active and of all
             continuous dimensions.
         rate: E KL(q(z | x) ‖ p(z)).
@@ -73,7 +74,7 @@ class CollapseReport:
         """One line in plain words."""
         active, total = int(self.sites["active"].sum()), int(self.sites["dimensions"].sum())
         if not total:
-            return f"All latents are discrete; rate {self.rate:.3g} nats."
+            return f"No latent has an activity (discrete, masked or under priors per datum); rate {self.rate:.3g} nats."
         if not active and self.rate > _DEAD * total:
             return (
                 f"No latent dimension of {total} is active at threshold {self.threshold:g}, yet the rate is "
@@ -182,7 +183,7 @@ def collapse(
             model,
             data,
             terms,
-            measured.rate,
+            measured,
             num_samples=num_samples,
             num_data=num_data,
             num_draws=num_draws,

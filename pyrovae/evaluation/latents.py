@@ -15,6 +15,7 @@ from pyrovae.model import LogTerms, VAEModel
 from pyrovae.model.capabilities import capabilities, moment
 
 CLOSED_FORM, MONTE_CARLO, APPROXIMATION, MASKED = "closed form", "Monte Carlo", "normal approximation", "masked"
+_COMPARED = 500  # data whose priors are compared
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Measured:
         reconstruction: E log p(x | z).
         kl: E log q(z | x) - log p(z) by guide site, in closed form where that is known.
         dimensions: a table with one row for each latent dimension; see :class:`~pyrovae.CollapseReport`.
+        varying_priors: sites whose prior, given the same latents before them, is not the same for all data.
     """
 
     reconstruction: np.ndarray
     kl: dict[str, np.ndarray]
     dimensions: pd.DataFrame
+    varying_priors: list[str]
 
     @property
     def rate(self) -> np.ndarray:
@@ -61,11 +64,24 @@ def measure(
         bar.update(terms.reconstruction.numel())
     means = {site: {name: total / num_samples for name, total in of.items()} for site, of in sums.totals.items()}
     tables = [_table(site, means[site], method, num_samples, threshold) for site, method in methods.items()]
+    dimensions, varying = pd.concat(tables, ignore_index=True), _varying_priors(model, data)
+    moved = dimensions["site"].isin(varying)  # with their priors, which is no activity
+    dimensions.loc[moved, ["activity", "activity_se"]], dimensions.loc[moved, "active"] = math.nan, False
     return Measured(
         reconstruction=means.pop("")["reconstruction"].squeeze(1).cpu().numpy(),
         kl={site: of["site kl"].squeeze(1).cpu().numpy() for site, of in means.items()},
-        dimensions=pd.concat(tables, ignore_index=True),
+        dimensions=dimensions,
+        varying_priors=varying,
     )
+
+
+def _varying_priors(model: VAEModel, data: TestSet) -> list[str]:
+    """The sites whose prior, given the same latents before them, is not the same for all data."""
+    latents, _ = model.draw_posterior(*data.part(slice(1), model.like()), num_particles=2)
+    part = data.part(slice(_COMPARED), model.like())
+    everywhere = torch.zeros(len(part[0]), dtype=torch.int64, device=part[0].device)
+    terms = model.log_prior(*part, latents=latents.rows(everywhere))
+    return [site for site, term in terms.items() if not torch.allclose(term, term[:, :1], 1e-4, 1e-4, equal_nan=True)]
 
 
 class _Sums:

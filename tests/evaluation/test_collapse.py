@@ -2,12 +2,15 @@
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.testing import BetaBernoulli, DiscreteMixture, LinearGaussian
@@ -525,3 +528,134 @@ def test_monitor_every_few_epochs_and_bad_arguments() -> None:
         train(1.0, [pv.CollapseMonitor(DATA[:1])], epochs=1)
     with pytest.raises(ValueError, match=r"x has shape \(200, 5\); the model needs"):
         train(1.0, [pv.CollapseMonitor(DATA[:, :5])], epochs=1)
+
+
+# -- priors per datum, covariates, masks ------------------------------------------------------------------------------
+
+
+class GivenLabel(pv.VAEModel):
+    """p(z | y) = N(10 y, 1) and q(z | x, y) = N(10 y + a x, 1): a says how much z knows of x beyond y."""
+
+    def __init__(self, a: float = 0.0) -> None:
+        super().__init__()
+        self.event_shape, self.a, self.w = (1,), a, nn.Parameter(torch.zeros(1))
+
+    def prior(self, x: Tensor, y: Tensor) -> Any:
+        return dist.Normal(10.0 * y[:, None], 1.0).to_event(1)
+
+    def model(self, x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior(x, y))
+            pyro.sample("x", dist.Normal(0 * z + self.w, 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(10.0 * y[:, None] + self.a * x, 1.0).to_event(1))
+
+
+class ScaledByLabel(GivenLabel):
+    def prior(self, x: Tensor, y: Tensor) -> Any:
+        return dist.Normal(x.new_zeros(1), 1.0 + y[:, None]).to_event(1)
+
+
+class PriorOfX(GivenLabel):
+    def prior(self, x: Tensor, y: Tensor) -> Any:
+        return dist.Laplace(x, 1.0).to_event(1)
+
+
+@pytest.mark.parametrize("model", [GivenLabel(), GivenLabel(0.5), ScaledByLabel(), PriorOfX()])
+def test_priors_per_datum_have_no_split_and_no_activity(model: pv.VAEModel) -> None:
+    x, y = torch.randn(200, 1, generator=torch.Generator().manual_seed(0)), (torch.arange(200) % 2).float()
+    report = pv.collapse(model, x, y, progress=False)
+    assert report.estimator == "none"
+    assert "prior at ['z'] differs from datum to datum" in report.reason
+    assert math.isnan(report.mutual_information)
+    assert math.isnan(report.marginal_kl)
+    assert report.dimensions["activity"].isna().all()
+    assert not report.dimensions["active"].any()
+    assert "No latent has an activity" in report.verdict
+    if type(model) is GivenLabel:  # the rate itself is right: a² x² / 2
+        assert report.rate == pytest.approx(model.a**2 * float((x**2).mean()) / 2, abs=1e-5)
+
+
+def test_covariates_that_leave_the_prior_alone_split_the_rate() -> None:
+    """z knows y and nothing else: I is ln 2, and the rest of the rate is KL(q(z) ‖ p(z))."""
+
+    class Posterior(GivenLabel):
+        def prior(self, x: Tensor, y: Tensor) -> Any:
+            return dist.Normal(x.new_zeros(1), 1.0).to_event(1)
+
+    x, y = torch.randn(200, 1), (torch.arange(200) % 2).float()
+    report = pv.collapse(Posterior(), x, y, progress=False)
+    assert report.estimator == "mixture"
+    assert report.mutual_information == pytest.approx(math.log(2.0), abs=1e-4)
+    assert report.marginal_kl == pytest.approx(report.rate - math.log(2.0), abs=1e-4)
+    assert report.marginal_kl > 0
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_masked_latents_say_so(inside: bool) -> None:
+    """Half of the data have no z: the rate is that of the others, dimensions and split are not defined."""
+
+    class Masked(GivenLabel):
+        def draw(self, p: Any, y: Tensor) -> Tensor:
+            if inside:
+                return pyro.sample("z", p.expand([len(y)]).mask(y > 0))
+            with poutine.mask(mask=y > 0):
+                return pyro.sample("z", p)
+
+        def model(self, x: Tensor, y: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = self.draw(dist.Normal(x.new_zeros(1), 1.0).to_event(1), y)
+                pyro.sample("x", dist.Normal(0 * z + self.w, 1.0).to_event(1), obs=x)
+
+        def guide(self, x: Tensor, y: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                self.draw(dist.Normal(x, 1.0).to_event(1), y)
+
+    x, y = torch.randn(200, 1), (torch.arange(200) % 2).float()
+    report = pv.collapse(Masked(), x, y, num_samples=500, progress=False)
+    exact = float((y * x[:, 0] ** 2 / 2).mean())
+    assert abs(report.rate - exact) < 0.05
+    assert report.estimator == "none"
+    assert "masked at ['z']" in report.reason
+    assert report.dimensions["kl"].isna().all()
+    assert list(report.dimensions["kl_method"]) == ["masked"]
+
+
+@pytest.mark.parametrize("family", ["bernoulli", "categorical", "one-hot", "gamma", "beta"])
+def test_families_whose_kl_does_not_broadcast(family: str) -> None:
+    """The closed form over particles is that of one particle, expanded."""
+    make = {
+        "bernoulli": lambda h: dist.Bernoulli(logits=h).to_event(1),
+        "categorical": lambda h: dist.Categorical(logits=h),
+        "one-hot": lambda h: dist.OneHotCategorical(logits=h),
+        "gamma": lambda h: dist.Gamma(h.exp(), 1.0).to_event(1),
+        "beta": lambda h: dist.Beta(h.exp(), 1.0 + 0 * h).to_event(1),
+    }[family]
+
+    class Model(pv.VAEModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.event_shape, self.e = (3,), nn.Linear(3, 2)
+
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", make(x.new_zeros(2)))
+                shift = z.float().reshape(*z.shape[: z.dim() - len(make(x.new_zeros(2)).event_shape)], -1).sum(-1)
+                pyro.sample("x", dist.Normal(shift.unsqueeze(-1) + torch.zeros(3), 1.0).to_event(1), obs=x)
+
+        def guide(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", make(self.e(x)))
+
+    torch.manual_seed(0)
+    model, x = Model(), torch.randn(4, 3)
+    one, several = (model.log_terms(x, num_particles=k).closed_form_kl("z") for k in (1, 5))
+    assert one is not None
+    assert several is not None
+    torch.testing.assert_close(several, one.expand(5, 4))
+    draws = model.log_terms(x, num_particles=20_000)
+    sampled = draws.log_posterior["z"] - draws.log_prior["z"]
+    assert ((sampled.mean(0) - one[0]).abs() < 4 * sampled.std(0) / 20_000**0.5 + 1e-6).all()
+    assert pv.collapse(model, x, progress=False).rate == pytest.approx(float(one.detach().mean()), rel=1e-5)
