@@ -17,7 +17,7 @@ from pyrovae.model.capabilities import moment
 from pyrovae.model.latents import Latents
 from pyrovae.model.log_terms import LogTerms, as_latents, draw, log_densities, log_joint, log_terms, sample_sites
 from pyrovae.model.modes import are_statements_unheard, evaluation_mode, local_parameters
-from pyrovae.model.pairing import check_auxiliary
+from pyrovae.model.pairing import check_auxiliary, check_precision
 from pyrovae.model.stored import Stored
 
 _MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
@@ -172,6 +172,7 @@ class VAEModel(Stored, PyroModule):
                     f"model or guide fails on {name} of shape {tuple(x.shape)}: {error} Check the event shape "
                     f"and that every network keeps leading dimensions (..., features)."
                 ) from error
+            check_precision(terms.posterior)
             if any(site not in terms.prior for site in terms.posterior):
                 guide = sample_sites(poutine.trace(self.guide).get_trace(x[:1], *(_first(c, 1) for c in covariates)))
                 check_auxiliary(self.guide, guide, terms.prior, x[:1], *(_first(c, 1) for c in covariates))
