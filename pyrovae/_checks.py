@@ -91,14 +91,16 @@ def as_tensor(value: Any, name: str) -> Tensor:
         ) from error
 
 
-def as_data(value: Any, name: str, event_shape: torch.Size | tuple[int, ...] | None = None) -> Tensor:
-    """Data ``(N, *event_shape)`` as a float32 (or float64) tensor, checked.
+def as_data(
+    value: Any, name: str, event_shape: torch.Size | tuple[int, ...] | None = None, *, integers: bool = False
+) -> Tensor:
+    """Data ``(N, *event_shape)`` as a float32 (or float64) tensor, checked; of an integer dtype if ``integers``.
 
     Raises:
-        ValueError: integer or boolean data, an empty set, a wrong shape, NaN or infinite values.
+        ValueError: boolean data, integers unless they may be, an empty set, a wrong shape, NaN or infinite values.
     """
     x = as_tensor(value, name)
-    if not x.is_floating_point():
+    if not (x.is_floating_point() or (integers and x.dtype != torch.bool)):
         raise ValueError(
             f"{name} has dtype {str(x.dtype).removeprefix('torch.')}; a floating dtype is needed. "
             f"For 8-bit images pass x.float() / 255, for counts or flags x.float()."

@@ -11,8 +11,7 @@ from pyrovae.distributions.sylvester import apply_matrix
 
 
 class MultivariateNormal(KeepsLastDraw, dist.MultivariateNormal):
-    """N(μ, L Lᵀ): ``pyro.distributions.MultivariateNormal``, but for the log-density of its last draw z = μ + L ε, which is
-    -½ |ε|² - Σ ln Lᵢᵢ - ½ Z ln 2π.
+    """N(μ, L Lᵀ) as Pyro has it, but that its last draw z = μ + L ε is scored as -½ |ε|² - Σ ln Lᵢᵢ - ½ Z ln 2π.
 
     Any other value is scored by solving for ε. In single precision and hundreds of dimensions that can be wrong by
     millions of nats, because the condition number of a triangular L grows exponentially with its size.

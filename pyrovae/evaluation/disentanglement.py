@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, as_data
+from pyrovae._checks import as_covariates
 from pyrovae._hash import content_hash
 from pyrovae.evaluation import factors as scores_of
 from pyrovae.evaluation.strict import model_name
@@ -100,7 +100,7 @@ def disentanglement(
         )
     if not threshold >= 0:
         raise ValueError(f"threshold must not be negative, in squared units of z; got {threshold}.")
-    x = as_data(x, "x", model.event_shape)
+    x = model.as_data(x, "x", covariates)
     covariates = as_covariates(covariates, len(x), model.like())
     codes, v = scores_of.as_arrays(_codes(model, x, covariates), factors)
     names = list(factor_names) or [str(j) for j in range(v.shape[1])]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import ARRAYS, as_covariates, as_data, as_tensor, resolve_device
+from pyrovae._checks import ARRAYS, as_covariates, as_tensor, resolve_device
 from pyrovae._distributed import num_processes, refuse_differences
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
@@ -48,7 +48,8 @@ class TestSet:
         """``(x, *covariates)`` of some rows, on the model's device and in its precision."""
         covariates = tuple(c[rows] if isinstance(c, Tensor) and c.dim() else c for c in self.covariates)
         # A copy, because how memory is laid out decides how sums are rounded.
-        x = self.x[rows].to(like, copy=True, memory_format=torch.contiguous_format)
+        own = like if self.x.is_floating_point() else like.new_empty(0, dtype=self.x.dtype)
+        x = self.x[rows].to(own, copy=True, memory_format=torch.contiguous_format)
         return x, *as_covariates(covariates, None, like)
 
     def check(self, model: VAEModel) -> LogTerms:
@@ -90,7 +91,7 @@ def as_test_set(function: str, model: Any, x: Any, covariates: tuple[Any, ...]) 
         ValueError: wrong shape, integer, NaN or empty data, covariates of another length.
     """
     model = with_density(function, model)
-    x = as_data(x, "x", model.event_shape)
+    x = model.as_data(x, "x", covariates)
     as_covariates(covariates, len(x), x)  # only to check their lengths
     return TestSet(x, tuple(as_tensor(c, "a covariate") if isinstance(c, ARRAYS) else c for c in covariates))
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from pyrovae._checks import as_data
 from pyrovae.model import files
 
 
@@ -29,6 +30,10 @@ class Stored(nn.Module):
         """An empty tensor of the model's device and dtype."""
         first = next(chain(self.parameters(), self.buffers()), torch.empty(0))
         return torch.empty(0, device=first.device, dtype=first.dtype)
+
+    def as_data(self, value: Any, name: str = "x", covariates: tuple[Any, ...] = ()) -> Tensor:
+        """Data ``(N, *event_shape)``, checked; see :func:`pyrovae._checks.as_data`."""
+        return as_data(value, name, self.event_shape)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the weights and the configuration (JSON in the header) to one safetensors file, atomically.

@@ -117,7 +117,9 @@ def traversals(
         ['z[0]', 'z[1]', 'z[2]']
     """
     encode = getattr(model, "encode", None) or model.transform
-    mean = _single(encode(as_data(x, "x", getattr(model, "event_shape", None)), *covariates)).detach().cpu()
+    mean = (
+        _single(encode(as_data(x, "x", getattr(model, "event_shape", None), integers=True), *covariates)).detach().cpu()
+    )
     chosen = _dimensions(range(mean.shape[1]) if dims is None else dims, mean.shape[1])
     if values is not None:
         grid = torch.tensor([float(v) for v in values]).reshape(-1, 1).expand(-1, mean.shape[1])

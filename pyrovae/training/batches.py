@@ -69,7 +69,8 @@ class Batches(ABC):
             yield self.prepare(*raw)
 
     def _on_device(self, batch: Batch) -> Batch:
-        return batch[0].to(self.like), *as_covariates(batch[1:], len(batch[0]), self.like)
+        x = batch[0].to(self.like if batch[0].is_floating_point() else self.like.device)
+        return x, *as_covariates(batch[1:], len(batch[0]), self.like)
 
     def check(self, model: Model, num_particles: int = 1) -> LogTerms | None:
         """Run the model on the first batch with validation on; it learns its ``event_shape`` if it has none.
@@ -86,7 +87,7 @@ class Batches(ABC):
             raise ValueError(f"{self.name} cannot be read, or batch_transform does not take it: {error}") from error
         if first is None:
             raise ValueError(f"{self.name} is empty. Pass at least one datum.")
-        x = as_data(first[0], self.name, model.event_shape)
+        x = as_data(first[0], self.name, model.event_shape, integers=True)
         needed = num_covariates(model, required=True)
         if len(first) - 1 < needed:
             raise ValueError(
@@ -119,7 +120,7 @@ class Batches(ABC):
 
     def look(self, model: Model, batch: Batch) -> None:
         """Raise a ``ValueError`` if a batch holds values that the model does not take."""
-        as_data(batch[0], self.name, model.event_shape)
+        as_data(batch[0], self.name, model.event_shape, integers=True)
         if not isinstance(model, VAEModel):
             model.check_values(batch[0], self.name)
             return
@@ -214,7 +215,7 @@ class LoaderBatches(Batches):
             parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
             fields = tuple(as_tensor(part, self.name) for part in parts[: self._num_fields])
             self.total = len(fields[0]) * num_processes()
-            yield self._on_device(fields)
+            yield self._on_device((fields[0].to(self.like.dtype), *fields[1:]))
 
     def hash(self) -> str:
         tensors = getattr(self._loader.dataset, "tensors", None)
@@ -243,7 +244,7 @@ def as_batches(
     if isinstance(data, (Tensor, np.ndarray, pd.DataFrame, pd.Series)):
         data = (data,)
     if isinstance(data, (tuple, list)):
-        x = as_data(data[0], name, model.event_shape) if data else as_data([], name)
+        x = model.as_data(data[0], name, tuple(data[1:fields])) if data else as_data([], name)
         rest = tuple(as_tensor(c, f"covariate {i} of {name}") for i, c in enumerate(data[1:fields]))
         for i, c in enumerate(rest):
             if len(c) != len(x):
@@ -285,7 +286,10 @@ def split(data: Any, fraction: float) -> tuple[Batch, Batch]:
     parts = tuple(data) if isinstance(data, (tuple, list)) else (data,)
     if not all(isinstance(p, (Tensor, np.ndarray, pd.DataFrame, pd.Series)) for p in parts):
         raise ValueError("validation as a fraction needs tensors, arrays or DataFrames; pass the validation set.")
-    tensors = [as_data(parts[0], "data"), *(as_tensor(p, f"covariate {i} of data") for i, p in enumerate(parts[1:]))]
+    tensors = [
+        as_data(parts[0], "data", integers=True),
+        *(as_tensor(p, f"covariate {i} of data") for i, p in enumerate(parts[1:])),
+    ]
     order = from_main(torch.randperm(len(tensors[0])))
     held_out = math.ceil(fraction * len(order))
     if held_out == len(order):

@@ -55,8 +55,8 @@ def test_it_is_the_normal_of_pyro(batch: tuple[int, ...]) -> None:
 
 
 def test_gradients() -> None:
-    """Of a reparameterised draw: d log q / dL = -diag(1 / Lᵢᵢ), and 0 for the mean. Of one made without gradients: those
-    of the density at a given value.
+    """Of a reparameterised draw: d log q / dL = -diag(1 / Lᵢᵢ), and 0 for the mean. Of one made without gradients:
+    those of the density at a given value.
     """
     loc, tril = (t.requires_grad_() for t in case(4))
     q = MultivariateNormal(loc, scale_tril=tril)
