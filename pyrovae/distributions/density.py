@@ -41,6 +41,8 @@ def log_density(p: Any, value: Tensor) -> Tensor:
         terms = log_density(p.component_distribution, value.unsqueeze(-1 - len(p.event_shape)))
         return (terms + p.mixture_distribution.logits.log_softmax(-1)).logsumexp(-1)
     support = support_of(p)
+    if varies(support):  # bounds have the batch's shape, which data may lack
+        value = value.expand(torch.broadcast_shapes(value.shape, p.batch_shape + p.event_shape))
     inside, value = _inside(support, value, len(p.event_shape))
     terms = _transformed(p, value) if _inherits_log_prob(p, TransformedDistribution) else p.log_prob(value)
     return torch.where(inside, terms, -torch.inf)

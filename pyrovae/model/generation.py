@@ -74,7 +74,7 @@ class Generation(Stored):
         at_least(1, n=n)
         covariates = as_covariates(covariates, n, self.like())
         with self._inference(seed):
-            data, sites = self._without_data(covariates)
+            data, sites = self._without_data(covariates, labels=True)
             labels = [name for name, site in sites.items() if site["is_observed"] and name != data]
             again = self._look(covariates, seed=1)[0] if labels else {}
             for label in labels:
@@ -94,7 +94,7 @@ class Generation(Stored):
         at_least(1, n=n)
         covariates = as_covariates(covariates, n, self.like())
         with self._inference(seed):
-            self._without_data(covariates, latents_only=True)
+            self._without_data(covariates, data=False)
             sites = sample_sites(poutine.trace(self.model).get_trace(self._template(n), *covariates))
         latents = as_latents({n: s for n, s in sites.items() if not s["is_observed"]}, self.max_plate_nesting)
         return _only({name: z[0] for name, z in _data_first(latents).items()})
@@ -167,9 +167,9 @@ class Generation(Stored):
                     raise ValueError(
                         f"the model has the latent sites {list(hidden)}: pass decode() a dict with a value for each."
                     )
-                z, lead = {next(iter(hidden)): z}, None
+                z, lead, rows = {next(iter(hidden)): z}, None, "..."
             elif z:
-                lead = as_tensor(next(iter(z.values())), "z").shape[:1]
+                lead, rows = as_tensor(next(iter(z.values())), "z").shape[:1], "n"
             else:
                 raise ValueError("decode needs a value for at least one latent site; got none.")
             values = {}
@@ -180,7 +180,7 @@ class Generation(Stored):
                 own = value.dim() - len(plates + event)
                 lead = value.shape[: max(own, 0)] if lead is None else lead
                 if value.shape != lead + plates + event:
-                    needed = ", ".join(map(str, (*(lead if isinstance(z, Tensor) else ["n"]), *plates, *event)))
+                    needed = ", ".join(map(str, (rows, *plates, *event)))
                     raise ValueError(f"latents {name!r} have shape {tuple(value.shape)}; ({needed}) is needed.")
                 values[name] = value.to(hidden[name]["value"]).reshape(-1, *plates, *event).movedim(0, len(plates))
             assert lead is not None
@@ -254,18 +254,24 @@ class Generation(Stored):
         if not torch.equal(floats.to(x.dtype), x):
             raise ValueError(f"{name} holds integers that {like.dtype} does not have: pass model.double() such data.")
         head = tuple(c[:2] if isinstance(c, Tensor) and c.dim() else c for c in as_covariates(covariates, None, like))
+        failed = []
         for candidate in (floats, x):
             part = candidate[:2].to(like.device)
             try:
                 with self._inference(0), pyro.distributions.validation_enabled(False):
                     terms = log_terms(self.model, self.guide, part, *head, max_plate_nesting=self.max_plate_nesting)
-            except (IndexError, RuntimeError, TypeError, ValueError):  # whatever networks say of the wrong dtype
+                    poutine.trace(self.model).get_trace(part, *head)  # draws from the prior, too
+            except (IndexError, RuntimeError, TypeError, ValueError) as error:  # whatever networks say of a dtype
+                failed.append(f"{candidate.dtype}: {str(error).splitlines()[0]}")
                 continue
             observed = [site for site, v in terms.observed.items() if v is part] or list(terms.observed)
             if all(takes_integers(terms.likelihood[site]) for site in observed):
                 return candidate
             return as_data(value, name, self.event_shape)  # which says what to do instead
-        return floats  # what is wrong with the model, its check will say
+        raise ValueError(
+            f"model and guide run on {name} neither as floats nor as integers ({'; '.join(failed)}). Give networks "
+            f"x.float(), look values up by x.long(), and use x.new_zeros(..., dtype=torch.float32)."
+        )
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -305,28 +311,36 @@ class Generation(Stored):
                     f"{error} Use x in it for its length alone, and pass what else it needs as a covariate."
                 ) from error
 
-    def _without_data(self, covariates: tuple[Any, ...], *, latents_only: bool = False) -> tuple[str, Sites]:
+    def _without_data(
+        self, covariates: tuple[Any, ...], *, data: bool = True, labels: bool = False
+    ) -> tuple[str, Sites]:
         """The name of the data's site, and the model's sites where data are unknown.
 
+        Args:
+            covariates: as in the model, for any number of data.
+            data: whether the distribution of the data matters.
+            labels: whether those of other observed sites do.
+
         Raises:
-            ValueError: a site whose distribution depends on the values of x.
+            ValueError: a distribution that matters depends on the values of x.
         """
         (sites, x), (others, _) = (self._look(covariates, fill=fill) for fill in (0.0, 1.0))
-        data = self._data_site(sites, x)
+        named = self._data_site(sites, x)
         for name, site in sites.items():
-            if name not in others:
-                same = False
-            elif not site["is_observed"]:
-                same = torch.equal(site["value"], others[name]["value"])
+            if site["is_observed"] and not (data if name == named else labels):
+                continue
+            other = others[name]
+            if site["is_observed"]:
+                same = all(_same_density(site, other, s["value"]) for s in (site, other))
             else:
-                same = latents_only or all(_same_density(site, others[name], s[name]["value"]) for s in (sites, others))
+                same = torch.equal(site["value"], other["value"])
             if not same:
                 raise ValueError(
                     f"the distribution of site {name!r} depends on the values of x, which are not known where data are "
                     f"drawn or latents decoded. Pass what it needs as a covariate; where dimensions are drawn given "
                     f"those before them, use pyrovae.distributions.Autoregressive."
                 )
-        return data, sites
+        return named, sites
 
     def _data_site(self, sites: Sites, x: Tensor, given: Container[str] = ()) -> str:
         """The name of the observed site that stands for the data."""
