@@ -157,8 +157,10 @@ def as_data(
     name: str,
     event_shape: torch.Size | tuple[int, ...] | None = None,
     columns: Columns | None = None,
+    *,
+    integers: bool = False,
 ) -> Tensor:
-    """Data ``(N, *event_shape)`` as a float32 (or float64) tensor, checked.
+    """Data ``(N, *event_shape)`` as a float32 (or float64) tensor, checked; of an integer dtype if ``integers``.
 
     Args:
         value: a tensor, array, DataFrame or Series.
@@ -168,12 +170,12 @@ def as_data(
 
     Raises:
         TypeError: a list or tuple.
-        ValueError: integer or boolean data, an empty set, a wrong shape, NaN or infinite values, what
+        ValueError: boolean data, integers unless they may be, an empty set, a wrong shape, NaN or infinite values, what
             :func:`as_tensor` finds.
     """
     check_kind(value, name)
     x = as_tensor(value, name, columns[0] if columns else None)
-    if not x.is_floating_point():
+    if not (x.is_floating_point() or (integers and x.dtype != torch.bool)):
         raise ValueError(
             f"{name} has dtype {str(x.dtype).removeprefix('torch.')}; a floating dtype is needed. "
             f"For 8-bit images pass x.float() / 255, for counts or flags x.float()."
@@ -204,6 +206,11 @@ def as_data(
             f"{name} holds {bad} NaN or infinite value(s), the first in row {first}. Drop or impute such rows."
         )
     return x
+
+
+def rows_of(covariates: Sequence[Any], rows: slice | Tensor) -> tuple[Any, ...]:
+    """Some data's covariates: of tensors these rows, the rest as it is."""
+    return tuple(c[rows] if isinstance(c, Tensor) and c.dim() else c for c in covariates)
 
 
 def as_covariates(

@@ -8,6 +8,7 @@ from pyrovae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyrovae.distributions.discretized_logistic import DiscretizedLogistic
 from pyrovae.distributions.flow import Flow
 from pyrovae.distributions.levels import Levels
+from pyrovae.distributions.multivariate_normal import MultivariateNormal
 from pyrovae.distributions.normals import product_of_normals, residual_normal
 from pyrovae.distributions.point_mass import PointMass
 from pyrovae.distributions.sylvester import SylvesterTransform
@@ -20,6 +21,7 @@ __all__ = [
     "Flow",
     "IndependentBernoulli",
     "Levels",
+    "MultivariateNormal",
     "PointMass",
     "SylvesterTransform",
     "product_of_normals",

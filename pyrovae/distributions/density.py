@@ -44,6 +44,8 @@ def log_density(p: Any, value: Tensor) -> Tensor:
         total = (terms + p.mixture_distribution.logits.log_softmax(-1)).logsumexp(-1)
         return torch.where(possible, total, -torch.inf)
     support = support_of(p)
+    if varies(support):  # bounds have the batch's shape, which data may lack
+        value = value.expand(torch.broadcast_shapes(value.shape, p.batch_shape + p.event_shape))
     inside, value = _inside(support, value, len(p.event_shape))
     terms = _transformed(p, value) if _inherits_log_prob(p, TransformedDistribution) else p.log_prob(value)
     return torch.where(inside, terms, -torch.inf)

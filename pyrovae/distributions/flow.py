@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
 from pyrovae.distributions import _zuko  # gives every Transform its call_and_ladj
+from pyrovae.distributions.own_draw import KeepsLastDraw
 
 
-class Flow(TorchDistribution):
+class Flow(KeepsLastDraw, TorchDistribution):
     """The law of ``z = T(u)``, ``u ~ base``: log q(z) = log base(u) - log |det ∂T/∂u| (Rezende & Mohamed 2015).
 
     The log-density of the last draw is kept, so scoring a draw costs nothing and inverts nothing. Any
@@ -35,25 +36,24 @@ class Flow(TorchDistribution):
         self.base = base
         self.transform = _zuko.transforms.ComposedTransform(*transforms)
         self.can_score = can_score
-        self._last: tuple[Tensor, Tensor, bool] | None = None
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Flow":
         new = self._get_checked_instance(Flow, _instance)
         new.base = self.base.expand(batch_shape)
-        new.transform, new.can_score, new._last = self.transform, self.can_score, None
+        new.transform, new.can_score = self.transform, self.can_score
         TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
         return new
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         u = self.base.rsample(sample_shape)
         z, log_det = self.transform.call_and_ladj(u)
-        self._last = z, self.base.log_prob(u) - log_det, torch.is_grad_enabled()
-        return z
+        return self._keep(z, self.base.log_prob(u) - log_det)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._last is not None and value is self._last[0] and self._last[2] >= torch.is_grad_enabled():
-            return self._last[1]
+        known = self._kept(value)
+        if known is not None:
+            return known
         if not self.can_score:
             raise NotImplementedError(
                 "this flow has no inverse in closed form, so log q(z) is known only at its own last draw (and its "

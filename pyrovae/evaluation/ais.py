@@ -233,7 +233,8 @@ def bdmc(
 ) -> BDMCResult:
     """Enclose log p(x) by bidirectional Monte Carlo on simulated data (Grosse et al. 2015, arXiv:1511.02543).
 
-    For x, z drawn from the model, z is an exact draw from p(z | x). Chains from the start give a stochastic lower
+    For x, z drawn from the model, z is an exact draw from p(z | x); where the model observes labels y too, from
+    p(z | x, y), and log p(x, y) is enclosed. Chains from the start give a stochastic lower
     bound; chains run backwards from z give an upper one. Their gap bounds the error of :func:`ais` with the same
     settings, on data such as the model generates: real data may be harder.
 
@@ -257,7 +258,7 @@ def bdmc(
 
     Raises:
         TypeError: as in :func:`ais`.
-        ValueError: as in :func:`ais`; a model with several observed sites.
+        ValueError: as in :func:`ais`; what the model cannot :meth:`~pyrovae.VAEModel.simulate`.
         NotImplementedError: ``start="posterior"`` and a flow without an inverse (``can_score`` is False).
     """
     at_least(2, num_chains=num_chains)
@@ -269,12 +270,7 @@ def bdmc(
         covariates = as_covariates(covariates, num_data, model.like(), model.columns)
         x, latents = model.simulate(num_data, *covariates)
         data = as_test_set("bdmc", model, x, covariates)
-        observed = list(data.check(model).terms.observed)
-        if len(observed) > 1:
-            raise ValueError(
-                f"bdmc needs a model that observes its data alone; this one observes {', '.join(observed)}. The others "
-                f"would be simulated too, and given as covariates they are not what the latents were drawn with."
-            )
+        data.check(model)
         if start == "auto":
             start = "posterior"
             if not BaseSpace(model, data.part(slice(2), model.like()), 2, start).invertible:

@@ -43,7 +43,7 @@ def pool(results: Sequence[MarginalResult]) -> MarginalResult:
 
 
 def _check(a: MarginalResult, b: MarginalResult, names: str) -> None:
-    settings = {
+    settings: dict[str, tuple[Any, Any]] = {
         "proposal": (a.proposal, b.proposal),
         "model": (a.model_name, b.model_name),
         "weights": (a.model_hash, b.model_hash),

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, resolve_device
+from pyrovae._checks import as_covariates, resolve_device, rows_of
 from pyrovae._distributed import num_processes, refuse_differences
 from pyrovae._frames import check_same_index
 from pyrovae._hash import content_hash
@@ -61,9 +61,10 @@ class TestSet:
 
     def part(self, rows: slice, like: Tensor) -> tuple[Any, ...]:
         """``(x, *covariates)`` of some rows, on the model's device and in its precision."""
-        covariates = tuple(c[rows] if isinstance(c, Tensor) and c.dim() else c for c in self.covariates)
+        covariates = rows_of(self.covariates, rows)
         # A copy, because how memory is laid out decides how sums are rounded.
-        x = self.x[rows].to(like, copy=True, memory_format=torch.contiguous_format)
+        own = like if self.x.is_floating_point() else like.new_empty(0, dtype=self.x.dtype)
+        x = self.x[rows].to(own, copy=True, memory_format=torch.contiguous_format)
         return x, *as_covariates(covariates, None, like)
 
     def check(self, model: VAEModel) -> "Checked":

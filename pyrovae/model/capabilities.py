@@ -76,6 +76,20 @@ def moment(p: Any, name: Literal["mean", "variance"]) -> Tensor | None:
     return value if value is not None and bool(value.isfinite().all()) else None
 
 
+def center(p: Any) -> Tensor | None:
+    """The mean, where it is stated and finite; else the mode, where that is."""
+    mean = moment(p, "mean")
+    return _mode(p) if mean is None else mean
+
+
+def _mode(p: Any) -> Tensor | None:
+    if isinstance(p, (Independent, MaskedDistribution, ExpandedDistribution)):
+        mode = _mode(p.base_dist)
+        return None if mode is None else mode.expand(p.batch_shape + p.event_shape)
+    mode = p.mode if type(p).mode is not Distribution.mode else None
+    return mode if mode is not None and bool(mode.isfinite().all()) else None
+
+
 def _core(p: Any) -> Any:
     """What lies under independence, masks, expansion and mixing."""
     while True:

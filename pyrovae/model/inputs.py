@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, as_data
+from pyrovae._checks import as_covariates
 from pyrovae._frames import check_same_index, column_names
 from pyrovae.model.loss_model import LossModel
 from pyrovae.model.stored import Stored
@@ -30,9 +30,9 @@ def as_inputs(model: Stored, x: Any, covariates: tuple[Any, ...], name: str = "x
 
     Raises:
         TypeError: lists or tuples.
-        ValueError: what :func:`~pyrovae._checks.as_data` finds; covariates of another length or index.
+        ValueError: what :meth:`VAEModel.as_data` finds; covariates of another length or index.
     """
-    data = as_data(x, name, model.event_shape, model.columns).detach()
+    data = model.as_data(x, name, covariates).detach()
     of = "" if name == "x" else name
     check_same_index({name: x} | {f"covariate {i}": c for i, c in enumerate(covariates)})
     rest = as_covariates(covariates, len(data), None, model.columns, of=of)

@@ -188,7 +188,7 @@ def draw(
         _check_plates(name, site, num_particles, max_plate_nesting)
         observed = site["is_observed"]
         totals[observed] = totals[observed] + _log_prob(name, site, num_particles, len(x))
-        if not observed:
+        if not (observed or site["infer"].get("is_auxiliary")):
             hidden[name] = site
     return as_latents(hidden, max_plate_nesting), totals[False], totals[True]
 
@@ -234,7 +234,7 @@ def log_densities(
 ) -> dict[str, Float[Tensor, "particles batch"]]:
     """The terms of :func:`log_joint` by site."""
     k = next(iter(latents.values())).shape[0] if latents else 1
-    values = dict(latents) if k > 1 else {site: _of_one_particle(z, max_plate_nesting) for site, z in latents.items()}
+    values = dict(latents) if k > 1 else {site: of_one_particle(z, max_plate_nesting) for site, z in latents.items()}
     trace = _trace(poutine.condition(program, data=values), x, covariates, k, max_plate_nesting)
     terms = {}
     for name, site in sample_sites(trace).items():
@@ -245,7 +245,7 @@ def log_densities(
     return terms
 
 
-def _of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
+def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
     """Draws as a program sees them that runs without the particles' plate."""
     dims = [0, *(d for d in range(1, max_plate_nesting) if z.shape[d] == 1)]
     return z.squeeze(tuple(dims))

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyrovae._checks import rows_of
 from pyrovae._random import seeded
 from pyrovae.model.modes import evaluation_mode
 from pyrovae.model.stored import Stored
@@ -47,7 +48,7 @@ class LossModel(Stored, ABC):
                 datum.
         """
         self.check_values(x, name)
-        head = tuple(c[:2] if isinstance(c, Tensor) and c.dim() else c for c in covariates)
+        head = rows_of(covariates, slice(2))
         with evaluation_mode(self), torch.no_grad(), seeded(0):
             try:
                 loss = self.loss(x[:2], *head)

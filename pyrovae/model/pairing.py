@@ -7,12 +7,14 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta, Unit
 from torch import Tensor
-from torch.distributions import Distribution, biject_to
+from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, biject_to
 
 from pyrovae.distributions.density import mask_of
 from pyrovae.distributions.independent import innermost
+from pyrovae.distributions.own_draw import KeepsLastDraw
 
 Sites = Mapping[str, dict[str, Any]]
+_MAX_ROUNDING = 0.05  # nats that rounding may add to log q of a draw
 
 
 def check_pair(guide: Sites, model: Sites) -> None:
@@ -81,6 +83,30 @@ def check_masks(masks: Mapping[str, tuple[Tensor | bool, Tensor | bool]]) -> Non
         of_guide, of_model = torch.broadcast_tensors(*(torch.as_tensor(mask) for mask in pair))
         if not torch.equal(of_guide.cpu(), of_model.cpu()):
             raise ValueError(f"site {name!r} is masked differently in model and guide: the two masks must be equal.")
+
+
+def check_precision(posterior: Mapping[str, Distribution]) -> None:
+    """Raise a ``ValueError`` where a site's own draws cannot be scored in its precision: solving for the noise of a
+    correlated normal that is nearly degenerate is wrong by any amount.
+    """
+    for name, q in posterior.items():
+        core = innermost(q)
+        if isinstance(core, LowRankMultivariateNormal):
+            exact: Any = LowRankMultivariateNormal(
+                core.loc.double(), core.cov_factor.double(), core.cov_diag.double(), validate_args=False
+            )
+        elif isinstance(core, MultivariateNormal) and not isinstance(core, KeepsLastDraw):
+            exact = MultivariateNormal(core.loc.double(), scale_tril=core.scale_tril.double(), validate_args=False)
+        else:
+            continue
+        z = exact.sample(torch.Size((32,)))
+        wrong = float((core.log_prob(z.to(core.loc)) - exact.log_prob(z)).abs().max())
+        if not wrong < _MAX_ROUNDING:
+            raise ValueError(
+                f"log q of a draw at site {name!r} is wrong by {wrong:.3g} nats: its covariance is nearly degenerate "
+                f"for {str(core.loc.dtype).removeprefix('torch.')}. Use pyrovae.distributions.MultivariateNormal, "
+                f"which scores its draws from their noise, a floor under the scales, or model.double()."
+            )
 
 
 def check_auxiliary(guide: Callable[..., Any], sites: Sites, prior: Mapping[str, Distribution], *args: Any) -> None:

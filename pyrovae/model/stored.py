@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pyrovae._arguments import build, capture, decode, encode, find, not_kept, parameters
+from pyrovae._checks import as_data
 from pyrovae._frames import Columns
 from pyrovae._model_files import digest, read, write
 from pyrovae._random import undisturbed
@@ -61,6 +62,10 @@ class Stored(nn.Module):
         """An empty tensor of the model's device and dtype."""
         first = next(chain(self.parameters(), self.buffers()), torch.empty(0))
         return torch.empty(0, device=first.device, dtype=first.dtype)
+
+    def as_data(self, value: Any, name: str = "x", covariates: tuple[Any, ...] = ()) -> Tensor:
+        """Data ``(N, *event_shape)``, checked; see :func:`pyrovae._checks.as_data`."""
+        return as_data(value, name, self.event_shape, self.columns)
 
     def save(self, path: str | os.PathLike[str], *, exclude: str | Collection[str] = ()) -> Path:
         """Write parameters, buffers and the constructor's arguments (JSON in the header) to one safetensors file,

@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
-from pyrovae.distributions.density import support_of, varies
+from pyrovae.distributions.density import innermost_support, support_of, varies
 from pyrovae.distributions.independent import innermost
 from pyrovae.distributions.levels import OnLevels
 from pyrovae.model.capabilities import capabilities
@@ -56,6 +56,19 @@ def check_values(site: str, likelihood: Distribution, value: Tensor, name: str =
             f"{name} holds {int((~inside).sum())} value(s) outside the support of the likelihood at site "
             f"{site!r} ({type(element).__name__}: {shown}), e.g. {bad.flatten()[0].item():.6g}.{fix}"
         )
+
+
+def takes_integers(likelihood: Distribution) -> bool:
+    """Whether values are integers: counts, classes, one-hot vectors. Those of a Bernoulli are kept as floats, as the
+    levels of images are.
+    """
+    support = innermost_support(support_of(likelihood))
+    return (
+        support is not None
+        and support.is_discrete
+        and support is not constraints.boolean
+        and not isinstance(support, OnLevels)
+    )
 
 
 def same_for_all(terms: LogTerms, x: Tensor) -> tuple[str, Distribution] | None:

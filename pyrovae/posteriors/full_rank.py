@@ -4,6 +4,7 @@ import pyro.distributions as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyrovae.distributions import MultivariateNormal
 from pyrovae.posteriors.base import Posterior, positive
 
 
@@ -23,4 +24,4 @@ class FullRankNormal(Posterior):
     def forward(self, context: Float[Tensor, "*batch context"]) -> dist.TorchDistribution:
         loc, raw = self.head(context).chunk(2, dim=-1)
         full = self.off_diagonal(context).unflatten(-1, (self.latent_dim, self.latent_dim))
-        return dist.MultivariateNormal(loc, scale_tril=full.tril(-1) + positive(raw).diag_embed())
+        return MultivariateNormal(loc, scale_tril=full.tril(-1) + positive(raw).diag_embed())

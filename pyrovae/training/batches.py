@@ -69,7 +69,8 @@ class Batches(ABC):
 
     def _on_device(self, batch: Batch) -> Batch:
         x, *covariates = batch
-        return differentiable(x.to(self.like)), *as_covariates(tuple(covariates), len(x), self.like)
+        x = x.to(self.like if x.is_floating_point() else self.like.device)
+        return differentiable(x), *as_covariates(tuple(covariates), len(x), self.like)
 
     def check(self, model: Model, num_particles: int = 1) -> LogTerms | None:
         """Run the model on the first batch with validation on; it learns its ``event_shape`` if it has none.
@@ -86,7 +87,7 @@ class Batches(ABC):
             raise ValueError(f"{self.name} cannot be read, or batch_transform does not take it: {error}") from error
         if first is None:
             raise ValueError(f"{self.name} is empty. Pass at least one datum.")
-        x = as_data(first[0], self.name, model.event_shape)
+        x = as_data(first[0], self.name, model.event_shape, integers=True)
         needed = num_covariates(model, required=True)
         if len(first) - 1 < needed:
             raise ValueError(
@@ -121,7 +122,7 @@ class Batches(ABC):
 
     def look(self, model: Model, batch: Batch) -> None:
         """Raise a ``ValueError`` if a batch holds values that the model does not take."""
-        as_data(batch[0], self.name, model.event_shape)
+        as_data(batch[0], self.name, model.event_shape, integers=True)
         if not isinstance(model, VAEModel):
             model.check_values(batch[0], self.name)
             return
@@ -218,7 +219,7 @@ class LoaderBatches(Batches):
             pairs = zip(parts[: self._num_fields], columns, strict=False)
             fields = tuple(as_tensor(part, self.name, names).detach() for part, names in pairs)
             self.total = len(fields[0]) * num_processes()
-            yield self._on_device(fields)
+            yield self._on_device((fields[0].to(self.like.dtype), *fields[1:]))
 
     def hash(self) -> str:
         tensors = getattr(self._loader.dataset, "tensors", None)

@@ -313,7 +313,7 @@ def test_nested_plates_enclosed_and_with_one_draw() -> None:
     ).all()
 
 
-def test_a_second_observed_site_cannot_be_simulated() -> None:
+def test_an_observed_site_that_depends_on_the_latents_cannot_be_simulated() -> None:
     class Labelled(Conditional):
         def model(self, x, y):
             with pyro.plate("data", len(x)):
@@ -322,7 +322,7 @@ def test_a_second_observed_site_cannot_be_simulated() -> None:
                 pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
                 pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
 
-    with pytest.raises(ValueError, match="observes its data alone; this one observes x, y"):
+    with pytest.raises(ValueError, match="site 'y' is observed and depends on what is drawn before it"):
         pv.bdmc(Labelled(), 4, torch.randn(4, 2), progress=False)
 
 

@@ -1,0 +1,421 @@
+"""What a model and its guide are there for: drawing data, encoding, decoding."""
+
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
+from torch import Tensor
+
+from pyrovae._checks import as_covariates, as_data, as_tensor, at_least
+from pyrovae._random import seeded
+from pyrovae.model.capabilities import capabilities, center, moment
+from pyrovae.model.inputs import as_inputs
+from pyrovae.model.latents import Latents
+from pyrovae.model.log_terms import as_latents, draw, log_terms, of_one_particle, sample_sites
+from pyrovae.model.modes import evaluation_mode, local_parameters
+from pyrovae.model.stored import Stored
+from pyrovae.model.support import takes_integers
+
+Sites = dict[str, dict[str, Any]]
+
+_MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
+_LOOK = 16  # data in a run that shows what a model is
+
+
+class Generation(Stored):
+    """Sampling, encoding and decoding, of a model in evaluation mode whose parameters stay in it.
+
+    Latents come and go as ``(..., n, *plates, *event)``, with those plates that a site is in.
+    """
+
+    model: Any
+    guide: Any
+    max_plate_nesting: int = 1
+
+    def sample(self, n: int, *covariates: Any, seed: int | None = None) -> Float[Tensor, "n *event"]:
+        """Draw ``n`` data from the model: z ~ p(z), x ~ p(x | z).
+
+        All dimensions are drawn, those under a mask too. What else the model observes, such as labels that are passed,
+        stays as given; labels that are not passed, if it can do without (``obs=None``), are drawn.
+
+        Args:
+            n: number of draws.
+            covariates: as in the model, for ``n`` data.
+            seed: seed of the draws.
+
+        Returns:
+            The draws, in the dtype in which the likelihood draws: int64 for a ``Categorical``.
+
+        Raises:
+            ValueError: ``n < 1``; the model does not know its ``event_shape`` yet; what it observes besides the data
+                depends on the latents; a distribution depends on the values of x.
+        """
+        return self.simulate(n, *covariates, seed=seed)[0]
+
+    def simulate(self, n: int, *covariates: Any, seed: int | None = None) -> tuple[Float[Tensor, "n *event"], Latents]:
+        """Draw ``n`` data with the latents they came from: z is an exact draw from p(z | x), or from p(z | x, y) where
+        the model observes given labels y too.
+
+        Args:
+            n: number of draws.
+            covariates: as in the model, for ``n`` data.
+            seed: seed of the draws.
+
+        Returns:
+            The data, and the latents by site, ``(1, *plates, n, *event)``.
+
+        Raises:
+            ValueError: as from :meth:`sample`.
+        """
+        at_least(1, n=n)
+        covariates = as_covariates(covariates, n, self.like(), self.columns)
+        with self._inference(seed):
+            data, sites = self._without_data(covariates, labels=True)
+            labels = [name for name, site in sites.items() if site["is_observed"] and name != data]
+            again = self._look(covariates, seed=1)[0] if labels else {}
+            for label in labels:
+                if not _same_density(sites[label], again[label], sites[label]["value"]):
+                    raise ValueError(
+                        f"site {label!r} is observed and depends on what is drawn before it: data given {label!r} need "
+                        f"draws from p(z | {label}), which drawing site by site does not give. Give the model "
+                        f"obs=None for it, and it is drawn too, or let the latents depend on {label!r} instead."
+                    )
+            model = _Unobserved(data)(self.model)
+            sites = sample_sites(poutine.trace(model).get_trace(self._template(n), *covariates))
+        x = sites.pop(data)["value"]
+        return x, as_latents({n: s for n, s in sites.items() if not s["is_observed"]}, self.max_plate_nesting)
+
+    def sample_latents(self, n: int, *covariates: Any, seed: int | None = None) -> Any:
+        """Draw latents from the prior: ``(n, *latent)``, or a dict by site where there are several."""
+        at_least(1, n=n)
+        covariates = as_covariates(covariates, n, self.like(), self.columns)
+        with self._inference(seed):
+            self._without_data(covariates, data=False)
+            sites = sample_sites(poutine.trace(self.model).get_trace(self._template(n), *covariates))
+        latents = as_latents({n: s for n, s in sites.items() if not s["is_observed"]}, self.max_plate_nesting)
+        return _only({name: z[0] for name, z in _data_first(latents).items()})
+
+    def encode(
+        self,
+        x: Float[Tensor, "batch *event"],
+        *covariates: Any,
+        num_samples: int | None = None,
+        seed: int | None = 0,
+    ) -> Any:
+        """The posterior mean of the latents, or draws from the posterior.
+
+        Args:
+            x: data ``(B, *event_shape)``.
+            covariates: passed to the guide.
+            num_samples: ``None`` for the mean ``(B, *latent)``, in closed form where the family has one and
+                otherwise averaged over 256 draws; a number S for draws ``(S, B, *latent)``.
+            seed: seed of the draws.
+
+        Returns:
+            A tensor; a dict of tensors by site for a guide with several latent sites.
+
+        Raises:
+            ValueError: bad data, or the mean of a site that has none.
+        """
+        x, *given = self._given(x, covariates)
+        if num_samples is not None:
+            at_least(1, num_samples=num_samples)
+        with self._inference(seed):
+            if num_samples is not None:
+                return _only(_data_first(self._draw(x, *given, num_samples=num_samples)))
+            sites = self._guide_sites(x, *given)
+            for name, site in sites.items():
+                can = capabilities(site["fn"])
+                if (can.mean and moment(site["fn"], "mean") is None) or not site["value"].is_floating_point():
+                    kind = "is discrete and" if can.discrete else f"({type(site['fn']).__name__})"
+                    raise ValueError(f"site {name!r} {kind} has no mean: pass num_samples.")
+            match list(sites.items()):  # means of several sites depend on each other
+                case [(name, site)] if (mean := moment(site["fn"], "mean")) is not None:
+                    latents = as_latents({name: site | {"value": mean}}, self.max_plate_nesting)
+                    return _data_first(latents)[name][0]
+            sums: dict[str, Tensor] = {}
+            for _ in range(_MEAN_BLOCKS):
+                for name, z in _data_first(self._draw(x, *given, num_samples=_MEAN_BLOCK)).items():
+                    sums[name] = sums.get(name, 0.0) + z.mean(0) / _MEAN_BLOCKS
+        return _only(sums)
+
+    def decode(self, z: Any, *covariates: Any) -> Float[Tensor, "*batch_event"]:
+        """The mean of p(x | z); where that does not exist, its mode.
+
+        Of a Bernoulli or a one-hot categorical that is the probabilities, of counts their expectation. A
+        ``Categorical`` over classes has no mean, and gives the most probable class; so does a ``Cauchy`` its mode.
+
+        Args:
+            z: latents ``(..., *latent)`` of the model's single latent site, or a dict of latents ``(n, *latent)`` by
+                site; sites not in the dict are drawn.
+            covariates: as in the model, for as many data as the leading dimensions of ``z`` hold.
+
+        Raises:
+            ValueError: a site that the model does not have, latents of another shape, a likelihood that states neither
+                mean nor mode, a model whose distributions depend on the values of x.
+        """
+        like = self.like()
+        with self._inference(0):
+            data, sites = self._without_data(as_covariates(covariates, None, like, self.columns))
+            hidden = {name: site for name, site in sites.items() if not site["is_observed"]}
+            if not isinstance(z, Mapping):
+                if len(hidden) != 1:
+                    raise ValueError(
+                        f"the model has the latent sites {list(hidden)}: pass decode() a dict with a value for each."
+                    )
+                z, lead, rows = {next(iter(hidden)): z}, None, "..."
+            elif z:
+                lead, rows = as_tensor(next(iter(z.values())), "z").shape[:1], "n"
+            else:
+                raise ValueError("decode needs a value for at least one latent site; got none.")
+            values = {}
+            for name, value in z.items():
+                if name not in hidden:
+                    raise ValueError(f"the model has no latent site {name!r}: it has {', '.join(map(repr, hidden))}.")
+                value, (plates, event) = as_tensor(value, name), _latent_shape(hidden[name])
+                own = value.dim() - len(plates + event)
+                lead = value.shape[: max(own, 0)] if lead is None else lead
+                if value.shape != lead + plates + event:
+                    needed = ", ".join(map(str, (rows, *plates, *event)))
+                    raise ValueError(f"latents {name!r} have shape {tuple(value.shape)}; ({needed}) is needed.")
+                values[name] = value.to(hidden[name]["value"]).reshape(-1, *plates, *event).movedim(0, len(plates))
+            assert lead is not None
+            covariates = as_covariates(covariates, lead.numel(), like, self.columns)
+            mean = self._observation(self._template(lead.numel()), covariates, values, data)
+        return mean.reshape(*lead, *mean.shape[1:])
+
+    def reconstruct(
+        self, x: Float[Tensor, "batch *event"], *covariates: Any, seed: int | None = 0
+    ) -> Float[Tensor, "batch *event"]:
+        """What :meth:`decode` gives at one draw z ~ q(z | x) per datum: the mean of p(x | z), or its mode. Where the
+        model uses x besides observing it (the size of a library, a mask), it is this x.
+        """
+        x, *given = self._given(x, covariates)
+        with self._inference(seed):
+            latents = self._draw(x, *given, num_samples=1)
+            if not latents:
+                raise ValueError("the model has no latents: there is nothing to reconstruct from.")
+            values = {name: of_one_particle(z, self.max_plate_nesting) for name, z in latents.items()}
+            return self._observation(x, tuple(given), values)
+
+    def interpolate(
+        self,
+        start: Float[Tensor, "batch *event"],
+        end: Float[Tensor, "batch *event"],
+        *covariates: Any,
+        steps: int = 8,
+    ) -> Float[Tensor, "steps batch *event"]:
+        """Decode along the straight lines between the posterior means of ``start`` and ``end``.
+
+        Args:
+            start: data ``(B, *event_shape)``.
+            end: data ``(B, *event_shape)``.
+            covariates: of both ends, for B data.
+            steps: points on each line, both ends included.
+
+        Raises:
+            ValueError: fewer than two steps, several latent sites, discrete latents.
+        """
+        at_least(2, steps=steps)
+        x, *given = self._given(start, covariates)
+        with self._inference(0):
+            sites = self._guide_sites(x, *given)
+        for name, site in sites.items():
+            if len(sites) > 1:
+                raise ValueError("interpolate needs a single latent site; decode a dict of latents instead.")
+            if capabilities(site["fn"]).discrete:
+                raise ValueError(
+                    f"interpolate needs a continuum of latents; site {name!r} is discrete. Decode its values."
+                )
+        a, b = self.encode(start, *covariates), self.encode(end, *covariates)
+        weights = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype).reshape(-1, *[1] * a.dim())
+        along = [c.repeat(steps, *[1] * (c.dim() - 1)) if isinstance(c, Tensor) and c.dim() else c for c in given]
+        return self.decode((1 - weights) * a + weights * b, *along)
+
+    def as_data(self, value: Any, name: str = "x", covariates: tuple[Any, ...] = ()) -> Tensor:
+        """Data ``(N, *event_shape)`` as the model takes them, checked.
+
+        Integers are data where the likelihood is over integers (counts, classes). The model is given them as floats in
+        its precision, or as they are where it takes no floats, as an embedding does not.
+
+        Raises:
+            ValueError: integers for another likelihood, such as pixels for a Bernoulli; boolean data, an empty set, a
+                wrong shape, NaN or infinite values.
+        """
+        x = as_data(value, name, self.event_shape, self.columns, integers=True)
+        if x.is_floating_point():
+            return x
+        like = self.like()
+        floats = x.to(like.dtype)
+        if not torch.equal(floats.to(x.dtype), x):
+            raise ValueError(f"{name} holds integers that {like.dtype} does not have: pass model.double() such data.")
+        head = tuple(
+            c[:2] if isinstance(c, Tensor) and c.dim() else c
+            for c in as_covariates(covariates, None, like, self.columns)
+        )
+        failed = []
+        for candidate in (floats, x):
+            part = candidate[:2].to(like.device)
+            try:
+                with self._inference(0), pyro.distributions.validation_enabled(False):
+                    terms = log_terms(self.model, self.guide, part, *head, max_plate_nesting=self.max_plate_nesting)
+                    poutine.trace(self.model).get_trace(part, *head)  # draws from the prior, too
+            except (IndexError, RuntimeError, TypeError, ValueError) as error:  # whatever networks say of a dtype
+                failed.append(f"{candidate.dtype}: {str(error).splitlines()[0]}")
+                continue
+            observed = [site for site, v in terms.observed.items() if v is part] or list(terms.observed)
+            if all(takes_integers(terms.likelihood[site]) for site in observed):
+                return candidate
+            return super().as_data(value, name)  # which says what to do instead
+        raise ValueError(
+            f"model and guide run on {name} neither as floats nor as integers ({'; '.join(failed)}). Give networks "
+            f"x.float(), look values up by x.long(), and use x.new_zeros(..., dtype=torch.float32)."
+        )
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _inference(self, seed: int | None) -> Iterator[None]:
+        """Evaluation mode, no gradients, local parameters, a seed; all put back afterwards."""
+        with evaluation_mode(self), torch.no_grad(), local_parameters(), seeded(seed):
+            yield
+
+    def _given(self, x: Any, covariates: tuple[Any, ...]) -> tuple[Any, ...]:
+        """``(x, *covariates)`` as the model takes them, checked."""
+        like = self.like()
+        x, covariates = as_inputs(self, x, covariates)
+        return x.to(like if x.is_floating_point() else like.device), *as_covariates(covariates, len(x), like)
+
+    def _template(self, n: int) -> Tensor:
+        """Data of the right shape, for a model that is run without observing."""
+        if self.event_shape is None:
+            raise ValueError(
+                f"{type(self).__name__} does not know the shape of its data: set self.event_shape in __init__."
+            )
+        return self.like().new_zeros(n, *tuple(self.event_shape))
+
+    def _look(self, covariates: tuple[Any, ...], *, fill: float = 0.0, seed: int = 0) -> tuple[Sites, Tensor]:
+        """The sites of a run on a few rows of the covariates, over and over, and on data that are all one number."""
+        some = (
+            c[torch.arange(_LOOK, device=c.device) % len(c)] if isinstance(c, Tensor) and c.dim() else c
+            for c in covariates
+        )
+        x = self._template(_LOOK) + fill
+        with seeded(seed), pyro.distributions.validation_enabled(False):
+            try:
+                return sample_sites(poutine.trace(self.model).get_trace(x, *some)), x
+            except (IndexError, RuntimeError, TypeError) as error:
+                raise ValueError(
+                    f"the model fails without data, on an x of {fill:g}s of shape {tuple(x.shape)} and {x.dtype}: "
+                    f"{error} Use x in it for its length alone, and pass what else it needs as a covariate."
+                ) from error
+
+    def _without_data(
+        self, covariates: tuple[Any, ...], *, data: bool = True, labels: bool = False
+    ) -> tuple[str, Sites]:
+        """The name of the data's site, and the model's sites where data are unknown.
+
+        Args:
+            covariates: as in the model, for any number of data.
+            data: whether the distribution of the data matters.
+            labels: whether those of other observed sites do.
+
+        Raises:
+            ValueError: a distribution that matters depends on the values of x.
+        """
+        (sites, x), (others, _) = (self._look(covariates, fill=fill) for fill in (0.0, 1.0))
+        named = self._data_site(sites, x)
+        for name, site in sites.items():
+            if site["is_observed"] and not (data if name == named else labels):
+                continue
+            other = others[name]
+            if site["is_observed"]:
+                same = all(_same_density(site, other, s["value"]) for s in (site, other))
+            else:
+                same = torch.equal(site["value"], other["value"])
+            if not same:
+                raise ValueError(
+                    f"the distribution of site {name!r} depends on the values of x, which are not known where data are "
+                    f"drawn or latents decoded. Pass what it needs as a covariate; where dimensions are drawn given "
+                    f"those before them, use pyrovae.distributions.Autoregressive."
+                )
+        return named, sites
+
+    def _data_site(self, sites: Sites, x: Tensor, given: Container[str] = ()) -> str:
+        """The name of the observed site that stands for the data."""
+        observed = {name: site for name, site in sites.items() if site["is_observed"] and name not in given}
+        alike = [n for n, s in observed.items() if tuple(s["fn"].event_shape) == tuple(self.event_shape or ())]
+        for name in [n for n, s in observed.items() if s["value"] is x] or alike or list(observed):
+            if observed[name]["value"].shape == x.shape:
+                return name
+            break
+        raise ValueError(
+            f"no observed site of the model has values of shape (n, {', '.join(map(str, self.event_shape or ()))}), "
+            f"as the data have: where x is rearranged before it is observed, sample and decode with Pyro's handlers."
+        )
+
+    def _observation(
+        self, x: Tensor, covariates: tuple[Any, ...], values: Mapping[str, Tensor], data: str | None = None
+    ) -> Tensor:
+        """The mean or mode of p(x | z) at values of latent sites."""
+        trace = poutine.trace(poutine.condition(self.model, data=dict(values))).get_trace(x, *covariates)
+        sites = sample_sites(trace)
+        name = self._data_site(sites, x, given=values) if data is None else data
+        mean = center(sites[name]["fn"])
+        if mean is None:
+            raise ValueError(
+                f"the likelihood at site {name!r} ({type(sites[name]['fn']).__name__}) states neither a finite mean "
+                f"nor a mode: give it a property `mean`, or average draws of your own."
+            )
+        return mean
+
+    def _draw(self, x: Tensor, *covariates: Any, num_samples: int) -> Latents:
+        return draw(self.guide, x, *covariates, num_particles=num_samples, max_plate_nesting=self.max_plate_nesting)[0]
+
+    def _guide_sites(self, x: Tensor, *covariates: Any) -> Sites:
+        """The guide's latent sites; auxiliary ones are none."""
+        sites = sample_sites(poutine.trace(self.guide).get_trace(x, *covariates))
+        return {n: s for n, s in sites.items() if not (s["is_observed"] or s["infer"].get("is_auxiliary"))}
+
+
+class _Unobserved(UnconditionMessenger):
+    """Draws one observed site anew."""
+
+    def __init__(self, site: str) -> None:
+        super().__init__()
+        self._site = site
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self._site:
+            super()._pyro_sample(msg)
+
+
+def _same_density(site: dict[str, Any], other: dict[str, Any], value: Tensor) -> bool:
+    a, b = (s["fn"].log_prob(value) for s in (site, other))
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, equal_nan=True)
+
+
+def _latent_shape(site: dict[str, Any]) -> tuple[torch.Size, torch.Size]:
+    """Of one datum's latents: the plates that the site is in, and its event."""
+    event = site["fn"].event_shape
+    return site["value"].shape[: site["value"].dim() - len(event) - 1], event
+
+
+def _data_first(latents: Latents) -> dict[str, Tensor]:
+    """``(K, B, *plates, *event)`` by site, with those plates alone that the site is in."""
+    first, plates = {}, range(2, 2 + latents.num_plates)
+    for name, z in latents.items():
+        z = z.movedim(latents.data_dim, 1)
+        first[name] = z.squeeze(tuple(d for d in plates if z.shape[d] == 1))
+    return first
+
+
+def _only(latents: Mapping[str, Tensor]) -> Any:
+    if not latents:
+        raise ValueError("the model has no latents: there is nothing to encode, and sample() alone draws data.")
+    return next(iter(latents.values())) if len(latents) == 1 else dict(latents)

@@ -1,0 +1,387 @@
+"""Drawing, encoding and decoding under models that observe labels, or integers, or read what they should not."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyrovae as pv
+from pyrovae.testing import DiscreteMixture
+from tests.models import binary
+
+CENTERS = torch.tensor([[-9.0], [0.0], [9.0]])
+QUIET = {"progress": False, "compile": "off"}
+
+
+class Labelled(pv.VAEModel):
+    """y ~ uniform over three classes, z ~ N(μ_y, 1), x ~ N(z, ¼); and what ``also`` observes. The guide is exact."""
+
+    event_shape = (1,)
+
+    def __init__(self, also, *, first=lambda w: None) -> None:
+        super().__init__()
+        self.also, self.first, self.unused = also, first, nn.Parameter(torch.zeros(1))
+
+    def model(self, x: Tensor, y: Tensor | None = None, w: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.OneHotCategorical(torch.ones(3) / 3), obs=y)
+            self.first(w)
+            z = pyro.sample("z", dist.Normal(y @ CENTERS, 1.0).to_event(1))
+            drawn = pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+            self.also(z, drawn, x, w)
+
+    def guide(self, x: Tensor, y: Tensor | None = None, w: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            if y is None:
+                y = pyro.sample("y", dist.OneHotCategorical(logits=-(x - CENTERS.T).square() / 2.5))
+            pyro.sample("z", dist.Normal((4 * x + y @ CENTERS) / 5, 0.2**0.5).to_event(1))
+
+
+def normal(name: str, loc: Tensor, value: Tensor) -> None:
+    pyro.sample(name, dist.Normal(loc, 1.0).to_event(1), obs=value)
+
+
+def nothing(z: Tensor, drawn: Tensor, x: Tensor, w: Tensor | None) -> None:
+    pass
+
+
+def test_data_are_drawn_for_the_labels_given() -> None:
+    """x | y ~ N(μ_y, 1.25), and z given both ~ N((4x + μ_y) / 5, 0.2)."""
+    n, model = 3000, Labelled(nothing)
+    for k in range(3):
+        y = torch.eye(3)[k].expand(n, 3)
+        x, latents = model.simulate(n, y, seed=k)
+        assert list(latents) == ["z"]
+        assert abs(x.mean() - CENTERS[k]).item() < 4.5 * (1.25 / n) ** 0.5
+        error = latents["z"][0] - (4 * x + CENTERS[k]) / 5
+        assert abs(error.mean().item()) < 4.5 * (0.2 / n) ** 0.5
+        assert error.var().item() == pytest.approx(0.2, rel=4.5 * (2 / n) ** 0.5)
+    drawn, latents = model.simulate(n, seed=0)
+    assert list(latents) == ["y", "z"]
+    counts = latents["y"][0].mean(0)
+    assert (counts - 1 / 3).abs().max() < 4.5 * (2 / 9 / n) ** 0.5
+    assert drawn.var().item() == pytest.approx(1.25 + 54, rel=0.1)
+
+
+def test_bdmc_given_labels_encloses_the_joint() -> None:
+    y = torch.eye(3)[torch.arange(6) % 3]
+    sandwich = pv.bdmc(Labelled(nothing), 6, y, num_temperatures=5, num_leapfrog=2, **QUIET)
+    loc = (y @ CENTERS)[:, 0]
+    exact = math.log(1 / 3) + dist.Normal(loc, 1.25**0.5).log_prob(sandwich.x[:, 0])
+    s = sandwich.summary()
+    assert s["lower"] - 4 * s["lower_se"] - 1e-3 < exact.mean().item() < s["upper"] + 4 * s["upper_se"] + 1e-3
+    assert s["gap"] < 0.1
+    found = pv.log_marginal(Labelled(nothing), sandwich.x, y, num_samples=5, **QUIET).pointwise["log_px"]
+    np.testing.assert_allclose(found, exact, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("also", "site"),
+    [
+        (lambda z, drawn, x, w: normal("w", z, w), "w"),
+        (lambda z, drawn, x, w: normal("w", drawn, w), "w"),
+        (lambda z, drawn, x, w: normal("again", z, x), "again"),
+        (lambda z, drawn, x, w: pyro.sample("w", dist.Categorical(logits=z * torch.ones(3)), obs=w[:, 0]), None),
+        (lambda z, drawn, x, w: pyro.sample("w", dist.Bernoulli(logits=z).to_event(1), obs=w), "w"),
+    ],
+    ids=["given z", "given x", "x twice", "same for all z", "classifier"],
+)
+def test_labels_that_depend_on_the_latents_are_refused(also, site: str | None) -> None:
+    y, w = torch.eye(3), torch.tensor([[0.0], [1.0], [1.0]])
+    model = Labelled(also)
+    for run in (
+        lambda: model.sample(3, y, w),
+        lambda: pv.bdmc(model, 3, y, w, num_temperatures=5, num_leapfrog=1, **QUIET),
+    ):
+        if site is None:
+            run()
+        else:
+            with pytest.raises(ValueError, match=f"site '{site}'.* depends on"):
+                run()
+
+
+def test_decoding_needs_no_labels() -> None:
+    z, y = torch.randn(4, 1), torch.eye(3)[:1].expand(4, 3)
+    for also in (lambda z, drawn, x, w: normal("w", z, w), lambda z, drawn, x, w: normal("w", drawn, w)):
+        torch.testing.assert_close(Labelled(also).decode(z, y, torch.randn(4, 1)), z)
+
+
+def test_labels_before_the_latents_and_apart_from_them_stay() -> None:
+    def apart(z: Tensor, drawn: Tensor, x: Tensor, w: Tensor) -> None:
+        normal("w", torch.ones(1), w)
+
+    y, w = torch.eye(3).repeat(100, 1), torch.randn(300, 1)
+    for model in (Labelled(apart), Labelled(nothing, first=lambda w: normal("w", torch.ones(1), w))):
+        x, latents = model.simulate(300, y, w, seed=0)
+        assert list(latents) == ["z"]
+        assert (x - y @ CENTERS).abs().max() < 5 * 1.25**0.5
+
+
+class Observed(pv.VAEModel):
+    """x | z by a likelihood of ``d`` dimensions made from an affine function of z."""
+
+    def __init__(self, likelihood, params: int, event_shape=(5,), read=lambda x: x) -> None:
+        super().__init__()
+        self.event_shape, self.likelihood, self.read = event_shape, likelihood, read
+        self.decoder, self.encoder = nn.Linear(2, params), nn.Linear(math.prod(event_shape), 4)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        loc, raw = self.encoder(self.read(x).flatten(1)).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, (0.3 * raw).exp()).to_event(1))
+
+
+INTEGERS = {
+    "poisson": (lambda p: dist.Poisson(p.exp()).to_event(1), 5, (5,)),
+    "categorical": (lambda p: dist.Categorical(logits=p.unflatten(-1, (5, 3))).to_event(1), 15, (5,)),
+    "one-hot": (lambda p: dist.OneHotCategorical(logits=p), 5, (5,)),
+    "binomial": (lambda p: dist.Binomial(7, logits=p).to_event(1), 5, (5,)),
+    "geometric": (lambda p: dist.Geometric(logits=p).to_event(1), 5, (5,)),
+    "negative binomial": (lambda p: dist.NegativeBinomial(4.0, logits=p).to_event(1), 5, (5,)),
+    "multinomial": (lambda p: dist.Multinomial(20, logits=p), 5, (5,)),
+    "beta-binomial": (lambda p: dist.BetaBinomial(p.exp(), 2.0, 9).to_event(1), 5, (5,)),
+    "ordered": (lambda p: dist.OrderedLogistic(p, torch.tensor([-1.0, 0.5])).to_event(1), 5, (5,)),
+    "zero-inflated": (lambda p: dist.ZeroInflatedPoisson(p.exp(), gate=torch.tensor(0.3)).to_event(1), 5, (5,)),
+    "image": (lambda p: dist.Categorical(logits=p.unflatten(-1, (1, 4, 4, 3))).to_event(3), 48, (1, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_what_a_model_draws_it_can_score(name: str) -> None:
+    torch.manual_seed(1)
+    model = Observed(*INTEGERS[name])
+    x = model.sample(6, seed=0)
+    for integers in (torch.int64, torch.int32):
+        found = [pv.log_marginal(model, v, num_samples=20, **QUIET) for v in (x.to(integers), x.float(), x)]
+        assert len({r.data_hash for r in found}) == 1
+        assert len({tuple(r.pointwise["log_px"]) for r in found}) == 1
+    assert np.isfinite(found[0].pointwise["log_px"]).all()
+    torch.testing.assert_close(model.encode(x.long()), model.encode(x.float()), rtol=0, atol=0)
+    reconstructed = model.reconstruct(x.long())
+    assert reconstructed.shape == x.shape
+    assert reconstructed.isfinite().all()
+    assert model.interpolate(x[:3], x[3:], steps=2).shape == (2, 3, *x.shape[1:])
+
+
+def test_integers_are_trained_on_annealed_and_simulated() -> None:
+    for name in ("categorical", "poisson"):
+        model = Observed(*INTEGERS[name])
+        x = model.sample(40, seed=0).long()
+        for data in (x, torch.utils.data.TensorDataset(x)):
+            run = pv.fit(model, data, epochs=1, batch_size=20, **QUIET)
+            assert np.isfinite(run.history["loss"]).all()
+        assert np.isfinite(pv.fit(model, x, validation=0.5, epochs=1, **QUIET).history["val_loss"]).all()
+        settings = {"num_temperatures": 5, "num_leapfrog": 2, "num_chains": 4, **QUIET}
+        assert np.isfinite(pv.ais(model, x[:4], **settings).pointwise["log_px"]).all()
+        assert abs(pv.bdmc(model, 4, **settings).summary()["gap"]) < 5
+
+
+def test_a_model_that_looks_integers_up_is_given_integers() -> None:
+    class Tokens(Observed):
+        def model(self, x: Tensor) -> None:
+            super().model(x.float())
+
+    table = nn.Embedding(3, 1)
+    looks_up, neither = (cls(*INTEGERS["categorical"], read=table) for cls in (Tokens, Observed))
+    converts = Observed(*INTEGERS["categorical"], read=lambda x: table(x.long()))
+    converts.load_state_dict(looks_up.state_dict(), strict=False)
+    x = looks_up.sample(6, seed=0)
+    a, b = (pv.log_marginal(m, x, num_samples=20, **QUIET).pointwise["log_px"] for m in (looks_up, converts))
+    np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match=r"neither as floats nor as integers .*look values up by x\.long"):
+        neither.encode(x)
+    assert np.isfinite(pv.fit(looks_up, x, epochs=1, **QUIET).history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        lambda p: dist.Bernoulli(logits=p).to_event(1),
+        lambda p: dist.Normal(p, 1.0).to_event(1),
+        lambda p: pv.distributions.Levels(p.unsqueeze(-1).expand(*p.shape, 256)).to_event(1),
+    ],
+    ids=["bernoulli", "normal", "levels"],
+)
+def test_pixels_are_refused(likelihood) -> None:
+    model, pixels = Observed(likelihood, 5), torch.randint(0, 256, (4, 5), dtype=torch.uint8)
+    for run in (model.encode, model.reconstruct, lambda x: pv.fit(model, x, **QUIET), lambda x: pv.ais(model, x)):
+        with pytest.raises(ValueError, match=r"dtype uint8; .* For 8-bit images pass x.float\(\) / 255"):
+            run(pixels)
+    with pytest.raises(ValueError, match="dtype bool"):
+        Observed(*INTEGERS["poisson"]).encode(pixels > 3)
+    with pytest.raises(ValueError, match=r"does not have: pass model\.double"):
+        Observed(*INTEGERS["poisson"]).encode(torch.full((1, 5), 2**24 + 1))
+
+
+def test_decoding_gives_the_mean_or_the_mode() -> None:
+    z = torch.randn(2, 4, 2)
+    expected = {
+        "categorical": lambda p: p.unflatten(-1, (5, 3)).argmax(-1),
+        "ordered": lambda p: (p > -1).long() + (p > 0.5).long(),
+        "one-hot": lambda p: p.softmax(-1),
+        "poisson": torch.exp,
+        "multinomial": lambda p: 20 * p.softmax(-1),
+    }
+    for name, center in expected.items():
+        model = Observed(*INTEGERS[name])
+        if name == "ordered":  # of three classes the middle one is never the likeliest where its interval is short
+            model.likelihood = lambda p: dist.OrderedLogistic(9 * p, torch.tensor([-9.0, 9.0])).to_event(1)
+            torch.testing.assert_close(model.decode(z), (model.decoder(z) > -1).long() + (model.decoder(z) > 1).long())
+            continue
+        torch.testing.assert_close(model.decode(z), center(model.decoder(z)))
+    for likelihood in (dist.Cauchy, lambda p, s: dist.StudentT(1.0, p, s), lambda p, s: dist.Cauchy(p, s).mask(False)):
+        model = Observed(lambda p, of=likelihood: of(p, 1.0).to_event(1), 5)
+        torch.testing.assert_close(model.decode(z), model.decoder(z))
+    nowhere = dist.Categorical(logits=torch.zeros(2))
+    mixed = Observed(
+        lambda p: dist.MixtureSameFamily(nowhere, dist.Cauchy(p.unflatten(-1, (5, 2)), 1.0)).to_event(1), 10
+    )
+    with pytest.raises(ValueError, match=r"site 'x' .* neither a finite mean nor a mode"):
+        mixed.decode(z)
+
+
+def test_decode_takes_arrays_and_names_what_it_does_not_take() -> None:
+    vae = pv.VAE((6,), 3, hidden=(16,))
+    z = torch.randn(4, 3)
+    torch.testing.assert_close(vae.decode(z.double().numpy()), vae.decode(z))
+    torch.testing.assert_close(vae.decode({"z": z.numpy()}), vae.decode(z))
+    for bad, message in (
+        ({"Z": z}, "no latent site 'Z': it has 'z'"),
+        ({"z": z, "x": z}, "no latent site 'x'"),
+        (torch.zeros(4, 2), r"shape \(4, 2\); \(\.\.\., 3\) is needed"),
+        ({"z": torch.zeros(4, 1, 3)}, r"shape \(4, 1, 3\); \(n, 3\) is needed"),
+        ({}, "at least one latent site"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            vae.decode(bad)
+
+
+class Reading(Observed):
+    """A decoder that reads x: each dimension is drawn given the one before it, or scaled by the sum."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(None, 5)
+        self.how = how
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            p = self.decoder(z)
+            if self.how == "before":
+                p = p + nn.functional.pad(x, (1, 0))[..., :-1]
+            elif self.how == "size":
+                p = p + x.sum(-1, keepdim=True).log()
+            else:
+                p = p + torch.arange(2.0)[x.long()]
+            pyro.sample("x", dist.Poisson(p.exp()).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("how", ["before", "size", "index"])
+def test_a_model_that_reads_x_cannot_do_without_it(how: str) -> None:
+    model, x = Reading(how), binary(4, 5)
+    x[:, 0] = 1.0
+    for run in (
+        lambda: model.sample(3),
+        lambda: model.decode(torch.zeros(4, 2)),
+        lambda: pv.bdmc(model, 4, num_temperatures=10, **QUIET),
+    ):
+        with pytest.raises(ValueError, match=r"site 'x' depends on the values of x"):
+            run()
+    assert model.sample_latents(3).shape == (3, 2)
+    z = model.encode(x, num_samples=1)[0]
+    if how == "size":
+        expected = model.decoder(z).exp() * x.sum(-1, keepdim=True)
+        torch.testing.assert_close(model.reconstruct(x), expected)
+
+
+class Plated(pv.VAEModel):
+    """z ~ N(0, 1) for each datum, h ~ N(z, 1) for each of three groups of two, x ~ N(h, ½) over groups."""
+
+    event_shape, max_plate_nesting = (3, 2), 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", x.shape[-3]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            with pyro.plate("groups", 3, dim=-2):
+                h = pyro.sample("h", dist.Normal(z.unsqueeze(-1), 1.0).expand([*z.shape, 2]).to_event(1))
+            x_loc = h.movedim(-3, -2) if h.dim() == 3 else h.movedim(-3, -2).unsqueeze(-4)
+            pyro.sample("x", dist.Normal(x_loc, 0.5).to_event(2), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", x.shape[-3]):
+            pyro.sample("z", dist.Normal(x.mean((-2, -1)), 0.3))
+            with pyro.plate("groups", 3, dim=-2):
+                pyro.sample("h", dist.Normal(x.movedim(-2, -3), 0.1).to_event(1))
+
+
+def test_latents_in_two_plates() -> None:
+    model, x = Plated(), torch.randn(5, 3, 2)
+    latents = model.sample_latents(5, seed=0)
+    assert {name: tuple(z.shape) for name, z in latents.items()} == {"z": (5,), "h": (5, 3, 2)}
+    torch.testing.assert_close(model.decode(latents), latents["h"])
+    assert model.sample(4).shape == (4, 3, 2)
+    mean, draws = model.encode(x), model.encode(x, num_samples=7)
+    assert {name: tuple(z.shape) for name, z in draws.items()} == {"z": (7, 5), "h": (7, 5, 3, 2)}
+    assert (mean["h"] - x).abs().max() < 5 * 0.1 / 16
+    assert (model.reconstruct(x) - x).abs().max() < 5 * 0.1
+    simulated, where = model.simulate(4000, seed=0)
+    assert where["h"].shape == (1, 3, 4000, 2)
+    residual = simulated - where["h"][0].movedim(0, 1)
+    assert residual.std().item() == pytest.approx(0.5, rel=4.5 / 48_000**0.5)
+
+
+def test_missing_cells_are_drawn_too() -> None:
+    class Missing(Observed):
+        def model(self, x: Tensor, seen: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(self.decoder(z), 1.0).mask(seen).to_event(1), obs=x)
+
+        def guide(self, x: Tensor, seen: Tensor) -> None:
+            super().guide(x * seen)
+
+    model, seen = Missing(None, 5), torch.arange(5) < torch.arange(6).unsqueeze(-1)
+    x = model.sample(6, seen, seed=0)
+    assert (x != 0).all()
+    torch.testing.assert_close(model.reconstruct(x, seen), model.decode(model.encode(x, seen, num_samples=1)[0], seen))
+
+
+def test_auxiliary_sites_are_no_latents() -> None:
+    class Auxiliary(pv.VAE):
+        def guide(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                u = pyro.sample("u", self.q(x), infer={"is_auxiliary": True})
+                pyro.sample("z", dist.Delta(2 * u, -3 * math.log(2) * torch.ones(u.shape[:-1]), event_dim=1))
+
+    vae, x = Auxiliary((6,), 3, hidden=(16,)), binary(4)
+    draws = vae.encode(x, num_samples=10_000)
+    assert draws.shape == (10_000, 4, 3)
+    assert ((draws.mean(0) - 2 * vae.q(x).mean).abs() < 5 * draws.std(0) / 100).all()
+    assert vae.reconstruct(x).shape == (4, 6)
+
+
+def test_what_has_no_mean_or_no_line_says_so() -> None:
+    mixture, x = DiscreteMixture(torch.zeros(3), torch.randn(3, 6)), binary(4)
+    with pytest.raises(ValueError, match=r"site 'k' is discrete\. Decode its values"):
+        mixture.interpolate(x, x)
+
+    class Heavy(pv.VAE):
+        def guide(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Cauchy(self.encoder(x)[:, :3], 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"site 'z' .* has no mean: pass num_samples"):
+        Heavy((6,), 3, hidden=(16,)).encode(x)
