@@ -35,6 +35,7 @@ from pyrovae.testing import LinearGaussian, LinearMixture
 DATA = 100  # of one result
 DRAWS = (50, 200, 1000, 5000)
 CHAINS = (4, 16, 64)
+REPEATS = {50: 5, 200: 4, 1000: 3, 5000: 1, 4: 3, 16: 3, 64: 2}  # results of each problem
 GOOD = 0.01  # CV²/K
 Result = MarginalResult | AISResult
 
@@ -339,8 +340,118 @@ def simulated(seed: int, repeats: int) -> Iterator[tuple[str, str, int, list[Out
                     good = cv / size < GOOD if method == "log_marginal" else 1.0 / (1.0 + cv) > 0.5
                     if family == "a missing mode":
                         good = np.zeros(DATA, dtype=bool)
-                    for _ in range(max(1, repeats * 1000 // size) if method == "log_marginal" else 2 * repeats):
+                    for _ in range(repeats * REPEATS[size]):
                         result = sampled(problem, size, generator) if method == "log_marginal" else None
                         result = result or chains(problem, size, generator)
                         outcomes.append(Outcome(f"{i}", result, np.zeros(DATA), good))
                 yield method, family, size, outcomes
+
+
+def linear(latents: int, coupling: float, guide: str, **options: float) -> LinearGaussian:
+    generator = torch.Generator().manual_seed(latents)
+    w = coupling / math.sqrt(latents) * torch.randn(2 * latents, latents, generator=generator)
+    return LinearGaussian(w, torch.zeros(2 * latents), 1.0, guide=guide, **options)
+
+
+def modes(distance: float, stretch: float) -> LinearMixture:
+    means = torch.tensor([[0.0, 0.0], [distance, 0.0]])
+    return LinearMixture(torch.tensor([0.7, 0.3]), means, 0.5, torch.eye(2), torch.zeros(2), 1.0, stretch)
+
+
+def squared_cv(model: LinearGaussian) -> float:
+    """True relative variance of the weights for any guide of a :class:`LinearGaussian` but the exact one."""
+    precision = model.precision().detach().double()
+    noise = precision.diagonal() / model.stretch**2  # precision of q, whose mean is off by the shift
+    square = 2.0 * precision - noise.diag()
+    if torch.linalg.eigvalsh(square)[0] <= 0:
+        return math.inf
+    pull = -noise * model.shift  # p²/q ∝ exp(-½ zᵀ (2Λ - Q) z - zᵀ Q s + ½ sᵀ Q s)
+    log_square = precision.logdet() - 0.5 * (noise.log().sum() + square.logdet())
+    log_square = log_square + 0.5 * (pull @ torch.linalg.solve(square, pull) + noise.sum() * model.shift**2)
+    return math.expm1(min(log_square.item(), 700.0))
+
+
+LINEAR = [
+    *(linear(n, c, "mean_field") for n in (10, 20, 40) for c in (0.4, 0.8)),
+    *(linear(n, 0.3, "detuned", shift=s, stretch=t) for n in (10, 40) for s in (0.0, 0.15) for t in (0.8, 0.9, 1.15)),
+]
+
+
+def run(seed: int, repeats: int) -> Iterator[tuple[str, str, int, list[Outcome]]]:
+    """Rows that the estimators themselves draw."""
+    quiet: dict[str, Any] = {"progress": False, "seed": seed}
+    for size in DRAWS[1:]:
+        outcomes = []
+        for i, model in enumerate(LINEAR):
+            x = model.sample(DATA, seed=i)
+            result = pv.log_marginal(model, x, num_samples=size, **quiet)
+            good = np.full(DATA, squared_cv(model) / size < GOOD)
+            outcomes.append(Outcome(f"{i}", result, model.exact_log_px(x).numpy(), good))
+        yield "log_marginal", "linear-Gaussian models, run", size, outcomes
+    outcomes = []
+    for i, model in enumerate(LINEAR):
+        x = model.sample(DATA, seed=i)
+        result = pv.log_marginal(model, x, num_samples=5000, target_mc_se=0.05, **quiet)
+        good = np.full(DATA, squared_cv(model) / 200 < GOOD)
+        outcomes.append(Outcome(f"{i}", result, model.exact_log_px(x).numpy(), good))
+    yield "log_marginal", "the same, target_mc_se=0.05", 5000, outcomes
+    bent = [Banana(*settings) for settings in BANANAS[1::3]]
+    for family, models in (
+        ("linear-Gaussian models, run", LINEAR[::2]),
+        ("banana, run", bent),
+        ("mixture, run", [modes(d, 1.3) for d in (1.0, 2.0, 3.0)]),
+    ):
+        for size in CHAINS[:2]:
+            outcomes = []
+            for i, model in enumerate(models):
+                x = model.sample(DATA, seed=i)
+                exact = model.exact_log_px(x)
+                for t in (2, 10, 50):
+                    result = pv.ais(model, x, num_temperatures=t, num_chains=size, **quiet)
+                    p = result.pointwise
+                    # The effective number over all data: CV² of one datum's chains is too unsure.
+                    square = ((p["log_px"] - exact.numpy()).mul(2.0).map(math.exp) / p["ess"]).mean() * size
+                    outcomes.append(Outcome(f"{i} T={t}", result, exact.numpy(), np.full(DATA, square < 2.0)))
+            yield "ais", family, size, outcomes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args = arguments(parser, repeats=1)
+    start, rows = time.perf_counter(), []
+    for kind in (simulated, run):
+        for method, family, size, outcomes in kind(0, args.repeats):
+            rows.append({"method": method, "family": family, "size": size, **row(outcomes)})
+            print(markdown(rows[-1]), flush=True)
+    facts = {"rows": rows, "seconds": time.perf_counter() - start, "args": vars(args)}
+    print(write("calibration", facts))
+
+
+def markdown(r: dict[str, Any]) -> str:
+    """A row of the table in the guide."""
+
+    def percent(name: str) -> str:
+        return f"{100 * r[name]:.0f}" if name in r and math.isfinite(r[name]) else ""
+
+    def bias(name: str) -> str:
+        return f"{r[name]:+.2f} ± {2 * r[f'{name}_se']:.2f}" if name in r else ""
+
+    missed = [name for name in ("coverage", "bias", "good") if r.get(f"meets_{name}") is False]
+    cells = [
+        r["method"],
+        r["family"],
+        str(r["size"]),
+        percent("coverage"),
+        percent("reliable"),
+        percent("reliable_coverage"),
+        bias("bias"),
+        bias("jackknife_bias"),
+        percent("good_reliable"),
+        f"{percent('results_stated')}: {percent('mean_covered')}",
+        ", ".join(missed),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

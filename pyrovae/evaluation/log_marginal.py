@@ -1,6 +1,6 @@
 """Importance-sampled log p(x), with errors and diagnostics for every datum."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -62,10 +62,10 @@ def log_marginal(
         x: data ``(N, *event_shape)``: tensor, array or DataFrame.
         covariates: passed to model and guide; tensors with N rows are split along with ``x``.
         num_samples: K, draws per datum.
-        target_mc_se: ``mc_se`` in nats that is enough for a datum: it gets as many draws as that takes, 200 at least and
-            ``num_samples`` at most, and the column ``draws`` says how many. A pilot decides, whose draws are not used,
-            and who misses the target draws afresh and more: stopping by the draws' own error would favour samples in
-            which the largest weights are missing.
+        target_mc_se: ``mc_se`` in nats that is enough for a datum: draws are made until it is reached, 200 at least and
+            ``num_samples`` at most, and the column ``draws`` says how many. How many comes first decides a pilot whose
+            draws are not used, because stopping by the draws' own error favours those among which the largest weights
+            are missing; what few data still miss is drawn in addition.
         bounds: sizes k ≤ K at which to report L_k too, from the same draws; 1, K/10 and K are always among them.
         proposal: ``"posterior"`` draws from the guide; ``"prior"`` from p(z), which is the naive Monte Carlo estimate
             log 1/K Σ_k p(x | z_k). Then ``elbo`` is E[log p(x | z)] under the prior.
@@ -80,8 +80,8 @@ def log_marginal(
     Raises:
         TypeError: ``model`` is not a :class:`~pyrovae.VAEModel`.
         ValueError: wrong shape, integer, NaN or empty data, values outside the likelihood's support, covariates
-            of another length, ``num_samples < 1``, a ``target_mc_se`` that is not positive, an unknown proposal or ``compile``, a device
-            that is not there.
+            of another length, ``num_samples < 1``, a ``target_mc_se`` that is not positive, an unknown proposal
+            or ``compile``, a device that is not there.
     """
     at_least(1, num_samples=num_samples)
     for k in bounds:
@@ -160,26 +160,56 @@ def _estimate(
 def _reach(
     target_mc_se: float, estimate: Callable[[TestSet, int], dict[str, np.ndarray]], data: TestSet, num_samples: int
 ) -> dict[str, np.ndarray]:
-    """The columns of all data, each from as many draws as it needs: ``num_samples`` or that over a power of two."""
+    """The columns of all data, each from as many draws as it needs."""
     least = min(_PILOT, num_samples)
-    options = np.array(sorted({max(num_samples >> i, least) for i in range(num_samples.bit_length())}))
-    mc_se, draws = estimate(data, least)["mc_se"], np.full(len(data), least)
-    columns: dict[str, np.ndarray] = {}
+    mc_se, drawn = estimate(data, least)["mc_se"], np.zeros(len(data), dtype=int)
+    seen, columns = np.full(len(data), least), dict[str, np.ndarray]()
     missed = np.arange(len(data))
     while len(missed):
-        ratio = np.nan_to_num(mc_se / target_mc_se, nan=np.inf, posinf=np.inf)
-        needed = np.minimum(_MARGIN * draws[missed] * np.square(ratio), num_samples)
-        wanted = options[np.searchsorted(options, needed)]
-        if columns:
-            wanted = np.maximum(wanted, options[np.searchsorted(options, draws[missed], side="right")])
-        for k in np.unique(wanted):
-            rows = missed[wanted == k]
-            for name, values in estimate(data.rows(torch.from_numpy(rows)), int(k)).items():
+        ratio = np.nan_to_num(mc_se[missed] / target_mc_se, nan=np.inf, posinf=np.inf)
+        needed = np.minimum(_MARGIN * seen[missed] * np.square(ratio), num_samples) - drawn[missed]
+        # At least as many again as were drawn; in few sizes, because each is a run.
+        needed = np.maximum(needed, np.maximum(drawn[missed], least)) / least
+        more = np.minimum(least * 2 ** np.ceil(np.log2(needed)).astype(int), num_samples - drawn[missed])
+        for k in np.unique(more):
+            rows = missed[more == k]
+            part = estimate(data.rows(torch.from_numpy(rows)), int(k))
+            if drawn[rows[0]]:
+                part = _pooled({name: values[rows] for name, values in columns.items()}, part)
+            for name, values in part.items():
                 columns.setdefault(name, np.empty(len(data), dtype=values.dtype))[rows] = values
-        draws[missed] = wanted
-        missed = missed[~(columns["mc_se"][missed] <= target_mc_se) & (wanted < num_samples)]
-        mc_se = columns["mc_se"][missed]
+        drawn[missed] += more
+        mc_se, seen = columns["mc_se"], drawn
+        missed = missed[~(mc_se[missed] <= target_mc_se) & (drawn[missed] < num_samples)]
     return columns
+
+
+def _pooled(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of two independent runs on the same data taken together. The weights' sums add up, and L_k averages
+    over the blocks of both; k̂ is averaged, and what falls as 1/K is taken to do so.
+    """
+    runs, total = (a, b), a["draws"] + b["draws"]
+    shares = [run["draws"] / total for run in runs]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_px = np.logaddexp(*(run["log_px"] + np.log(share) for run, share in zip(runs, shares, strict=True)))
+        log_sums = [run["log_px"] + np.log(run["draws"]) for run in runs]
+        squares = np.logaddexp(*(2.0 * s - np.log(run["ess"]) for s, run in zip(log_sums, runs, strict=True)))
+        ess = np.where(log_px == -np.inf, 0.0, np.exp(2.0 * (log_px + np.log(total)) - squares))
+        mc_se = np.sqrt(np.maximum(total / ess - 1.0, 0.0) / (total - 1.0))
+    out = {"log_px": log_px, "mc_se": mc_se, "draws": total, "ess": ess, "halves": b["halves"]}
+    out["khat"] = sum(share * run["khat"] for share, run in zip(shares, runs, strict=True))
+    out["non_finite"] = a["non_finite"] + b["non_finite"]
+    left = [share**2 * (run["jackknife"] - run["log_px"]) for share, run in zip(shares, runs, strict=True)]
+    out["jackknife"] = log_px + left[0] + left[1]
+    out["rise"] = sum(share**2 * run["rise"] for share, run in zip(shares, runs, strict=True))
+    for k in (int(name[2:]) for name in a if name.startswith("L_") and not name.endswith("_se")):
+        counts = [run["draws"] // k for run in runs]
+        with np.errstate(invalid="ignore"):
+            parts = [np.where(n > 0, n * run[f"L_{k}"], 0.0) for n, run in zip(counts, runs, strict=True)]
+            errors = [np.where(n > 0, n * run[f"L_{k}_se"], 0.0) for n, run in zip(counts, runs, strict=True)]
+            out[f"L_{k}"] = np.where(total == k, log_px, (parts[0] + parts[1]) / (counts[0] + counts[1]))
+            out[f"L_{k}_se"] = np.where(total == k, mc_se, np.hypot(*errors) / (counts[0] + counts[1]))
+    return {"elbo": out["L_1"], **out}
 
 
 def _no_estimate(model: VAEModel, data: TestSet, terms: LogTerms) -> np.ndarray:
