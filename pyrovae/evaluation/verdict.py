@@ -23,6 +23,7 @@ _UNBOUNDED_VARIANCE = 9.0  # the same of Var(log w) over chains
 _TOLERATED = 0.05  # fraction of such data that a mean may hold
 _LEFT = 2.0  # times what the last nine tenths of the draws brought: at most what is left
 _LEFT_OF_CHAINS = 2.5  # times the jackknife's bias, which is then too small
+_ERRORS = 2.5  # standard errors: 1.96 and some, because mc_se itself tends to be a little small
 _STOPPING = 0.1  # of mc_se, by which stopping at a target biases
 _TOO_SMALL = 2.0  # by which factor mc_se may be too small where it is not to be believed
 
@@ -77,7 +78,7 @@ def khat_limit(draws: np.ndarray) -> np.ndarray:
 def judge_chains(pointwise: pd.DataFrame, num_chains: int) -> pd.DataFrame:
     """Whether the interval ``log_px`` ± 1.96 ``mc_se`` of C annealed chains can be believed, datum by datum.
 
-    The reasons are: ``non-finite``, ``few chains`` (fewer than 10), ``variance`` (Var(log w) over ½ ln C - ½ by more
+    The reasons are: ``non-finite``, ``few chains`` (fewer than 10), ``variance`` (Var(log w) over ½ ln C - 0.6 by more
     than its own error, drawn towards the mean over data by :func:`shrunk`: take more temperatures), ``ess`` (fewer than
     5 effective chains, of however many), ``acceptance`` (under 0.3).
 
@@ -94,7 +95,7 @@ def judge_chains(pointwise: pd.DataFrame, num_chains: int) -> pd.DataFrame:
     found = {
         "non-finite": (p["non_finite"] > 0) | ~np.isfinite(p["log_px"]),
         "few chains": pd.Series(few, p.index),
-        "variance": (not few) & ~(np.exp(log_variance - error) <= 0.5 * math.log(num_chains) - 0.5),
+        "variance": (not few) & ~(np.exp(log_variance - error) <= 0.5 * math.log(num_chains) - 0.6),
         "ess": (not few) & ~(p["ess"] >= _MIN_CHAINS),
         "acceptance": ~(p["acceptance"] >= _MIN_ACCEPTANCE),
     }
@@ -104,7 +105,7 @@ def judge_chains(pointwise: pd.DataFrame, num_chains: int) -> pd.DataFrame:
 def mean_error(pointwise: pd.DataFrame, num_samples: int) -> float:
     """How far the mean of ``log_px`` over data may be from that of log p(x), in nats, as the draws can tell.
 
-    1.96 standard errors of the draws, plus the bias: the jackknife's of reliable data, and for flagged ones, whose
+    2.5 standard errors of the draws, plus the bias: the jackknife's of reliable data, and for flagged ones, whose
     ``mc_se`` is doubled, twice what the last nine tenths of their draws brought on average (``rise``); a tenth of
     ``mc_se`` where draws stopped at a target. Data of a k̂ over
     0.9, and bounds, may lie any distance below; where they are more than one in twenty the error is infinite. It is NaN
@@ -223,7 +224,7 @@ def _shrunk_log_variance(pointwise: pd.DataFrame, num_chains: int) -> tuple[np.n
 
 
 def _total(mc_se: pd.Series, left: np.ndarray | pd.Series, flagged: np.ndarray) -> float:
-    """1.96 standard errors of a mean, and the bias of flagged and other data: each at least 0, whatever noise says."""
+    """2.5 standard errors of a mean, and the bias of flagged and other data: each at least 0, whatever noise says."""
     left = np.asarray(left, dtype=float)
     bias = sum(max(float(left[which].sum()), 0.0) for which in (flagged, ~flagged)) / len(left)
-    return 1.96 * combined_se(mc_se) + bias
+    return _ERRORS * combined_se(mc_se) + bias
