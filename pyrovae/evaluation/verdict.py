@@ -125,8 +125,8 @@ def mean_error(pointwise: pd.DataFrame, num_samples: int) -> float:
 
 
 def mean_error_of_chains(pointwise: pd.DataFrame, num_chains: int) -> float:
-    """:func:`mean_error` of annealed chains: the bias is the jackknife's, 2.5 times that for flagged data; it is infinite
-    where Var(log w) is over 9 for more than one datum in twenty.
+    """:func:`mean_error` of annealed chains. The bias is the jackknife's, 2.5 times that for flagged data; it is
+    infinite where Var(log w) is over 9 for more than one datum in twenty.
     """
     p = pointwise
     if p["reason"].str.contains("non-finite|few chains").any():
@@ -153,7 +153,9 @@ def verdict(pointwise: pd.DataFrame, error: float, name: str, remedy: str) -> st
     why = f" ({', '.join(f'{reason}: {number}' for reason, number in reasons.items())})" if count else ""
     found = f"{count} of {n} data {'is' if count == 1 else 'are'} flagged{why}"
     if reasons.get("bound", 0) > MAJORITY * n:
-        return f"Bound: the guide puts all its mass on one value, so {name} is below log p(x), and no draws say how far."
+        return (
+            f"Bound: the guide puts all its mass on one value, so {name} is below log p(x), and no draws say how far."
+        )
     if is_reliable(pointwise, error):
         if error == 0:
             return f"Mean exact: {found}."
@@ -208,7 +210,7 @@ def _draws(pointwise: pd.DataFrame, num_samples: int) -> np.ndarray:
 
 
 def _shrunk_khat(pointwise: pd.DataFrame, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """k̂ by :func:`shrunk`. Its sampling variance is (1 + k)²/M of a tail of M weights, and what the prior leaves of it."""
+    """k̂ by :func:`shrunk`; its sampling variance is (1 + k)²/M of M weights in the tail, as far as its prior lets it."""
     khat = pointwise["khat"].to_numpy(dtype=float)
     finite = khat[np.isfinite(khat)]
     mean = max(float(finite.mean()), 0.0) if len(finite) else 0.0

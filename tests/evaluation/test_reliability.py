@@ -128,7 +128,7 @@ def test_every_reason_has_its_case() -> None:
 
 
 def test_a_khat_is_read_beside_those_of_the_other_data() -> None:
-    """Scatter that the sampling error of k̂ explains is no reason; a datum that stands out is; alone it has its error."""
+    """Scatter that the sampling error of k̂ explains is no reason; data that stand out are; alone it has its error."""
     rng = np.random.default_rng(0)
     error = 1.3 * 213 / 223 / math.sqrt(213)  # of k = .3 from the 213 largest of 5000
     p = judged(400)
@@ -156,7 +156,8 @@ def test_shrinkage_is_empirical_bayes() -> None:
     assert standardized.std() == pytest.approx(1.0, abs=0.03)
     left, _ = shrunk(np.array([1.0, math.nan, math.inf, 1.2]), np.full(4, 0.5))
     assert left[[0, 3]] == pytest.approx([1.1, 1.1])
-    assert np.isnan(left[1]) and left[2] == math.inf
+    assert np.isnan(left[1])
+    assert left[2] == math.inf
 
 
 @pytest.mark.parametrize("k", [2, 5, 20])
@@ -202,12 +203,14 @@ def test_coverage_of_what_is_called_reliable() -> None:
 
 def test_the_mean_is_judged_by_what_is_flagged_in_it() -> None:
     """One datum in ten hopeless: the error is that of its weight in the mean."""
-    p = judged(100, khat={i: 0.8 for i in range(10)}, rise={i: 0.1 for i in range(10)})
+    p = judged(100, khat=dict.fromkeys(range(10), 0.8), rise=dict.fromkeys(range(10), 0.1))
     p = p.join(judge(p, 5000))
     assert (~p["reliable"]).sum() == 10
     expected = 0.9 * 0.0001 + 0.1 * 2 * 0.1 + 2.5 * math.sqrt(90 * 0.01**2 + 10 * 0.02**2) / 100
     assert mean_error(p, 5000) == pytest.approx(expected)
-    assert verdict(p, mean_error(p, 5000), "L", "").startswith("Mean good to about 0.02 nats: 10 of 100 data are flagged")
+    assert verdict(p, mean_error(p, 5000), "L", "").startswith(
+        "Mean good to about 0.02 nats: 10 of 100 data are flagged"
+    )
     p.loc[:9, "khat"] = 1.5
     assert mean_error(p, 5000) == math.inf
     assert verdict(p, math.inf, "L", "more").startswith("Unreliable: 10 of 100 data are flagged (khat: 10).")
