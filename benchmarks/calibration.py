@@ -146,7 +146,7 @@ class Banana(pv.VAEModel):
         return self.log_density(x).logsumexp(1) + math.log(self.cell)
 
     def squared_cv(self, x: Tensor) -> np.ndarray:
-        """Of the weights of every datum. Along z₂ = x - b z₁² they have one only if the guide's variance of z₂ is over ½."""
+        """Of the weights of every datum. Along z₂ = x - b z₁² it is finite if q's variance of z₂ is over ½."""
         mean, scale = self.moments(x)
         log_q = dist.Normal(mean.unsqueeze(1), scale.unsqueeze(1)).log_prob(self.grid).sum(2)
         log_p = self.log_density(x) - self.exact_log_px(x).unsqueeze(1)

@@ -210,7 +210,7 @@ def _draws(pointwise: pd.DataFrame, num_samples: int) -> np.ndarray:
 
 
 def _shrunk_khat(pointwise: pd.DataFrame, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """k̂ by :func:`shrunk`; its sampling variance is (1 + k)²/M of M weights in the tail, as far as its prior lets it."""
+    """k̂ by :func:`shrunk`. Its sampling variance is (1 + k)²/M of a tail of M weights, less what the prior takes."""
     khat = pointwise["khat"].to_numpy(dtype=float)
     finite = khat[np.isfinite(khat)]
     mean = max(float(finite.mean()), 0.0) if len(finite) else 0.0
