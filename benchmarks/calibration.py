@@ -29,7 +29,7 @@ from pyrovae.evaluation.annealing import SCHEDULES
 from pyrovae.evaluation.log_marginal import stream_columns
 from pyrovae.evaluation.result import MarginalResult
 from pyrovae.evaluation.stream import WeightStream
-from pyrovae.evaluation.verdict import FEW_CHAINS, judge, judge_chains
+from pyrovae.evaluation.verdict import FEW_CHAINS, judge, judge_chains, se_over_data
 from pyrovae.testing import LinearGaussian, LinearMixture
 
 DATA = 100  # of one result
@@ -293,7 +293,7 @@ def row(outcomes: list[Outcome]) -> dict[str, Any]:
         unit = kept["mc_se"].mean()
         out |= {"reliable_coverage": kept["covered"].mean()}
         for name, column in (("bias", "error"), ("jackknife_bias", "corrected")):
-            out |= {name: kept[column].mean() / unit, f"{name}_se": kept[column].sem() / unit}
+            out |= {name: kept[column].mean() / unit, f"{name}_se": se_over_data(kept[column]) / unit}
         out["bias_nats"] = kept["error"].mean()
         out["meets_coverage"] = bool(out["reliable_coverage"] >= 0.9)
         out["meets_bias"] = all(abs(out[b]) <= 0.25 + 2 * out[f"{b}_se"] for b in ("bias", "jackknife_bias"))
@@ -346,14 +346,14 @@ def simulated(seed: int, repeats: int) -> Iterator[tuple[str, str, int, list[Out
                     if family == UNSEEN or size < FEW_CHAINS:
                         good = np.zeros(DATA, dtype=bool)
                     for _ in range(repeats * REPEATS[size]):
-                        result = sampled(problem, size, generator) if method == "log_marginal" else None
-                        result = result or chains(problem, size, generator)
+                        estimate = sampled if method == "log_marginal" else chains
+                        result: Result = estimate(problem, size, generator)
                         outcomes.append(Outcome(f"{i}", result, np.zeros(DATA), good))
                 if outcomes:
                     yield method, family, size, outcomes
 
 
-def linear(latents: int, coupling: float, guide: str, **options: float) -> LinearGaussian:
+def linear(latents: int, coupling: float, guide: Any, **options: float) -> LinearGaussian:
     generator = torch.Generator().manual_seed(latents)
     w = coupling / math.sqrt(latents) * torch.randn(2 * latents, latents, generator=generator)
     return LinearGaussian(w, torch.zeros(2 * latents), 1.0, guide=guide, **options)
@@ -412,11 +412,11 @@ def run(seed: int, repeats: int) -> Iterator[tuple[str, str, int, list[Outcome]]
             x = model.sample(DATA, seed=i)
             exact = model.exact_log_px(x)
             for t in (2, 10, 30):
-                result = pv.ais(model, x, num_temperatures=t, num_chains=size, **quiet)
-                p = result.pointwise
+                walked = pv.ais(model, x, num_temperatures=t, num_chains=size, **quiet)
+                p = walked.pointwise
                 # E w² over all data: from the chains of one datum it is too unsure.
                 square = ((p["log_px"] - exact.numpy()).mul(2.0).map(math.exp) / p["ess"]).mean() * size
-                outcomes.append(Outcome(f"{i} T={t}", result, exact.numpy(), np.full(DATA, square < 2.0)))
+                outcomes.append(Outcome(f"{i} T={t}", walked, exact.numpy(), np.full(DATA, square < 2.0)))
         yield "ais", family, size, outcomes
 
 
