@@ -227,7 +227,7 @@ class Certain(DiscreteMixture):
     def guide(self, x):
         best = dist.Bernoulli(logits=self.logits).to_event(1).log_prob(x.unsqueeze(1)).argmax(1)
         make = {
-            "delta": lambda: dist.Delta(best.to(x)),
+            "delta": lambda: dist.Delta(best),
             "point mass": lambda: PointMass(best, 3),
             "categorical": lambda: dist.Categorical(probs=torch.nn.functional.one_hot(best, 3).to(x)),
         }[self.how]
