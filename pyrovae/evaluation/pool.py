@@ -1,27 +1,26 @@
 """One result from several of one trained model: more draws, or more data."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import logsumexp
 
-from pyrovae.evaluation.result import MarginalResult, judge, same_marks
-from pyrovae.evaluation.tail import tail_length
+from pyrovae.evaluation.result import MarginalResult, same_marks
+from pyrovae.evaluation.verdict import judge
 
 
 def pool(results: Sequence[MarginalResult]) -> MarginalResult:
     """One result of a trained model from several: of the draws on the same data, of the data where they differ.
 
     On the same data log p̂(x) is the logarithm of the mean weight of all draws, and ``mc_se``, ``ess``, ``L_k`` and
-    ``non_finite`` are what :func:`~pyrovae.log_marginal` would have got from them. Two columns need all weights, and
-    are means over the results, by their draws: ``jackknife``, whose bias is of the order of that of the smallest
-    result, and ``khat``. ``halves`` compares the first half of the results with the rest. Results on different data are
-    put one after the other, as rows; no datum may be in two of them.
+    ``non_finite`` are what :func:`~pyrovae.log_marginal` would have got from them. ``khat`` is the mean over results,
+    by their draws; what ``jackknife`` and ``rise`` add is taken to fall as 1/K; ``halves`` is the last result's. Results
+    on different data are put one after the other, as rows; no datum may be in two of them.
 
     Args:
         results: of :func:`~pyrovae.log_marginal`, for one model and proposal, each with another ``seed`` of the draws.
@@ -70,56 +69,53 @@ def _seeds(result: MarginalResult) -> tuple[int | None, ...]:
 def _more_draws(results: Sequence[MarginalResult]) -> MarginalResult:
     if len(results) == 1:
         return results[0]
-    draws = np.array([r.num_samples for r in results])
-    total = int(draws.sum())
-
-    def column(name: str) -> np.ndarray:
-        return np.stack([r.pointwise[name].to_numpy() for r in results])
-
-    def mean(name: str, by: np.ndarray) -> np.ndarray:
-        return by @ column(name) / by.sum()
-
-    log_sum = column("log_px") + np.log(draws)[:, None]
-    with np.errstate(invalid="ignore", divide="ignore"):  # where no weight is above zero
-        squares = np.where(np.isneginf(log_sum), -np.inf, 2.0 * log_sum - np.log(column("ess")))
-        log_px, log_squares = logsumexp(log_sum, axis=0) - np.log(total), logsumexp(squares, axis=0)
-        ess = np.where(np.isneginf(log_px), 0.0, np.exp(2.0 * (log_px + np.log(total)) - log_squares))
-        mc_se = np.sqrt((total / ess - 1.0).clip(min=0.0) / (total - 1))
-    columns = {
-        "log_px": log_px,
-        "mc_se": mc_se,
-        "ess": ess,
-        "khat": mean("khat", np.array([tail_length(k) for k in draws])),
-        "elbo": mean("elbo", draws),
-        "non_finite": column("non_finite").sum(axis=0),
-        "jackknife": np.where(np.isfinite(column("jackknife")).all(axis=0), mean("jackknife", draws), np.nan),
-        "halves": _halves(log_sum, draws),
-    }
     bounds = sorted(set.intersection(*(set(r.bounds) for r in results)))
-    ladder = {}
-    for k in bounds:
-        blocks = draws // k
-        ladder[f"L_{k}"] = mean(f"L_{k}", blocks)
-        ladder[f"L_{k}_se"] = np.sqrt(np.square(blocks / blocks.sum()) @ np.square(column(f"L_{k}_se")))
-    ladder |= {f"L_{total}": log_px, f"L_{total}_se": mc_se}
-    index = results[0].pointwise.index
-    first = pd.DataFrame(columns, index=index)
+    ladder = [name for k in bounds for name in (f"L_{k}", f"L_{k}_se")]
+    names = [
+        n for n in map(str, results[0].pointwise) if n not in ("reliable", "reason") and not n.startswith("L_")
+    ] + ladder
+    columns = reduce(pooled, ({name: r.pointwise[name].to_numpy() for name in names} for r in results))
+    total = sum(r.num_samples for r in results)
+    columns |= {f"L_{total}": columns["log_px"], f"L_{total}_se": columns["mc_se"]}
+    table = pd.DataFrame(columns, index=results[0].pointwise.index)
+    bound = results[0].pointwise["reason"].str.contains("bound").to_numpy()
+    first = [name for name in columns if not name.startswith("L_")]
+    verdicts = judge(table, total, bound=bound)
     return replace(
         results[0],
-        pointwise=pd.concat([first, judge(first, total), pd.DataFrame(ladder, index=index)], axis=1),
+        pointwise=pd.concat([table[first], verdicts, table.drop(columns=first)], axis=1),
         num_samples=total,
         bounds=(*bounds, total),
         seed=tuple(seed for r in results for seed in _seeds(r)),
     )
 
 
-def _halves(log_sum: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """L of the draws of the first half of the results minus that of the rest, as if each were half of all draws."""
-    cut = (len(draws) + 1) // 2
-    a, b = draws[:cut].sum(), draws[cut:].sum()
-    with np.errstate(invalid="ignore"):
-        difference = logsumexp(log_sum[:cut], axis=0) - logsumexp(log_sum[cut:], axis=0) - np.log(a / b)
-    return difference * 2.0 * np.sqrt(a * b) / (a + b)  # its standard error is CV √(1/a + 1/b), that of halves 2 CV/√K
+def pooled(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of two independent runs on the same data taken together. The weights' sums add up, and L_k averages
+    over the blocks of both; k̂ is averaged, and what falls as 1/K is taken to do so.
+    """
+    runs, total = (a, b), a["draws"] + b["draws"]
+    shares = [run["draws"] / total for run in runs]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_px = np.logaddexp(*(run["log_px"] + np.log(share) for run, share in zip(runs, shares, strict=True)))
+        log_sums = [run["log_px"] + np.log(run["draws"]) for run in runs]
+        squares = np.logaddexp(*(2.0 * s - np.log(run["ess"]) for s, run in zip(log_sums, runs, strict=True)))
+        ess = np.where(log_px == -np.inf, 0.0, np.exp(2.0 * (log_px + np.log(total)) - squares))
+        mc_se = np.sqrt(np.maximum(total / ess - 1.0, 0.0) / (total - 1.0))
+    out = {"log_px": log_px, "mc_se": mc_se, "draws": total, "ess": ess, "halves": b["halves"]}
+    out["khat"] = sum(share * run["khat"] for share, run in zip(shares, runs, strict=True))
+    out["non_finite"] = a["non_finite"] + b["non_finite"]
+    left = [share**2 * (run["jackknife"] - run["log_px"]) for share, run in zip(shares, runs, strict=True)]
+    out["jackknife"] = log_px + left[0] + left[1]
+    out["rise"] = sum(share**2 * run["rise"] for share, run in zip(shares, runs, strict=True))
+    for k in (int(name[2:]) for name in a if name.startswith("L_") and not name.endswith("_se")):
+        counts = [run["draws"] // k for run in runs]
+        with np.errstate(invalid="ignore"):
+            parts = [np.where(n > 0, n * run[f"L_{k}"], 0.0) for n, run in zip(counts, runs, strict=True)]
+            errors = [np.where(n > 0, n * run[f"L_{k}_se"], 0.0) for n, run in zip(counts, runs, strict=True)]
+            out[f"L_{k}"] = np.where(total == k, log_px, (parts[0] + parts[1]) / (counts[0] + counts[1]))
+            out[f"L_{k}_se"] = np.where(total == k, mc_se, np.hypot(*errors) / (counts[0] + counts[1]))
+    return {"elbo": out["L_1"], **out}
 
 
 def _more_data(results: Sequence[MarginalResult]) -> MarginalResult:

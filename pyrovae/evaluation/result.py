@@ -1,9 +1,9 @@
-"""What an estimate of log p(x) returns: one row per datum, errors, and a verdict on whether to believe it."""
+"""What an estimate of log p(x) returns: one row per datum, errors, and a verdict on how far to believe it."""
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -12,13 +12,10 @@ import pandas as pd
 import xarray
 
 from pyrovae.evaluation.arviz import container, group
-from pyrovae.evaluation.tail import khat_threshold, tail_length
+from pyrovae.evaluation.tail import khat_threshold
+from pyrovae.evaluation.verdict import combined_se, is_reliable, mean_error, se_over_data, verdict
 
 _GROUP = "log_marginal"
-_MIN_ESS = 100.0  # below, the error of the error is a tenth of it or more
-_MAX_HALVES = 4.0  # standard errors by which the two halves of the draws may differ
-_ROUNDING = 1e-6  # squared coefficient of variation of weights that are equal
-TOLERATED = 0.05  # fraction of unreliable data up to which a mean is called reliable
 
 
 @dataclass(frozen=True)
@@ -26,12 +23,13 @@ class MarginalResult:
     """Estimates of log p(x), in nats.
 
     Attributes:
-        pointwise: one row per datum: ``log_px`` (= L_K), ``mc_se`` (its Monte Carlo standard error), ``ess``
-            (effective sample size of the K weights), ``khat`` (their Pareto shape), ``elbo`` (= L_1),
-            ``non_finite`` (weights that were NaN or +inf), ``jackknife`` (L_K without its bias of order 1/K),
-            ``halves`` (L_K/2 of the first half of the draws minus that of the second), ``reliable`` and ``reason`` (see
-            :func:`judge`), and ``L_k``, ``L_k_se`` for every k in ``bounds``.
-        num_samples: K.
+        pointwise: one row per datum: ``log_px`` (= L_K), ``mc_se`` (its Monte Carlo standard error), ``draws`` (K),
+            ``ess`` (effective sample size of the K weights), ``khat`` (their Pareto shape), ``elbo`` (= L_1),
+            ``non_finite`` (weights that were NaN or +inf), ``jackknife`` (L_K without its bias of order 1/K), ``rise``
+            (L_K - L_K/10), ``halves`` (L_K/2 of the first half of the draws minus that of the second), ``reliable`` and
+            ``reason`` (see :func:`~pyrovae.evaluation.verdict.judge`), and ``L_k``, ``L_k_se`` for every k in
+            ``bounds``, NaN for data that had fewer draws.
+        num_samples: K; with a ``target_mc_se`` the most draws that a datum may have.
         bounds: the sizes k at which L_k was computed.
         num_observed: how many dimensions of a datum are observed, on average; ``None`` where they cannot be counted.
         discrete: whether the likelihood is a probability mass function.
@@ -63,33 +61,34 @@ class MarginalResult:
         return khat_threshold(self.num_samples)
 
     @property
+    def mean_error(self) -> float:
+        """How far the mean of ``log_px`` may be from that of log p(x), in nats, as far as the draws can tell (see
+        :func:`~pyrovae.evaluation.verdict.mean_error`): infinite where they cannot, NaN where it is no estimate.
+        """
+        return mean_error(self.pointwise, self.num_samples)
+
+    @property
     def reliable(self) -> bool:
-        """Whether at most 5 % of the data are unreliable, and none is non-finite."""
-        p = self.pointwise
-        return bool((~p["reliable"]).mean() <= TOLERATED and self.summary()["non_finite"] == 0)
+        """Whether the mean has a :attr:`mean_error`, and at most half of the data are flagged."""
+        return is_reliable(self.pointwise, self.mean_error)
 
     @property
     def verdict(self) -> str:
-        """One line: whether the mean can be believed, and what speaks against it."""
-        bad = self.pointwise.loc[~self.pointwise["reliable"], "reason"]
-        share = f"{len(bad)} of {len(self.pointwise)} data are unreliable"
-        reasons = bad.str.split(", ").explode().value_counts()
-        why = f" ({', '.join(f'{reason}: {count}' for reason, count in reasons.items())})" if len(bad) else ""
+        """How far the mean can be off, and what speaks against single data."""
+        remedy = "use more draws, a richer posterior, or ais"
         seen = " fit chose the epoch by these data: others have a lower log p(x)." if self.validation_data else ""
-        if self.reliable:
-            return f"Reliable: {share}{why}.{seen}"
-        return (
-            f"Unreliable: {share}{why}. L_{self.num_samples} is a lower bound whose distance from log p(x) and whose "
-            f"mc_se cannot be relied on: use more draws, a richer posterior, or ais.{seen}"
-        )
+        return verdict(self.pointwise, self.mean_error, f"L_{self.num_samples}", remedy) + seen
 
     def summary(self) -> pd.Series:
-        """Means over data: ``se_data`` is their standard error from having N data, ``mc_se`` from having K draws."""
+        """Means over data: ``se_data`` is their standard error from having N data, ``mc_se`` from having K draws;
+        ``draws`` is the mean number of them.
+        """
         p = self.pointwise
         mean = p["log_px"].mean(skipna=False)
         row: dict[str, Any] = {
             "N": len(p),
             "K": self.num_samples,
+            "draws": p["draws"].mean(),
             "log_px": mean,
             "se_data": se_over_data(p["log_px"]),
             "mc_se": combined_se(p["mc_se"]),
@@ -179,57 +178,7 @@ def _storable(labels: pd.Index) -> np.ndarray:
     return values if values.dtype.kind in "iufbM" else labels.astype(str).to_numpy(dtype=str)
 
 
-def judge(pointwise: pd.DataFrame, num_samples: int) -> pd.DataFrame:
-    """Whether each datum's ``log_px`` and ``mc_se`` can be believed, and if not why.
-
-    The reasons are: ``non-finite`` (a weight was NaN or infinite, or all were zero), ``khat`` (over the threshold of
-    :func:`khat_threshold`, or undefined), ``variance`` (k̂ is over ½ by more than its own standard error (1 + k̂)/√M of a
-    tail of M weights, so that the weights' variance, and with it ``mc_se``, is probably infinite), ``ess`` (fewer
-    than 100 effective draws, and than half of them), ``halves`` (the two halves of the draws disagree by more than
-    four standard errors). Weights that are all equal, but for rounding, have no tail to judge.
-
-    Args:
-        pointwise: with the columns ``log_px``, ``mc_se``, ``ess``, ``khat``, ``non_finite`` and ``halves``.
-        num_samples: K.
-
-    Returns:
-        The columns ``reliable`` and ``reason``.
-    """
-    p = pointwise
-    khat_error = (1.0 + p["khat"]) / math.sqrt(max(tail_length(num_samples), 1))
-    found = {
-        "non-finite": (p["non_finite"] > 0) | ~np.isfinite(p["log_px"]),
-        "khat": ~(p["khat"] <= khat_threshold(num_samples)),
-        "variance": p["khat"] - khat_error > 0.5,
-        "ess": p["ess"] < min(_MIN_ESS, num_samples / 2),
-        "halves": p["halves"].abs() > _MAX_HALVES * 2.0 * p["mc_se"],  # sd of the difference: 2 CV/√K
-    }
-    found["variance"] &= ~found["khat"]  # it says less
-    equal = (p["ess"] > (1.0 - _ROUNDING) * num_samples) & (num_samples > 1)
-    for name in ("khat", "variance", "halves"):
-        found[name] &= ~equal
-    return describe(found)
-
-
-def describe(found: Mapping[str, pd.Series]) -> pd.DataFrame:
-    """The columns ``reliable`` and ``reason`` (names joined by commas) from what was found against each datum."""
-    table = pd.DataFrame(found)
-    reason = table.apply(lambda row: ", ".join(row.index[row]), axis=1)
-    return pd.DataFrame({"reliable": ~table.any(axis=1), "reason": reason})
-
-
 def same_marks(fingerprints: Sequence[tuple[float, ...]]) -> bool:
     """Whether all are log p(x, z) of one generative model."""
     first = fingerprints[0]
     return bool(first) and all(len(m) == len(first) and np.allclose(m, first) for m in fingerprints)
-
-
-def se_over_data(values: pd.Series) -> float:
-    """Standard error of the mean from having so many data."""
-    with np.errstate(invalid="ignore"):  # of infinite values it is NaN
-        return float(values.std(ddof=1, skipna=False) / math.sqrt(len(values)))
-
-
-def combined_se(per_datum: pd.Series) -> float:
-    """Standard error of a mean of independent estimates."""
-    return float(np.sqrt(np.square(per_datum.to_numpy()).sum()) / len(per_datum))

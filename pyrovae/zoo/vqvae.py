@@ -31,8 +31,7 @@ class VQVAE(VAEModel):
     Generative model: z ~ p(z), a grid of codes; x ~ p(x | z), whose decoder sees the codes' vectors. The guide is
     certain: all mass of q(z | x) is on the code nearest to the encoder's output at each position. So log q(z | x) = 0
     at its draw z(x), and with any number of draws :func:`~pyrovae.log_marginal` gives log p(x, z(x)), which is at most
-    log p(x) = log Σ_z p(x, z): bits per dimension are an upper bound. (Of two draws or more it calls the estimate
-    reliable, because their weights are equal; that says nothing of how far below log p(x) they are.)
+    log p(x) = log Σ_z p(x, z): bits per dimension are an upper bound, and the verdict calls it a bound.
 
     **Stage one**: ``fit(vqvae, data)`` minimises :meth:`loss`. p(z) does not enter, and no gradient passes through z:
     an :class:`~pyrovae.ELBO` would train the decoder alone. **Stage two**: :meth:`fit_prior` puts a PixelCNN, fitted to

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 
 import pyrovae as pv
+from pyrovae.evaluation.ais import estimate_chains
 from pyrovae.evaluation.strict import strict
+from pyrovae.evaluation.verdict import judge_chains
 from pyrovae.model.base_space import BaseSpace, as_chart
 from pyrovae.testing import BetaBernoulli, DiscreteMixture, LinearGaussian, LinearMixture, grid_log_px
 from tests.cases import CONTEXT, LATENT, POSTERIORS, randomized
@@ -351,6 +354,55 @@ def test_a_start_far_off_is_reported() -> None:
     result = run(model, model.sample(20, seed=1), num_temperatures=2, num_chains=16, start="prior")
     assert result.summary()["unreliable"] > 0.8
     assert result.pointwise["reason"].str.contains("ess").mean() > 0.8
+    assert result.pointwise["reason"].str.contains("variance").mean() > 0.8
+    assert not result.reliable
+    assert result.mean_error == math.inf
+    assert result.verdict.startswith("Unreliable: ")
+    assert "use more temperatures or chains" in result.verdict
+
+
+@pytest.mark.parametrize("chains", [2, 4, 9, 10])
+def test_few_chains_are_never_reliable(chains: int) -> None:
+    """Not even chains from the exact posterior, whose weights are equal: nothing could have shown otherwise."""
+    model = linear("exact")
+    result = run(model, model.sample(5, seed=1), num_chains=chains, num_temperatures=2, num_leapfrog=2)
+    assert result.reliable == result.pointwise["reliable"].all() == (chains == 10)
+    if chains < 10:
+        assert (result.pointwise["reason"] == "few chains").all()
+        assert math.isnan(result.mean_error)
+
+
+def test_error_and_bias_are_the_jackknife_s() -> None:
+    log_weight = 1.5 * torch.randn(16, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    out = estimate_chains(log_weight)
+    kept = torch.stack([torch.cat([log_weight[:i], log_weight[i + 1 :]]) for i in range(16)])
+    without = kept.logsumexp(1) - math.log(15)
+    torch.testing.assert_close(out["bias"], 15.0 * (without.mean(0) - out["log_px"]))
+    torch.testing.assert_close(out["mc_se"], (15.0 * without.var(0, unbiased=False)).sqrt())
+    one = torch.full((16, 1), -math.inf, dtype=torch.float64)
+    one[3] = 0.0  # a single chain has all the weight
+    assert estimate_chains(one)["mc_se"].isfinite().all()
+    assert estimate_chains(one)["ess"].item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("variance", [0.1, 0.5, 4.0])
+@pytest.mark.parametrize("chains", [16, 64])
+def test_the_verdict_on_chains_of_normal_log_weights(variance: float, chains: int) -> None:
+    """2000 data: the interval of reliable ones covers 90 %; those whose true ESS is over half are called so."""
+    generator = torch.Generator().manual_seed(chains)
+    log_weight = math.sqrt(variance) * torch.randn(chains, 2000, generator=generator, dtype=torch.float64)
+    columns = estimate_chains(log_weight - 0.5 * variance)
+    p = pd.DataFrame({name: values.numpy() for name, values in columns.items()}).assign(acceptance=0.7)
+    p = p.join(judge_chains(p, chains))
+    if math.exp(-variance) > 0.5:
+        kept = p[p["reliable"]]
+        assert len(kept) > 1800
+        assert (kept["log_px"].abs() <= 1.96 * kept["mc_se"]).mean() >= 0.90
+        for estimate in (kept["log_px"], kept["log_px"] - kept["bias"]):
+            assert abs(estimate.mean()) <= 0.25 * kept["mc_se"].mean() + 2 * estimate.sem()
+    else:
+        assert p["reliable"].mean() < 0.01
+        assert (p["log_px"].abs() <= 1.96 * p["mc_se"]).mean() < 0.85
 
 
 def test_what_cannot_be_annealed_says_what_is_missing() -> None:

@@ -32,7 +32,7 @@ def evaluate(model: pv.VAEModel, *args, **kwargs) -> pv.MarginalResult:
 
 def test_columns_summary_and_bounds() -> None:
     result = evaluate(small(), binary(8), bounds=(1, 10, 5000))
-    assert list(result.pointwise.columns[:6]) == ["log_px", "mc_se", "ess", "khat", "elbo", "non_finite"]
+    assert list(result.pointwise.columns[:6]) == ["log_px", "mc_se", "draws", "ess", "khat", "elbo"]
     assert result.bounds == (1, 5, 10, 50)  # K/10 is always among them
     assert len(result.pointwise) == 8
     row = result.summary()

@@ -37,10 +37,12 @@ def test_alone_log_p_is_exact_and_every_estimator_says_so(decoder: str) -> None:
     for k in (1, 700):
         result = pv.log_marginal(model, x, num_samples=k, progress=False)
         torch.testing.assert_close(torch.tensor(result.pointwise["log_px"]), exact)
-        if k > 1:
-            assert result.pointwise["mc_se"].max() < 1e-6
-            assert result.pointwise["ess"].min() == pytest.approx(k)
-            assert result.reliable
+        assert (result.pointwise["mc_se"] == 0).all()
+        assert result.pointwise["ess"].min() == pytest.approx(k)
+        assert result.pointwise["reliable"].all()
+        assert result.reliable
+        assert result.mean_error == 0
+        assert result.verdict.startswith("Mean exact: 0 of")
     parts = pv.elbo_terms(model, x, num_samples=2, progress=False).pointwise
     torch.testing.assert_close(torch.tensor(parts["elbo"]), exact)
     assert (parts["kl"] == 0).all()

@@ -79,7 +79,9 @@ def test_the_bound_is_log_p_of_x_and_its_codes_and_lies_below_log_p(prior: str) 
     two = pv.log_marginal(model, x.double(), num_samples=2, progress=False)
     assert two.pointwise["log_px"].to_numpy() == pytest.approx(bound.numpy())
     assert two.pointwise["mc_se"].eq(0).all()
-    assert two.reliable
+    assert (two.pointwise["reason"] == "bound").all()
+    assert not two.reliable
+    assert two.verdict.startswith("Bound: the guide puts all its mass on one value")
     # Draws from the prior estimate log p(x) itself.
     naive = pv.log_marginal(model, x.double(), num_samples=5000, proposal="prior", progress=False).pointwise
     z_score = (naive["log_px"] - log_px.numpy()) / naive["mc_se"]
