@@ -1,8 +1,9 @@
 """What the approximate posterior loses, and why: the approximation gap and the amortisation gap."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from tqdm.auto import tqdm
 
 from pyrovae._checks import ARRAYS, as_tensor, at_least
 from pyrovae._random import reseed, seeded
+from pyrovae.evaluation.ais import ais
 from pyrovae.evaluation.chunks import BLOCK, probe
-from pyrovae.evaluation.log_marginal import log_marginal
-from pyrovae.evaluation.optimal import Draws, MeanField, OwnFamily, PerDatum, fit, gradients, log_weight
+from pyrovae.evaluation.optimal import Amortised, MeanField, OwnFamily, PerDatum, fit, gradients, log_weight
 from pyrovae.evaluation.result import combined_se, se_over_data
 from pyrovae.evaluation.stream import WeightStream
 from pyrovae.evaluation.strict import TestSet, as_test_set, fingerprint, model_name, strict
@@ -26,6 +27,10 @@ from pyrovae.posteriors import MeanFieldNormal
 FAMILIES = ("own", "mean_field")
 _BLOCKS = 4  # times the bytes of an ordinary block: every datum has parameters, and optimiser state, of its own
 _AT_ONCE = 100  # draws when a bound is evaluated
+_PROPOSED = 5000  # draws from all proposals together that log p(x) is estimated with
+_SURE = 4.0  # standard errors
+_ROUNDING = 1e-6  # of a float32
+_PLATEAU = 0.05  # nats that a quarter of the steps may gain while they still shrink
 _RATES: dict[Any, float] = {MeanField: 0.05, OwnFamily: 0.003}
 
 
@@ -34,12 +39,18 @@ class GapsResult:
     """log p(x), the bounds L[q] and L[q*], and the gaps between them, in nats.
 
     Attributes:
-        pointwise: one row per datum. ``log_px``; ``elbo`` = L[q] of the guide; ``own`` and ``mean_field`` = L[q*] of
-            the best q* found in the guide's own family and among factorised normals; ``approximation`` = log_px - own;
-            ``amortization`` = own - elbo; ``mean_field_approximation`` = log_px - mean_field; each with its Monte
-            Carlo standard error, ``_se``. Columns of families not asked for are missing.
+        pointwise: one row per datum. ``log_px``, with ``log_px_bias``, how far its expectation lies from log p(x)
+            (below, by half the squared error, as long as that is small); ``elbo`` = L[q] of the guide; ``own`` and
+            ``mean_field`` = L[q*] of the best q* found in the guide's own family and among factorised normals;
+            ``approximation`` = log_px - own; ``amortization`` = own - elbo; ``mean_field_approximation`` = log_px -
+            mean_field; ``own_gain`` and ``mean_field_gain``, what the last quarter of the steps gained over the
+            quarter before; each with its Monte Carlo standard error, ``_se``. ``own_converged`` and
+            ``mean_field_converged``: whether that gain is none, within four of its errors and 0.05 nats. Columns of
+            families not asked for are missing.
         steps: optimisation steps for each q*.
         num_samples: draws that each L was evaluated with.
+        proposal: what log p(x) was estimated from: the mixture of the named ones among ``elbo`` (the guide), ``own``
+            and ``mean_field``; ``"ais"``; or ``"given"``.
         data_hash: content hash of the data.
         model_name: class of the model, with its posterior where it has one.
         seed: seed of the draws.
@@ -49,10 +60,16 @@ class GapsResult:
     pointwise: pd.DataFrame
     steps: int
     num_samples: int
+    proposal: str
     data_hash: str
     model_name: str
     seed: int | None
     fingerprint: tuple[float, ...] = ()
+
+    @property
+    def converged(self) -> bool:
+        """Whether every datum's q* has, of each family."""
+        return bool(self.pointwise.filter(regex="_converged$").all(axis=None))
 
     def summary(self) -> pd.Series:
         """Means over data; ``_se`` is the standard error over data, which contains what Monte Carlo noise alone makes,
@@ -62,8 +79,9 @@ class GapsResult:
         row: dict[str, Any] = {"N": len(p)}
         for name in (str(c) for c in p if not str(c).endswith("_se")):
             row[name] = p[name].mean(skipna=False)
-            row[f"{name}_se"] = se_over_data(p[name])
-            row[f"{name}_mc_se"] = combined_se(p[f"{name}_se"])
+            if f"{name}_se" in p:
+                row[f"{name}_se"] = se_over_data(p[name])
+                row[f"{name}_mc_se"] = combined_se(p[f"{name}_se"])
         return pd.Series(row, name=self.model_name)
 
 
@@ -88,16 +106,22 @@ def inference_gaps(
     family, where each datum gets a copy of the guide's parameters, and among factorised normals. Then
     log p(x) - L[q*] is the approximation gap and L[q*] - L[q] the amortisation gap.
 
-    L[q*] after finitely many steps lies below the best one, so the approximation gap is overstated and the amortisation
-    gap understated by the same amount: check with twice the steps. log p(x) by importance sampling or AIS is a bound as
-    well, and understates the former; pass the tightest you have.
+    L[q*] is evaluated with fresh draws. After finitely many steps it lies below the best one, so the approximation gap
+    is overstated and the amortisation gap understated by the same amount: a warning says where it was still rising.
+
+    log p(x) is by default estimated by importance sampling from the guide and every q* together: 5000 draws in equal
+    shares, each with the weight p(x, z) / (mean over j of q_j(z)), the balance heuristic (Veach & Guibas 1995,
+    doi:10.1145/218380.218498). A flow that cannot score what it did not draw (planar, radial, Sylvester) cannot be in
+    a mixture: then the proposal is that one, or the mixture of the others, whose L on the draws for L is higher. The
+    logarithm of an estimate lies below log p(x) in expectation, and understates the approximation gap; a warning says
+    where it is below an L by more than their errors, so that it cannot be right. Nothing is clamped.
 
     Args:
         model: a :class:`~pyrovae.VAEModel`.
         x: data ``(N, *event_shape)``: tensor, array or DataFrame.
         covariates: passed to model and guide.
-        log_px: a result of :func:`~pyrovae.log_marginal` or :func:`~pyrovae.ais` on the same data, or one number per
-            datum; by default ``log_marginal`` with 5000 draws.
+        log_px: how log p(x) is estimated: as above; ``"ais"``, by :func:`~pyrovae.ais` as it is by default; or a result
+            of :func:`~pyrovae.log_marginal` or ``ais`` on the same data, or one number per datum.
         families: of ``"own"`` and ``"mean_field"``.
         steps: steps of Adam for every q*; the learning rate falls to zero (cosine).
         learning_rate: the first step's; by default 0.05 for factorised normals, whose parameters are in units of the
@@ -120,60 +144,111 @@ def inference_gaps(
     if learning_rate is not None and not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive; got {learning_rate}.")
     data = as_test_set("inference_gaps", model, x, covariates)
-    given = None if log_px is None else _given(log_px, data)
+    given = _given(log_px, data)
     columns: dict[str, np.ndarray] = {}
     with strict(model, device), seeded(seed):
         prior = data.check(model).prior
         if not prior:
             raise ValueError(f"{type(model).__name__} has no latents, so its bound has no gap: see log_marginal.")
         one_site = len(prior) == 1
-        made: dict[str, Callable[..., PerDatum]] = {"elbo": _Amortised}
+        made: dict[str, Callable[..., PerDatum]] = {"elbo": Amortised}
         for family in families:
             same = family == "own" and one_site and isinstance(getattr(model, "posterior", None), MeanFieldNormal)
             made[family] = OwnFamily if family == "own" and not same else MeanField
         if made.get("own") is MeanField and "mean_field" in made:
             del made["mean_field"]  # the same family: fitted once
         total = len(data) * steps * (len(made) - 1)
+        proposals: list[tuple[str, ...]] = []
         with tqdm(total=total, unit="step", unit_scale=True, desc="q*", disable=not progress) as bar:
             base = int(torch.randint(2**62, ()))
-            for i, (name, make) in enumerate(made.items()):
-                for rows in _batches(make, model, data, num_particles):
+            for rows in _batches(made.values(), model, data, num_particles):
+                part, fitted = data.part(rows, model.like()), {}
+                for i, (name, make) in enumerate(made.items()):
                     reseed(base, i, rows.start)
-                    part = data.part(rows, model.like())
-                    q = make(model, part)
+                    q = fitted[name] = make(model, part)
+                    found = {}
                     if name != "elbo":
                         rate = _RATES[make] if learning_rate is None else learning_rate
-                        for _ in fit(q, model, part, steps=steps, learning_rate=rate, num_particles=num_particles):
+                        rise = _Rise(steps)
+                        for elbo in fit(q, model, part, steps=steps, learning_rate=rate, num_particles=num_particles):
+                            rise.update(elbo)
                             bar.update(rows.stop - rows.start)
-                    for column, values in zip((name, f"{name}_se"), _bound(q, model, part, num_samples), strict=True):
-                        columns.setdefault(column, np.empty(len(data)))[rows] = values
+                        found |= {f"{name}_gain": rise.gain, f"{name}_gain_se": rise.se}
+                    found[name], found[f"{name}_se"] = _bound(q, model, part, num_samples)
+                    _put(columns, rows, len(data), found)
+                if given is None:
+                    proposals = _proposals(fitted)
+                    for i, names in enumerate(proposals):
+                        reseed(base, len(made) + i, rows.start)
+                        estimate, se = _mixture([fitted[name] for name in names], model, part)
+                        _put(columns, rows, len(data), {f"log_px{i}": estimate, f"log_px{i}_se": se})
         marks = fingerprint(model, data)
     if given is None:
-        result = log_marginal(model, x, *covariates, seed=seed, device=device, progress=progress)
+        # What the bounds were evaluated with are other draws, so that the choice does not favour high estimates.
+        best = [max(np.nan_to_num(columns[name].mean(), nan=-np.inf) for name in names) for names in proposals]
+        chosen = int(np.argmax(best))
+        proposal, given = ", ".join(proposals[chosen]), (columns[f"log_px{chosen}"], columns[f"log_px{chosen}_se"])
+    elif isinstance(given, str):
+        proposal, result = given, ais(model, x, *covariates, seed=seed, device=device, progress=progress)
         given = result.pointwise["log_px"].to_numpy(), result.pointwise["mc_se"].to_numpy()
+    else:
+        proposal = "given"
     columns["log_px"], columns["log_px_se"] = given
     if "own" in families and "mean_field" in families and "mean_field" not in columns:
-        columns["mean_field"], columns["mean_field_se"] = columns["own"], columns["own_se"]
+        for suffix in ("", "_se", "_gain", "_gain_se"):
+            columns[f"mean_field{suffix}"] = columns[f"own{suffix}"]
     table = _gaps(columns)
+    _warn_if_below(table)
+    _warn_if_rising(table)
     _warn_if_short(table)
-    return GapsResult(table, steps, num_samples, data.hash, model_name(model), seed, marks)
+    return GapsResult(table, steps, num_samples, proposal, data.hash, model_name(model), seed, marks)
 
 
-class _Amortised(PerDatum):
-    """The guide as it is."""
+class _Rise:
+    """How much the last quarter of the steps gained over the quarter before it."""
 
-    def __init__(self, model: VAEModel, part: tuple[Any, ...]) -> None:
-        self._model, self._part = model, part
-        self.parameters = []
+    def __init__(self, steps: int) -> None:
+        self._quarter, self._left = max(steps // 4, 1), steps
+        self._values: tuple[list[Tensor], list[Tensor]] = [], []
 
-    def draw(self, num_particles: int) -> Draws:
-        return self._model.draw_posterior(*self._part, num_particles=num_particles)
+    def update(self, elbo: Float[Tensor, "batch"]) -> None:
+        if self._left <= 2 * self._quarter:
+            self._values[self._left <= self._quarter].append(elbo.double())
+        self._left -= 1
+
+    @property
+    def gain(self) -> np.ndarray:
+        """Of every datum, in nats; NaN after a single step."""
+        before, last = (torch.stack(v).mean(0) if v else torch.tensor(torch.nan) for v in self._values)
+        return (last - before).cpu().numpy()
+
+    @property
+    def se(self) -> np.ndarray:
+        """Its standard error; NaN where a quarter is no two steps."""
+        if self._quarter < 2:
+            return np.full(self._values[1][0].shape, np.nan)
+        variances = [torch.stack(v).var(0) / self._quarter for v in self._values]
+        return (variances[0] + variances[1]).sqrt().cpu().numpy()
 
 
-def _batches(make: Callable[..., PerDatum], model: VAEModel, data: TestSet, num_particles: int) -> list[slice]:
+def _proposals(fitted: Mapping[str, PerDatum]) -> list[tuple[str, ...]]:
+    """What log p(x) can be estimated from: the mixture of those that can score, and each of the others by itself."""
+    mixed = tuple(name for name, q in fitted.items() if q.can_score)
+    alone = [(name,) for name, q in fitted.items() if not q.can_score]
+    return [mixed, *alone] if mixed else alone
+
+
+def _put(columns: dict[str, np.ndarray], rows: slice, size: int, found: Mapping[str, np.ndarray]) -> None:
+    for name, values in found.items():
+        columns.setdefault(name, np.empty(size))[rows] = values
+
+
+def _batches(
+    made: Iterable[Callable[..., PerDatum]], model: VAEModel, data: TestSet, num_particles: int
+) -> list[slice]:
     """As many data at once as fit, with their parameters and the gradients."""
 
-    def run(n: int, k: int) -> None:
+    def run(n: int, k: int, make: Callable[..., PerDatum]) -> None:
         part = data.part(slice(n), model.like())
         q = make(model, part)
         if q.parameters:
@@ -181,9 +256,10 @@ def _batches(make: Callable[..., PerDatum], model: VAEModel, data: TestSet, num_
         else:
             log_weight(q, model, part, k)
 
-    cost = probe(run)
+    costs = [probe(partial(run, make=make)) for make in made]
     draws = max(num_particles, _AT_ONCE // 2)  # evaluation keeps no graph
-    size = max(1, _BLOCKS * BLOCK[model.like().device.type] // (cost.per_datum + draws * cost.per_draw))
+    largest = max(cost.per_datum + draws * cost.per_draw for cost in costs)
+    size = max(1, _BLOCKS * BLOCK[model.like().device.type] // largest)
     return [slice(i, min(i + size, len(data))) for i in range(0, len(data), size)]
 
 
@@ -196,19 +272,77 @@ def _bound(q: PerDatum, model: VAEModel, part: tuple[Any, ...], num_samples: int
     return value.cpu().numpy(), se.cpu().numpy()
 
 
+def _mixture(qs: Sequence[PerDatum], model: VAEModel, part: tuple[Any, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """log p̂(x) of every datum, from equal numbers of draws from each q, weighted against their mixture; and its
+    standard error.
+    """
+    share = -(-_PROPOSED // len(qs))
+    means, errors = [], []
+    for q in qs:
+        stream = WeightStream(len(part[0]), share, (), part[0].device)
+        for start in range(0, share, _AT_ONCE):
+            latents, own = q.draw(min(_AT_ONCE, share - start))
+            log_q = torch.stack([own if r is q else r.log_prob(latents) for r in qs])
+            stream.update(model.log_joint(*part, latents=latents) - log_q.logsumexp(0))
+        means.append(stream.log_mean)
+        errors.append(stream.se(share))
+    log_px = torch.stack(means).logsumexp(0)
+    parts = (torch.stack(means) - log_px).exp()  # what each stratum contributes
+    se = torch.where(parts > 0, parts * torch.stack(errors), 0.0).square().sum(0).sqrt()
+    return log_px.cpu().numpy(), torch.where(log_px.isfinite(), se, torch.nan).cpu().numpy()
+
+
 def _gaps(columns: dict[str, np.ndarray]) -> pd.DataFrame:
     """The columns in order, with the differences between them."""
     order = [c for c in ("log_px", "elbo", "own", "mean_field") if c in columns]
     table = pd.DataFrame({name: columns[name] for c in order for name in (c, f"{c}_se")})
+    table.insert(2, "log_px_bias", -0.5 * table["log_px_se"] ** 2)
     for name, upper, lower in (
         ("approximation", "log_px", "own"),
         ("amortization", "own", "elbo"),
         ("mean_field_approximation", "log_px", "mean_field"),
     ):
         if lower in columns and upper in columns:
-            table[name] = columns[upper] - columns[lower]
+            with np.errstate(invalid="ignore"):  # both may be -inf
+                table[name] = columns[upper] - columns[lower]
             table[f"{name}_se"] = np.hypot(columns[f"{upper}_se"], columns[f"{lower}_se"])
+    for family in FAMILIES:
+        if family in columns:
+            for name in (f"{family}_gain", f"{family}_gain_se"):
+                table[name] = columns[name]
+            table[f"{family}_converged"] = table[f"{family}_gain"] <= _PLATEAU + _SURE * table[f"{family}_gain_se"]
     return table
+
+
+def _warn_if_below(table: pd.DataFrame) -> None:
+    """log p(x) - L is a divergence: where it is negative, the estimate of log p(x) is too low."""
+    for name in ("elbo", *FAMILIES):
+        if name in table:
+            below = table[name] - table["log_px"]
+            se = np.hypot(table[f"{name}_se"], table["log_px_se"])
+            slack = _ROUNDING * table[name].abs()
+            count = int((below > _SURE * se + slack).sum())
+            if count or below.mean() > _SURE * combined_se(se) + slack.mean():
+                warnings.warn(
+                    f"log p(x) is estimated below L of {name!r} by more than {_SURE:.0f} standard errors for {count} "
+                    f"of {len(table)} data, and by {below.mean():.3g} nats in the mean over all. A gap cannot be "
+                    f"negative: the estimate of log p(x) is too low. Pass log_px='ais', or a tighter one of your own.",
+                    stacklevel=3,
+                )
+
+
+def _warn_if_rising(table: pd.DataFrame) -> None:
+    """An optimum is one where more steps gain nothing."""
+    for name in FAMILIES:
+        if name in table:
+            gain, se, count = table[f"{name}_gain"], table[f"{name}_gain_se"], int((~table[f"{name}_converged"]).sum())
+            if count or not gain.mean() <= _PLATEAU + _SURE * combined_se(se):
+                warnings.warn(
+                    f"L[q*] of {name!r} was still rising for {count} of {len(table)} data: the last quarter of the "
+                    f"steps gained {gain.mean():.3g} nats in the mean. Take more steps or another learning_rate; the "
+                    f"approximation gap is overstated.",
+                    stacklevel=3,
+                )
 
 
 def _warn_if_short(table: pd.DataFrame) -> None:
@@ -224,8 +358,10 @@ def _warn_if_short(table: pd.DataFrame) -> None:
                 )
 
 
-def _given(log_px: Any, data: TestSet) -> tuple[np.ndarray, np.ndarray]:
-    """log p(x) as the user passed it, with standard errors (0 where there are none)."""
+def _given(log_px: Any, data: TestSet) -> Any:
+    """log p(x) as the user passed it, with standard errors (0 where there are none); or ``None`` or ``"ais"``."""
+    if log_px is None or (isinstance(log_px, str) and log_px == "ais"):
+        return log_px
     if hasattr(log_px, "pointwise"):
         if log_px.data_hash != data.hash:
             raise ValueError(
@@ -235,7 +371,7 @@ def _given(log_px: Any, data: TestSet) -> tuple[np.ndarray, np.ndarray]:
         return log_px.pointwise["log_px"].to_numpy(), log_px.pointwise["mc_se"].to_numpy()
     if not isinstance(log_px, ARRAYS):
         raise TypeError(
-            f"log_px must be a result of log_marginal or ais, or one number per datum; got {type(log_px).__name__}."
+            f"log_px must be a result of log_marginal or ais, 'ais', or one number per datum; got {log_px!r:.40}."
         )
     values = as_tensor(log_px, "log_px").detach().cpu().double().numpy()
     if values.shape != (len(data),):
