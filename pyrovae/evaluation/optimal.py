@@ -1,9 +1,11 @@
 """Approximate posteriors fitted to every datum by itself, a batch of data at once."""
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -115,6 +117,15 @@ class MeanField(PerDatum):
             impossible = ~(inside if mask is None else inside | ~mask)
             log_q = torch.where(per_datum(impossible.to(u.dtype), self._num_plates) > 0, -torch.inf, log_q)
         return log_q
+
+    def widened(self, factor: float) -> "MeanField":
+        """The same with scales so many times as large."""
+        other = copy(self)
+        other._sites = {
+            site: (*fixed, unit, shift, log_stretch + math.log(factor))
+            for site, (*fixed, unit, shift, log_stretch) in self._sites.items()
+        }
+        return other
 
     def _score(
         self, loc: Tensor, scale: Tensor, bijection: Any, mask: Tensor | None, u: Tensor, z: Tensor
@@ -278,7 +289,7 @@ class OwnFamily(PerDatum):
 
 def fit(
     q: PerDatum, model: VAEModel, part: tuple[Any, ...], *, steps: int, learning_rate: float, num_particles: int
-) -> Iterator[Float[Tensor, "batch"]]:
+) -> Iterator[None]:
     """Maximise every datum's ELBO over its own parameters, by Adam with a learning rate that falls to zero (cosine).
 
     A gradient that is not finite counts as zero, so that one bad draw does not end a datum's fit.
@@ -287,33 +298,27 @@ def fit(
         q: the posteriors; changed in place.
         model: the model, which stays as it is.
         part: ``(x, *covariates)``.
-        steps: number of steps.
+        steps: number of steps; the iterator yields after each.
         learning_rate: the first step's.
         num_particles: draws per datum and step.
-
-    Yields:
-        After each step, the ELBO before it, from as many draws.
     """
     parameters = [p for p, _ in q.parameters]
     groups = [{"params": [p], "lr": learning_rate * factor} for p, factor in q.parameters]
     optimizer = torch.optim.Adam(groups, fused=parameters[0].device.type in ("cpu", "cuda"))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        elbo, found = gradients(q, model, part, num_particles)
-        for p, gradient in zip(parameters, found, strict=True):
+        for p, gradient in zip(parameters, gradients(q, model, part, num_particles), strict=True):
             p.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
         optimizer.step()
         schedule.step()
-        yield elbo
+        yield
 
 
-def gradients(
-    q: PerDatum, model: VAEModel, part: tuple[Any, ...], num_particles: int
-) -> tuple[Float[Tensor, "batch"], tuple[Tensor, ...]]:
-    """Every datum's ELBO, and the gradients of its negative with respect to its own parameters."""
+def gradients(q: PerDatum, model: VAEModel, part: tuple[Any, ...], num_particles: int) -> tuple[Tensor, ...]:
+    """Of every datum's negative ELBO with respect to its own parameters."""
     with torch.enable_grad():
-        elbo = log_weight(q, model, part, num_particles).mean(0)
-        return elbo.detach(), torch.autograd.grad(-elbo.sum(), [p for p, _ in q.parameters])
+        loss = -log_weight(q, model, part, num_particles).mean(0).sum()
+        return torch.autograd.grad(loss, [p for p, _ in q.parameters])
 
 
 def log_weight(
@@ -406,7 +411,7 @@ def _rows_seen(layers: Iterable[nn.Linear]) -> Iterator[Counter[nn.Module]]:
     rows: Counter[nn.Module] = Counter()
 
     def count(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        rows[layer] += inputs[0].numel() // layer.in_features  # type: ignore[operator]
+        rows[layer] += inputs[0].numel() // inputs[0].shape[-1]
 
     with _before_forward(layers, count):
         yield rows
