@@ -1,5 +1,6 @@
 """What the approximate posterior loses, and why: the approximation gap and the amortisation gap."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from pyrovae._random import reseed, seeded
 from pyrovae.evaluation.ais import ais
 from pyrovae.evaluation.chunks import BLOCK, probe
 from pyrovae.evaluation.optimal import Amortised, MeanField, OwnFamily, PerDatum, fit, gradients, log_weight
-from pyrovae.evaluation.result import combined_se, se_over_data
+from pyrovae.evaluation.result import TOLERATED, combined_se, se_over_data
 from pyrovae.evaluation.stream import WeightStream
 from pyrovae.evaluation.strict import TestSet, as_test_set, fingerprint, model_name, strict
+from pyrovae.evaluation.tail import khat_threshold
 from pyrovae.model import VAEModel
 from pyrovae.posteriors import MeanFieldNormal
 
@@ -31,6 +33,7 @@ _PROPOSED = 5000  # draws from all proposals together that log p(x) is estimated
 _WIDER = 1.4  # of the scales of a factorised normal: at the optimum for L they are narrower than the posterior's
 _SURE = 4.0  # standard errors
 _ROUNDING = 1e-6  # of a float32
+_EQUAL = 1e-3  # standard error up to which weights have no tail to judge
 _PLATEAU = 0.05  # nats that the second cycle of a fit that has converged may gain
 _RATES: dict[Any, float] = {MeanField: 0.05, OwnFamily: 0.003}
 
@@ -41,12 +44,13 @@ class GapsResult:
 
     Attributes:
         pointwise: one row per datum. ``log_px``, with ``log_px_bias``, how far its expectation lies from log p(x)
-            (below, by half the squared error, as long as that is small); ``elbo`` = L[q] of the guide; ``own`` and
+            (below, by half the squared error, as long as that is small), and ``log_px_khat``, the Pareto shape of the
+            importance weights where it was estimated here; ``elbo`` = L[q] of the guide; ``own`` and
             ``mean_field`` = L[q*] of the best q* found in the guide's own family and among factorised normals;
             ``approximation`` = log_px - own; ``amortization`` = own - elbo; ``mean_field_approximation`` = log_px -
             mean_field; ``own_gain`` and ``mean_field_gain``, what L[q*] gained in the second cycle of the steps; each
             with its Monte Carlo standard error, ``_se``. ``own_converged`` and ``mean_field_converged``: whether that
-            gain and two of its errors are under 0.05 nats. Columns of families not asked for are missing.
+            change and two of its errors are under 0.05 nats. Columns of families not asked for are missing.
         steps: optimisation steps for each q*.
         num_samples: draws that each L was evaluated with.
         proposal: what log p(x) was estimated from: the mixture of the named ones, ``elbo`` being the guide and
@@ -174,27 +178,28 @@ def inference_gaps(
                     weights = _fitted(
                         q, model, part, num_samples, (base, i, rows.start, 1), bar, steps=steps, **settings
                     )
-                    found = {name: weights[-1]}
-                    if q.parameters:
-                        with np.errstate(invalid="ignore"):  # both may be -inf
+                    with np.errstate(invalid="ignore"):  # they may be -inf
+                        found = {name: weights[-1]}
+                        if q.parameters:
                             found[f"{name}_gain"] = weights[1] - weights[0]
-                    for column, draws in found.items():
-                        values = draws.mean(0), draws.std(0, ddof=1) / np.sqrt(num_samples)
-                        _put(columns, rows, len(data), column, *values)
+                        for column, draws in found.items():
+                            se = draws.std(0, ddof=1) / np.sqrt(num_samples)
+                            _put(columns, rows, len(data), {column: draws.mean(0), f"{column}_se": se})
                 if given is None:
                     fitted |= {f"wide {n}": q.widened(_WIDER) for n, q in fitted.items() if isinstance(q, MeanField)}
                     proposals = _proposals(fitted)
                     for i, names in enumerate(proposals):
                         reseed(base, len(made) + i, rows.start)
                         estimate = _mixture([fitted[name] for name in names], model, part)
-                        _put(columns, rows, len(data), f"log_px{i}", *estimate)
+                        _put(columns, rows, len(data), {f"log_px{c}{i}": v for c, v in estimate.items()})
         marks = fingerprint(model, data)
     if given is None:
         # What the bounds were evaluated with are other draws, so that the choice does not favour high estimates.
         means = {name: np.nan_to_num(columns[name].mean(), nan=-np.inf) for name in made}
         best = [max(means[name] for name in names if name in means) for names in proposals]
         chosen = int(np.argmax(best))
-        proposal, given = ", ".join(proposals[chosen]), (columns[f"log_px{chosen}"], columns[f"log_px{chosen}_se"])
+        proposal, given = ", ".join(proposals[chosen]), (columns[f"log_px{chosen}"], columns[f"log_px_se{chosen}"])
+        columns["log_px_khat"] = columns[f"log_px_khat{chosen}"]
     elif isinstance(given, str):
         proposal, result = given, ais(model, x, *covariates, seed=seed, device=device, progress=progress)
         given = result.pointwise["log_px"].to_numpy(), result.pointwise["mc_se"].to_numpy()
@@ -205,8 +210,9 @@ def inference_gaps(
         for suffix in ("", "_se", "_gain", "_gain_se"):
             columns[f"mean_field{suffix}"] = columns[f"own{suffix}"]
     table = _gaps(columns)
+    _warn_if_heavy(table)
     _warn_if_below(table)
-    _warn_if_rising(table)
+    _warn_unless_converged(table)
     _warn_if_short(table)
     return GapsResult(table, steps, num_samples, proposal, data.hash, model_name(model), seed, marks)
 
@@ -218,9 +224,9 @@ def _proposals(fitted: Mapping[str, PerDatum]) -> list[tuple[str, ...]]:
     return [mixed, *alone] if mixed else alone
 
 
-def _put(columns: dict[str, np.ndarray], rows: slice, size: int, name: str, value: Any, se: Any) -> None:
-    for column, values in ((name, value), (f"{name}_se", se)):
-        columns.setdefault(column, np.empty(size))[rows] = values
+def _put(columns: dict[str, np.ndarray], rows: slice, size: int, found: Mapping[str, Any]) -> None:
+    for name, values in found.items():
+        columns.setdefault(name, np.empty(size))[rows] = values
 
 
 def _batches(
@@ -272,24 +278,28 @@ def _log_weights(q: PerDatum, model: VAEModel, part: tuple[Any, ...], num_sample
     return torch.cat([log_weight(q, model, part, n).double().cpu() for n in sizes]).numpy()
 
 
-def _mixture(qs: Sequence[PerDatum], model: VAEModel, part: tuple[Any, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """log p̂(x) of every datum, from equal numbers of draws from each q, weighted against their mixture; and its
-    standard error.
+def _mixture(qs: Sequence[PerDatum], model: VAEModel, part: tuple[Any, ...]) -> dict[str, np.ndarray]:
+    """log p̂(x) of every datum, from equal numbers of draws from each q, weighted against their mixture; its standard
+    error, ``_se``, and the Pareto shape of all weights, ``_khat``.
     """
     share = -(-_PROPOSED // len(qs))
     means, errors = [], []
+    pooled = WeightStream(len(part[0]), share * len(qs), (), part[0].device)
     for q in qs:
         stream = WeightStream(len(part[0]), share, (), part[0].device)
         for start in range(0, share, _AT_ONCE):
             latents, own = q.draw(min(_AT_ONCE, share - start))
             log_q = torch.stack([own if r is q else r.log_prob(latents) for r in qs])
-            stream.update(model.log_joint(*part, latents=latents) - log_q.logsumexp(0))
+            log_weights = model.log_joint(*part, latents=latents) - (log_q.logsumexp(0) - math.log(len(qs)))
+            stream.update(log_weights)
+            pooled.update(log_weights)
         means.append(stream.log_mean)
         errors.append(stream.se(share))
-    log_px = torch.stack(means).logsumexp(0)
-    parts = (torch.stack(means) - log_px).exp()  # what each stratum contributes
+    log_px = pooled.log_mean
+    parts = (torch.stack(means) - math.log(len(qs)) - log_px).exp()  # what each stratum contributes
     se = torch.where(parts > 0, parts * torch.stack(errors), 0.0).square().sum(0).sqrt()
-    return log_px.cpu().numpy(), torch.where(log_px.isfinite(), se, torch.nan).cpu().numpy()
+    found = {"": log_px, "_se": torch.where(log_px.isfinite(), se, torch.nan), "_khat": pooled.khat}
+    return {name: value.cpu().numpy() for name, value in found.items()}
 
 
 def _gaps(columns: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -297,6 +307,8 @@ def _gaps(columns: dict[str, np.ndarray]) -> pd.DataFrame:
     order = [c for c in ("log_px", "elbo", "own", "mean_field") if c in columns]
     table = pd.DataFrame({name: columns[name] for c in order for name in (c, f"{c}_se")})
     table.insert(2, "log_px_bias", -0.5 * table["log_px_se"] ** 2)
+    if "log_px_khat" in columns:
+        table.insert(3, "log_px_khat", columns["log_px_khat"])
     for name, upper, lower in (
         ("approximation", "log_px", "own"),
         ("amortization", "own", "elbo"),
@@ -310,8 +322,21 @@ def _gaps(columns: dict[str, np.ndarray]) -> pd.DataFrame:
         if family in columns:
             for name in (f"{family}_gain", f"{family}_gain_se"):
                 table[name] = columns[name]
-            table[f"{family}_converged"] = table[f"{family}_gain"] + 2.0 * table[f"{family}_gain_se"] <= _PLATEAU
+            table[f"{family}_converged"] = table[f"{family}_gain"].abs() + 2.0 * table[f"{family}_gain_se"] <= _PLATEAU
     return table
+
+
+def _warn_if_heavy(table: pd.DataFrame) -> None:
+    """Where few weights make up the estimate of log p(x), its standard error says too little."""
+    if "log_px_khat" in table:
+        heavy = (table["log_px_khat"] > khat_threshold(_PROPOSED)) & (table["log_px_se"] > _EQUAL)
+        if heavy.mean() > TOLERATED:
+            warnings.warn(
+                f"log p(x) is not reliable for {heavy.sum()} of {len(table)} data: the importance weights' k̂ is over "
+                f"{khat_threshold(_PROPOSED):.2f}, so that it is probably too low and its standard error too small. "
+                f"Pass log_px='ais'.",
+                stacklevel=3,
+            )
 
 
 def _warn_if_below(table: pd.DataFrame) -> None:
@@ -331,16 +356,16 @@ def _warn_if_below(table: pd.DataFrame) -> None:
                 )
 
 
-def _warn_if_rising(table: pd.DataFrame) -> None:
+def _warn_unless_converged(table: pd.DataFrame) -> None:
     """An optimum is one where more steps gain nothing."""
     for name in FAMILIES:
         if name in table and not table[f"{name}_converged"].all():
             gain = table[f"{name}_gain"]
             warnings.warn(
                 f"q* of {name!r} has not converged, or cannot be shown to have, for "
-                f"{(~table[f'{name}_converged']).sum()} of {len(table)} data: L[q*] rose by {gain.mean():.3g} nats in "
-                f"the mean, and at most {gain.max():.3g}, when the learning rate was raised again for the last quarter "
-                f"of the steps. The approximation gap is overstated: take more steps, or another learning_rate.",
+                f"{(~table[f'{name}_converged']).sum()} of {len(table)} data: in the second cycle of the steps L[q*] "
+                f"changed by {gain.mean():.3g} nats in the mean, and by {gain.min():.3g} to {gain.max():.3g}. The "
+                f"approximation gap is overstated: take more steps, or another learning_rate.",
                 stacklevel=3,
             )
 
@@ -349,7 +374,8 @@ def _warn_if_short(table: pd.DataFrame) -> None:
     """An optimum that the guide itself, or a simpler family, surpasses was not found."""
     for other in ("elbo", "mean_field"):
         if "own" in table and other in table:
-            short = table[other].mean() - table["own"].mean()
+            with np.errstate(invalid="ignore"):  # both may be -inf
+                short = table[other].mean() - table["own"].mean()
             if short > 4.0 * combined_se(pd.Series(np.hypot(table["own_se"], table[f"{other}_se"]))) + 0.01:
                 warnings.warn(
                     f"L[q*] of the own family ends {short:.3g} nats below {other}: its optimum was not found. Take "
