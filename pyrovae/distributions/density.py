@@ -39,7 +39,9 @@ def log_density(p: Any, value: Tensor) -> Tensor:
         return _sum_last(log_density(p.base_dist, value), p.reinterpreted_batch_ndims)
     if _inherits_log_prob(p, MixtureSameFamily):
         terms = log_density(p.component_distribution, value.unsqueeze(-1 - len(p.event_shape)))
-        return (terms + p.mixture_distribution.logits.log_softmax(-1)).logsumexp(-1)
+        possible = (terms > -torch.inf).any(-1)  # without one component that is, the gradient would be NaN
+        terms = torch.where(possible.unsqueeze(-1), terms, 0.0) + p.mixture_distribution.logits.log_softmax(-1)
+        return torch.where(possible, terms.logsumexp(-1), -torch.inf)
     support = support_of(p)
     inside, value = _inside(support, value, len(p.event_shape))
     terms = _transformed(p, value) if _inherits_log_prob(p, TransformedDistribution) else p.log_prob(value)

@@ -34,6 +34,7 @@ _WIDER = 1.4  # of the scales of a factorised normal: at the optimum for L they 
 _SURE = 4.0  # standard errors
 _ROUNDING = 1e-6  # of a float32
 _EQUAL = 1e-3  # standard error up to which weights have no tail to judge
+_SECOND = 0.3  # of the learning rate, to start the second cycle with
 _PLATEAU = 0.05  # nats that the second cycle of a fit that has converged may gain
 _RATES: dict[Any, float] = {MeanField: 0.05, OwnFamily: 0.003}
 
@@ -181,7 +182,7 @@ def inference_gaps(
                     with np.errstate(invalid="ignore"):  # they may be -inf
                         found = {name: weights[-1]}
                         if q.parameters:
-                            found[f"{name}_gain"] = weights[1] - weights[0]
+                            found[f"{name}_gain"] = weights[1] - weights[0] if steps >= 4 else weights[1] * np.nan
                         for column, draws in found.items():
                             se = draws.std(0, ddof=1) / np.sqrt(num_samples)
                             _put(columns, rows, len(data), {column: draws.mean(0), f"{column}_se": se})
@@ -258,15 +259,17 @@ def _fitted(
     bar: Any,
     *,
     steps: int,
-    **options: Any,
+    learning_rate: float,
+    num_particles: int,
 ) -> list[np.ndarray]:
     """Fit q in two cycles, and give the :func:`_log_weights` after each, at the same noise. Both cycles end with a
     learning rate of zero, so that what the second one gains is no more than what was still to be gained.
     """
     found = []
-    for cycle in (steps - steps // 4, steps // 4) if q.parameters else (0,):
-        for _ in fit(q, model, part, steps=cycle, **options) if cycle else ():
-            bar.update(len(part[0]))
+    for cycle, rate in ((steps - steps // 4, 1.0), (steps // 4, _SECOND)) if q.parameters else ((0, 0.0),):
+        if cycle:
+            for _ in fit(q, model, part, steps=cycle, learning_rate=rate * learning_rate, num_particles=num_particles):
+                bar.update(len(part[0]))
         reseed(*seeds)
         found.append(_log_weights(q, model, part, num_samples))
     return found
