@@ -130,8 +130,8 @@ def inference_gaps(
         log_px: how log p(x) is estimated: as above; ``"ais"``, by :func:`~pyrovae.ais` as it is by default; or a result
             of :func:`~pyrovae.log_marginal` or ``ais`` on the same data, or one number per datum.
         families: of ``"own"`` and ``"mean_field"``.
-        steps: steps of Adam for every q*; the learning rate falls to zero (cosine), twice: over three quarters of the
-            steps, and over the last one. If q* has converged by then, the second cycle gains nothing.
+        steps: steps of Adam for every q*; the learning rate falls to zero (cosine) over three quarters of them, and
+            again, from 0.3 of it, over the last one: if q* has converged by then, L[q*] stays what it was.
         learning_rate: the first step's; by default 0.05 for factorised normals, whose parameters are in units of the
             guide's scales, and 0.003 for copies of the guide's parameters. The rate that ends highest is the best.
         num_particles: draws per datum and step.
@@ -262,8 +262,8 @@ def _fitted(
     learning_rate: float,
     num_particles: int,
 ) -> list[np.ndarray]:
-    """Fit q in two cycles, and give the :func:`_log_weights` after each, at the same noise. Both cycles end with a
-    learning rate of zero, so that what the second one gains is no more than what was still to be gained.
+    """Fit q in two cycles, and give the :func:`_log_weights` after each, at the same noise. Both end with a learning
+    rate of zero, so that what the second one changes is not the noise of the steps.
     """
     found = []
     for cycle, rate in ((steps - steps // 4, 1.0), (steps // 4, _SECOND)) if q.parameters else ((0, 0.0),):
