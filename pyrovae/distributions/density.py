@@ -39,10 +39,9 @@ def log_density(p: Any, value: Tensor) -> Tensor:
         return _sum_last(log_density(p.base_dist, value), p.reinterpreted_batch_ndims)
     if _inherits_log_prob(p, MixtureSameFamily):
         terms = log_density(p.component_distribution, value.unsqueeze(-1 - len(p.event_shape)))
-        possible = (terms > -torch.inf).any(-1)
-        terms = torch.where(possible.unsqueeze(-1), terms, 0.0)  # the derivative of a sum of nothing is NaN
-        total = (terms + p.mixture_distribution.logits.log_softmax(-1)).logsumexp(-1)
-        return torch.where(possible, total, -torch.inf)
+        possible = (terms > -torch.inf).any(-1)  # without one component that is, the gradient would be NaN
+        terms = torch.where(possible.unsqueeze(-1), terms, 0.0) + p.mixture_distribution.logits.log_softmax(-1)
+        return torch.where(possible, terms.logsumexp(-1), -torch.inf)
     support = support_of(p)
     if varies(support):  # bounds have the batch's shape, which data may lack
         value = value.expand(torch.broadcast_shapes(value.shape, p.batch_shape + p.event_shape))

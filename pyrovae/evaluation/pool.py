@@ -19,8 +19,8 @@ def pool(results: Sequence[MarginalResult]) -> MarginalResult:
 
     On the same data log p̂(x) is the logarithm of the mean weight of all draws, and ``mc_se``, ``ess``, ``L_k`` and
     ``non_finite`` are what :func:`~pyrovae.log_marginal` would have got from them. ``khat`` is the mean over results,
-    by their draws; what ``jackknife`` and ``rise`` add is taken to fall as 1/K; ``halves`` is the last result's. Results
-    on different data are put one after the other, as rows; no datum may be in two of them.
+    by their draws; what ``jackknife`` and ``rise`` add is taken to fall as 1/K; ``halves`` is the last result's.
+    Results on different data are put one after the other, as rows; no datum may be in two of them.
 
     Args:
         results: of :func:`~pyrovae.log_marginal`, for one model and proposal, each with another ``seed`` of the draws.
@@ -69,21 +69,18 @@ def _seeds(result: MarginalResult) -> tuple[int | None, ...]:
 def _more_draws(results: Sequence[MarginalResult]) -> MarginalResult:
     if len(results) == 1:
         return results[0]
-    bounds = sorted(set.intersection(*(set(r.bounds) for r in results)))
+    bounds, total = sorted(set.intersection(*(set(r.bounds) for r in results))), sum(r.num_samples for r in results)
+    table = results[0].pointwise
+    facts = [n for n in map(str, table) if n not in ("reliable", "reason") and not n.startswith("L_")]
     ladder = [name for k in bounds for name in (f"L_{k}", f"L_{k}_se")]
-    names = [
-        n for n in map(str, results[0].pointwise) if n not in ("reliable", "reason") and not n.startswith("L_")
-    ] + ladder
-    columns = reduce(pooled, ({name: r.pointwise[name].to_numpy() for name in names} for r in results))
-    total = sum(r.num_samples for r in results)
+    columns = reduce(pooled, ({name: r.pointwise[name].to_numpy() for name in (*facts, *ladder)} for r in results))
     columns |= {f"L_{total}": columns["log_px"], f"L_{total}_se": columns["mc_se"]}
-    table = pd.DataFrame(columns, index=results[0].pointwise.index)
-    bound = results[0].pointwise["reason"].str.contains("bound").to_numpy()
-    first = [name for name in columns if not name.startswith("L_")]
-    verdicts = judge(table, total, bound=bound)
+    bound = table["reason"].str.contains("bound").to_numpy()
+    table = pd.DataFrame(columns, index=table.index)
+    ladder += [f"L_{total}", f"L_{total}_se"]
     return replace(
         results[0],
-        pointwise=pd.concat([table[first], verdicts, table.drop(columns=first)], axis=1),
+        pointwise=pd.concat([table[facts], judge(table, total, bound=bound), table[ladder]], axis=1),
         num_samples=total,
         bounds=(*bounds, total),
         seed=tuple(seed for r in results for seed in _seeds(r)),
@@ -99,13 +96,15 @@ def pooled(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str
     with np.errstate(divide="ignore", invalid="ignore"):
         log_px = np.logaddexp(*(run["log_px"] + np.log(share) for run, share in zip(runs, shares, strict=True)))
         log_sums = [run["log_px"] + np.log(run["draws"]) for run in runs]
-        squares = np.logaddexp(*(2.0 * s - np.log(run["ess"]) for s, run in zip(log_sums, runs, strict=True)))
+        pairs = zip(log_sums, runs, strict=True)
+        squares = np.logaddexp(*(np.where(s == -np.inf, s, 2.0 * s - np.log(run["ess"])) for s, run in pairs))
         ess = np.where(log_px == -np.inf, 0.0, np.exp(2.0 * (log_px + np.log(total)) - squares))
         mc_se = np.sqrt(np.maximum(total / ess - 1.0, 0.0) / (total - 1.0))
     out = {"log_px": log_px, "mc_se": mc_se, "draws": total, "ess": ess, "halves": b["halves"]}
     out["khat"] = sum(share * run["khat"] for share, run in zip(shares, runs, strict=True))
     out["non_finite"] = a["non_finite"] + b["non_finite"]
-    left = [share**2 * (run["jackknife"] - run["log_px"]) for share, run in zip(shares, runs, strict=True)]
+    with np.errstate(invalid="ignore"):
+        left = [share**2 * (run["jackknife"] - run["log_px"]) for share, run in zip(shares, runs, strict=True)]
     out["jackknife"] = log_px + left[0] + left[1]
     out["rise"] = sum(share**2 * run["rise"] for share, run in zip(shares, runs, strict=True))
     for k in (int(name[2:]) for name in a if name.startswith("L_") and not name.endswith("_se")):

@@ -22,7 +22,15 @@ def result(log_px: np.ndarray, name: object, *, mc_se: float = 0.0, num_samples:
     n = len(log_px)
     same = {"log_px": log_px, "elbo": log_px, "jackknife": log_px, "L_1": log_px, "L_10": log_px, "L_100": log_px}
     noise = {"mc_se": mc_se, "L_1_se": mc_se, "L_10_se": mc_se, "L_100_se": mc_se, "halves": 0.0}
-    rest = {"ess": 100.0, "khat": 0.0, "non_finite": 0, "reliable": True, "reason": ""}
+    rest = {
+        "draws": num_samples,
+        "rise": 0.0,
+        "ess": 100.0,
+        "khat": 0.0,
+        "non_finite": 0,
+        "reliable": True,
+        "reason": "",
+    }
     return pv.MarginalResult(
         pointwise=pd.DataFrame(same | noise | rest, index=range(n)),
         num_samples=num_samples,

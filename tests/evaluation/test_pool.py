@@ -38,15 +38,13 @@ def test_more_draws_are_what_all_of_them_give() -> None:
     # Without its bias of order 1/K, as the jackknife of all is: far closer to that than the error is wide.
     assert (np.abs(p["jackknife"] - stream.jackknife.numpy()) < 0.2 * p["mc_se"]).mean() > 0.9
     assert list(p) == [
-        *results[0].pointwise.columns[:10],
+        *(name for name in results[0].pointwise if not name.startswith("L_")),
         *(name for k in (1, 10, 100, 500, 2500) for name in (f"L_{k}", f"L_{k}_se")),
     ]
     assert (pooled.num_samples, pooled.seed, pooled.data_hash) == (2500, (0, 1, 2), results[0].data_hash)
     error = (p["log_px"] - model().exact_log_px(x).numpy()) / p["mc_se"]
     assert error.abs().max() < 4.5
     assert 0.6 < error.std() < 1.5
-    halves = p["halves"] / (2 * p["mc_se"])
-    assert 0.6 < halves.std() < 1.5  # standard normal, though 2000 draws stand against 500
 
 
 def test_more_data_are_rows() -> None:
