@@ -19,10 +19,10 @@ from pyrovae._random import reseed, seeded
 from pyrovae.evaluation.ais import ais
 from pyrovae.evaluation.chunks import BLOCK, probe
 from pyrovae.evaluation.optimal import Amortised, MeanField, OwnFamily, PerDatum, fit, gradients, log_weight
-from pyrovae.evaluation.result import TOLERATED, combined_se, se_over_data
 from pyrovae.evaluation.stream import WeightStream
 from pyrovae.evaluation.strict import TestSet, as_test_set, fingerprint, model_name, strict
 from pyrovae.evaluation.tail import khat_threshold
+from pyrovae.evaluation.verdict import TOLERATED, combined_se, se_over_data
 from pyrovae.model import VAEModel
 from pyrovae.posteriors import MeanFieldNormal
 

@@ -12,18 +12,20 @@ from pyrovae.evaluation.tail import tail_length
 FEW_DRAWS = 20  # up to here the tail that k̂ is fitted to has fewer than five weights
 FEW_CHAINS = 10  # below, ± 1.96 standard errors cover less than 90 % even of equal normal chains
 MAJORITY = 0.5  # fraction of flagged data from which on a mean is theirs
-_MIN_ESS = 20.0  # draws: below, the bias of L_K is over a tenth of mc_se
+_MIN_ESS, _MIN_SHARE = 40.0, 0.6  # effective draws needed, or that share of few: below, L_K is biased by its error
+_PRECISE = 1e-3  # relative variance of p̂(x) up to which a k̂ under 0.9 does no harm, from so many draws on
+_PRECISE_DRAWS = 100
 _MIN_CHAINS = 5.0  # effective ones
 _MIN_ACCEPTANCE = 0.3
 _ROUNDING = 1e-6  # squared coefficient of variation of weights that are equal
 _KHAT_LIMIT = 0.8  # of 1 - 1/log10 K
 _UNBOUNDED = 0.9  # k̂ over which L_K says nothing of how far below log p(x) it is
 _UNBOUNDED_VARIANCE = 9.0  # the same of Var(log w) over chains
-_TOLERATED = 0.05  # fraction of such data that a mean may hold
+TOLERATED = 0.05  # fraction of such data that a mean may hold
 _LEFT = 2.0  # times what the last nine tenths of the draws brought: at most what is left
 _LEFT_OF_CHAINS = 2.5  # times the jackknife's bias, which is then too small
 _ERRORS = 2.5  # standard errors: 1.96 and some, because mc_se itself tends to be a little small
-_STOPPING = 0.1  # of mc_se, by which stopping at a target biases
+_STOPPING = 0.15  # of mc_se, by which stopping at a target biases at most (measured: .10 to .15)
 _TOO_SMALL = 2.0  # by which factor mc_se may be too small where it is not to be believed
 
 
@@ -33,8 +35,9 @@ def judge(
     """Whether the interval ``log_px`` ± 1.96 ``mc_se`` of each datum can be believed, and if not why.
 
     The reasons are: ``non-finite`` (a weight was NaN or infinite, or all were zero), ``few draws`` (20 or fewer, which
-    have no tail to judge by), ``khat`` (over :func:`khat_limit` by more than its own error, or undefined), ``ess``
-    (fewer than 20 effective draws), and ``bound`` (the guide puts all its mass on one value of a discrete latent).
+    have no tail to judge by), ``khat`` (over :func:`khat_limit` by more than its own error, or undefined; from 100 draws
+    on over 0.9, where the relative variance of p̂(x) is under .001), ``ess`` (fewer than 40 effective draws, or .6 K of
+    few), and ``bound`` (the guide puts all its mass on one value of a discrete latent).
     Weights that are equal, but for rounding, have neither tail nor error.
 
     One k̂ is noisy, and too low where the largest weights were by chance not drawn, so just where ``log_px`` is too low
@@ -54,11 +57,12 @@ def judge(
     few = draws <= FEW_DRAWS
     khat, error = _shrunk_khat(p, draws)
     equal = (p["ess"] > (1.0 - _ROUNDING) * draws) & ((draws > 1) | exact)
+    precise = (draws >= _PRECISE_DRAWS) & (draws / p["ess"] - 1.0 <= _PRECISE * draws) & (khat <= _UNBOUNDED)
     found = {
         "non-finite": (p["non_finite"] > 0) | ~np.isfinite(p["log_px"]),
         "few draws": few & ~equal,
-        "khat": ~few & ~equal & ~(khat <= khat_limit(draws) + error),
-        "ess": ~few & ~equal & ~(p["ess"] >= np.minimum(_MIN_ESS, draws / 2)),
+        "khat": ~few & ~equal & ~precise & ~(khat <= khat_limit(draws) + error),
+        "ess": ~few & ~equal & ~(p["ess"] >= np.minimum(_MIN_ESS, _MIN_SHARE * draws)),
         "bound": pd.Series(False if bound is None else bound, p.index),
     }
     return describe(found)
@@ -104,7 +108,7 @@ def mean_error(pointwise: pd.DataFrame, num_samples: int) -> float:
     """How far the mean of ``log_px`` over data may be from that of log p(x), in nats, as the draws can tell.
 
     2.5 standard errors of the draws, plus the bias: the jackknife's of reliable data, and for flagged ones, whose
-    ``mc_se`` is doubled, twice what the last nine tenths of their draws brought on average (``rise``); a tenth of
+    ``mc_se`` is doubled, twice what the last nine tenths of their draws brought on average (``rise``); .15 of
     ``mc_se`` where draws stopped at a target. Data of a k̂ over
     0.9, and bounds, may lie any distance below; where they are more than one in twenty the error is infinite. It is NaN
     of few draws and of values that are not finite.
@@ -115,7 +119,7 @@ def mean_error(pointwise: pd.DataFrame, num_samples: int) -> float:
     flagged = ~p["reliable"].to_numpy(dtype=bool)
     khat, _ = _shrunk_khat(p, draws)
     none = p["reason"].str.contains("bound").to_numpy()
-    if (flagged & (none | ~(khat <= _UNBOUNDED))).mean() > _TOLERATED:
+    if (flagged & (none | ~(khat <= _UNBOUNDED))).mean() > TOLERATED:
         return math.inf
     left = np.where(flagged, _LEFT * p["rise"], p["jackknife"] - p["log_px"])
     stopping = _STOPPING * p["mc_se"].mean() if np.ptp(draws) > 0 else 0.0
@@ -131,7 +135,7 @@ def mean_error_of_chains(pointwise: pd.DataFrame, num_chains: int) -> float:
         return math.nan
     flagged = ~p["reliable"].to_numpy(dtype=bool)
     log_variance, _ = _shrunk_log_variance(p, num_chains)
-    if (flagged & ~(np.exp(log_variance) <= _UNBOUNDED_VARIANCE)).mean() > _TOLERATED:
+    if (flagged & ~(np.exp(log_variance) <= _UNBOUNDED_VARIANCE)).mean() > TOLERATED:
         return math.inf
     return _total(p["mc_se"], -p["bias"] * np.where(flagged, _LEFT_OF_CHAINS, 1.0), flagged)
 

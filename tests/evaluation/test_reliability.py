@@ -203,7 +203,8 @@ def test_coverage_of_what_is_called_reliable() -> None:
 
 def test_the_mean_is_judged_by_what_is_flagged_in_it() -> None:
     """One datum in ten hopeless: the error is that of its weight in the mean."""
-    p = judged(100, khat=dict.fromkeys(range(10), 0.8), rise=dict.fromkeys(range(10), 0.1))
+    ten = range(10)
+    p = judged(100, khat=dict.fromkeys(ten, 0.85), rise=dict.fromkeys(ten, 0.1), ess=dict.fromkeys(ten, 200.0))
     p = p.join(judge(p, 5000))
     assert (~p["reliable"]).sum() == 10
     expected = 0.9 * 0.0001 + 0.1 * 2 * 0.1 + 2.5 * math.sqrt(90 * 0.01**2 + 10 * 0.02**2) / 100
