@@ -20,7 +20,8 @@ def pool(results: Sequence[MarginalResult]) -> MarginalResult:
     On the same data log p̂(x) is the logarithm of the mean weight of all draws, and ``mc_se``, ``ess``, ``L_k`` and
     ``non_finite`` are what :func:`~pyrovae.log_marginal` would have got from them. ``khat`` is the mean over results,
     by their draws; what ``jackknife`` and ``rise`` add is taken to fall as 1/K; ``halves`` is the last result's.
-    Results on different data are put one after the other, as rows; no datum may be in two of them.
+    Results on different data are put one after the other, as rows. No datum may be in two of them: where data have
+    labels that is checked, otherwise it is for you to see to.
 
     Args:
         results: of :func:`~pyrovae.log_marginal`, for one model and proposal, each with another ``seed`` of the draws.
@@ -29,9 +30,12 @@ def pool(results: Sequence[MarginalResult]) -> MarginalResult:
         ValueError: no results, another model or proposal, the same draws twice, or different ``num_samples`` on
             different data.
     """
-    results = list(results)
+    results = [results] if isinstance(results, MarginalResult) else list(results)
     if not results:
         raise ValueError("results is empty: pass at least one result of log_marginal.")
+    for result in results:
+        if not isinstance(result, MarginalResult):
+            raise TypeError(f"pool takes results of log_marginal; got a {type(result).__name__}.")
     for (i, a), (j, b) in combinations(enumerate(results), 2):
         _check(a, b, f"results[{i}] and results[{j}]")
     groups: dict[str, list[MarginalResult]] = {}
@@ -56,7 +60,8 @@ def _check(a: MarginalResult, b: MarginalResult, names: str) -> None:
         )
     if set(_seeds(a)) & set(_seeds(b)) - {None}:
         raise ValueError(
-            f"{names} have the same draws (seed {a.seed}): nothing new is in them. Call log_marginal with another seed."
+            f"{names} have the same draws (seed {a.seed}), so that their noise is shared, on other data too: call "
+            f"log_marginal with another seed for each."
         )
     if a.data_hash == b.data_hash and np.array_equal(a.pointwise["log_px"], b.pointwise["log_px"], equal_nan=True):
         raise ValueError(f"{names} are equal datum by datum: they are the same draws, or log p̂(x) is exact already.")
@@ -123,6 +128,9 @@ def _more_data(results: Sequence[MarginalResult]) -> MarginalResult:
         raise ValueError(f"results on different data need the same num_samples and bounds; they have {draws} draws.")
     frames = [r.pointwise for r in results]
     plain = all(isinstance(frame.index, pd.RangeIndex) for frame in frames)
+    for a, b in combinations(frames, 2):
+        if not plain and len(both := a.index.intersection(b.index)):
+            raise ValueError(f"datum {both[0]!r} is in two results: a datum counts once. Pool parts of the data.")
     hashes = " ".join(r.data_hash for r in results)
     counts: list[Any] = [r.num_observed for r in results]
     return replace(

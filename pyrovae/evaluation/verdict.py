@@ -35,9 +35,9 @@ def judge(
     """Whether the interval ``log_px`` ± 1.96 ``mc_se`` of each datum can be believed, and if not why.
 
     The reasons are: ``non-finite`` (a weight was NaN or infinite, or all were zero), ``few draws`` (20 or fewer, which
-    have no tail to judge by), ``khat`` (over :func:`khat_limit` by more than its own error, or undefined; from 100 draws
-    on over 0.9, where the relative variance of p̂(x) is under .001), ``ess`` (fewer than 40 effective draws, or .6 K of
-    few), and ``bound`` (the guide puts all its mass on one value of a discrete latent).
+    have no tail to judge by), ``khat`` (over :func:`khat_limit` by more than its own error, or undefined; from 100
+    draws on over 0.9, where the relative variance of p̂(x) is under .001), ``ess`` (fewer than 40 effective draws, or
+    .6 K of few), and ``bound`` (the guide puts all its mass on one value of a discrete latent).
     Weights that are equal, but for rounding, have neither tail nor error.
 
     One k̂ is noisy, and too low where the largest weights were by chance not drawn, so just where ``log_px`` is too low

@@ -103,20 +103,21 @@ def _core(p: Any) -> Any:
 
 def _inverse(p: Any) -> Inverse | None:
     if isinstance(p, Flow):
-        found = [_inverse_of(t) for t in p.transform.transforms] if p.can_score else [None]
-    elif isinstance(p, TransformedDistribution):
-        found = [_inverse_of(t) for t in p.transforms] + [_inverse(_core(p.base_dist))]
-    else:
-        return "exact"
-    return None if None in found else "numerical" if "numerical" in found else "exact"
+        return _worst([_inverse_of(t) for t in p.transform.transforms]) if p.can_score else None
+    if isinstance(p, TransformedDistribution):
+        return _worst([*(_inverse_of(t) for t in p.transforms), _inverse(_core(p.base_dist))])
+    return "exact"
+
+
+def _worst(inverses: list[Inverse | None]) -> Inverse | None:
+    return None if None in inverses else "numerical" if "numerical" in inverses else "exact"
 
 
 def _inverse_of(t: Transform) -> Inverse | None:
     inner = t.inv if type(t).__name__ == "_InverseTransform" else t
     if isinstance(inner, (ComposeTransform, _zuko.transforms.ComposedTransform)):
         parts: Any = inner.parts if isinstance(inner, ComposeTransform) else inner.transforms
-        found = [_inverse_of(part) for part in parts]
-        return None if None in found else "numerical" if "numerical" in found else "exact"
+        return _worst([_inverse_of(part) for part in parts])
     if isinstance(t, _CACHED_ONLY) or (inner is t and type(t)._inverse is torch.distributions.Transform._inverse):
         return None
     return "numerical" if isinstance(inner, _NUMERICAL) else "exact"

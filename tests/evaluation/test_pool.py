@@ -144,3 +144,16 @@ def test_data_that_chose_the_epoch() -> None:
         for data in (val, test):
             assert pv.log_marginal(trained, data.numpy(), num_samples=10, progress=False).validation_data
     assert pv.MarginalResult.from_arviz(on_val.to_arviz()).validation_data
+
+
+def test_data_in_two_results_and_results_of_other_kinds_are_refused() -> None:
+    x = model().sample(20, seed=1)
+    frame = pd.DataFrame(x.numpy(), index=[f"row {i}" for i in range(20)])
+    parts = [evaluate(frame[:12], 0), evaluate(frame[10:], 1)]
+    with pytest.raises(ValueError, match="datum 'row 10' is in two results"):
+        pv.pool(parts)
+    apart = [evaluate(frame[:12], 0), evaluate(frame[12:], 1)]
+    assert list(pv.pool(apart).pointwise.index) == list(frame.index)
+    with pytest.raises(TypeError, match="got a AISResult"):
+        pv.pool([pv.ais(model(), x[:2], num_temperatures=5, num_chains=2, progress=False)])
+    assert pv.pool(parts[0]) is parts[0]
