@@ -4,15 +4,21 @@ Without validation torch's densities outside their support are finite (Exponenti
 or an error (Categorical): an importance weight there must be zero.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from pyro.distributions import SineBivariateVonMises
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
-from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, constraints
+from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, VonMises, constraints
 
 _REAL = type(constraints.real)
+_CIRCULAR, _ANGLES = (
+    (VonMises, SineBivariateVonMises),
+    constraints.interval(-math.pi, math.pi),
+)  # normalised on one turn
 _WRAPPERS = (Independent.log_prob, MaskedDistribution.log_prob, ExpandedDistribution.log_prob)
 
 
@@ -42,7 +48,7 @@ def log_density(p: Any, value: Tensor) -> Tensor:
         possible = (terms > -torch.inf).any(-1)  # without one component that is, the gradient would be NaN
         terms = torch.where(possible.unsqueeze(-1), terms, 0.0) + p.mixture_distribution.logits.log_softmax(-1)
         return torch.where(possible, terms.logsumexp(-1), -torch.inf)
-    support = support_of(p)
+    support = _ANGLES if isinstance(p, _CIRCULAR) else support_of(p)
     if varies(support):  # bounds have the batch's shape, which data may lack
         value = value.expand(torch.broadcast_shapes(value.shape, p.batch_shape + p.event_shape))
     inside, value = _inside(support, value, len(p.event_shape))
@@ -59,7 +65,7 @@ def is_everywhere_positive(p: Any) -> bool:
     if _inherits_log_prob(p, TransformedDistribution):
         return is_everywhere_positive(p.base_dist) and all(_is_real(t.codomain) for t in p.transforms)
     support = support_of(p)
-    return support is None or _is_real(support)
+    return support is None or (_is_real(support) and not isinstance(p, _CIRCULAR))
 
 
 def support_of(p: Any) -> Any:

@@ -8,6 +8,9 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence, register_kl
 
 from pyrovae.distributions.ar1 import AR1
+from pyrovae.distributions.independent import innermost
+
+_BROADCASTING = (Normal, MultivariateNormal)  # whose formulas do
 
 
 def expanded_kl(q: Any, p: Any) -> Tensor | None:
@@ -21,6 +24,8 @@ def expanded_kl(q: Any, p: Any) -> Tensor | None:
 
 
 def _with_common_batch(q: Any, p: Any) -> tuple[Any, Any]:
+    if q.batch_shape == p.batch_shape or all(isinstance(innermost(d), _BROADCASTING) for d in (q, p)):
+        return q, p
     shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
     return tuple(d if d.batch_shape == shape else d.expand(shape) for d in (q, p))
 

@@ -54,7 +54,8 @@ def aggregate(
     if measured.varying_priors:
         where = f"the prior at {measured.varying_priors}"
         return Aggregate(reason=f"{where} differs from datum to datum: no one q(z) splits the rate")
-    unscorable = [site for site, q in terms.posterior.items() if capabilities(q).inverse is None]
+    made = any(site not in terms.prior for site in terms.posterior)  # of auxiliary draws, which other z do not have
+    unscorable = [site for site, q in terms.posterior.items() if made or capabilities(q).inverse is None]
     if unscorable:
         why = f"the posterior at {unscorable} cannot be scored at a point it did not draw"
         other = [site for site, p in terms.prior.items() if not _is_standard_normal(p)]

@@ -30,6 +30,7 @@ from pyrovae.evaluation.verdict import (
 )
 from pyrovae.model import VAEModel
 from pyrovae.model.base_space import BaseSpace
+from pyrovae.model.support import narrower_sites
 
 Schedule = str | Callable[[Tensor], Tensor]
 _PILOT = 100
@@ -197,7 +198,12 @@ def ais(
     data = as_test_set("ais", model, x, covariates)
     columns: dict[str, np.ndarray] = {}
     with strict(model, device), seeded(common_seed(seed)):
-        data.check(model)
+        narrow = narrower_sites(data.check(model).terms)
+        if narrow and start == "posterior":
+            raise ValueError(
+                f"the guide draws site {narrow[0]!r} on a part of the reals only, where its chains would have to stay: "
+                f"pass start='prior'."
+            )
         runs = _Runs(
             model,
             data,
@@ -290,10 +296,10 @@ def bdmc(
         covariates = as_covariates(covariates, num_data, model.like(), model.columns)
         x, latents = model.simulate(num_data, *covariates)
         data = as_test_set("bdmc", model, x, covariates)
-        data.check(model)
+        narrow = narrower_sites(data.check(model).terms)
         if start == "auto":
             start = "posterior"
-            if not BaseSpace(model, data.part(slice(2), model.like()), 2, start).invertible:
+            if narrow or not BaseSpace(model, data.part(slice(2), model.like()), 2, start).invertible:
                 start = "prior"
         runs = _Runs(
             model,

@@ -30,6 +30,7 @@ from pyrovae.evaluation.verdict import judge
 from pyrovae.evaluation.weights import LogWeights
 from pyrovae.model import LogTerms, VAEModel
 from pyrovae.model.capabilities import capabilities
+from pyrovae.model.support import narrower_sites
 
 BOUNDS = (1, 10, 100, 500, 1000, 5000)
 _PILOT = 200  # draws that decide how many a datum needs for target_mc_se, and the fewest that it gets
@@ -194,14 +195,16 @@ def _reach(
 
 
 def _bounds(model: VAEModel, data: TestSet, terms: LogTerms) -> np.ndarray:
-    """Whether the guide puts all mass of a discrete latent on one value, where the prior has others, datum by datum."""
+    """Whether the guide leaves out what the prior has, datum by datum: it puts all mass of a discrete latent on one
+    value of several, or it draws a part of the reals only.
+    """
     discrete = [site for site, p in terms.prior.items() if capabilities(p).discrete]
-    out = np.zeros(len(data), dtype=bool)
+    out = np.full(len(data), bool(narrower_sites(terms)))
     with seeded(0):
         for start in range(0, len(data) if discrete else 0, _AT_ONCE):
             part = model.log_terms(*data.part(slice(start, start + _AT_ONCE), model.like()), num_particles=2)
             certain = [(part.log_posterior[s] > -_CERTAIN) & (part.log_prior[s] < -_CERTAIN) for s in discrete]
-            out[start : start + _AT_ONCE] = torch.stack(certain).all(1).any(0).cpu().numpy()
+            out[start : start + _AT_ONCE] |= torch.stack(certain).all(1).any(0).cpu().numpy()
     return out
 
 

@@ -37,7 +37,8 @@ def judge(
     The reasons are: ``non-finite`` (a weight was NaN or infinite, or all were zero), ``few draws`` (20 or fewer, which
     have no tail to judge by), ``khat`` (over :func:`khat_limit` by more than its own error, or undefined; from 100
     draws on over 0.9, where the relative variance of p̂(x) is under .001), ``ess`` (fewer than 40 effective draws, or
-    .6 K of few), and ``bound`` (the guide puts all its mass on one value of a discrete latent).
+    .6 K of few), and ``bound`` (the guide leaves out what the prior has: all its mass is
+    on one value of a discrete latent, or on a part of the reals).
     Weights that are equal, but for rounding, have neither tail nor error.
 
     One k̂ is noisy, and too low where the largest weights were by chance not drawn, so just where ``log_px`` is too low
@@ -155,9 +156,7 @@ def verdict(pointwise: pd.DataFrame, error: float, name: str, remedy: str) -> st
     why = f" ({', '.join(f'{reason}: {number}' for reason, number in reasons.items())})" if count else ""
     found = f"{count} of {n} data {'is' if count == 1 else 'are'} flagged{why}"
     if reasons.get("bound", 0) > MAJORITY * n:
-        return (
-            f"Bound: the guide puts all its mass on one value, so {name} is below log p(x), and no draws say how far."
-        )
+        return f"Bound: the guide leaves out what the prior has, so {name} is below log p(x), and no draws say how far."
     if is_reliable(pointwise, error):
         if error == 0:
             return f"Mean exact: {found}."

@@ -59,10 +59,16 @@ class BaseSpace:
 
         Raises:
             NotImplementedError: a flow without an inverse.
+            ValueError: latents that cannot be drawn there, or whose coordinates float precision does not find.
         """
-        run = self._run(
-            lambda name, chart: chart.locate(latents[name].expand(self._num_chains, *latents[name].shape[1:]))
-        )
+        everywhere = {name: z.expand(self._num_chains, *z.shape[1:]) for name, z in latents.items()}
+        run = self._run(lambda name, chart: chart.locate(everywhere[name]))
+        for name, z in run.latents.items():
+            if not torch.allclose(z, everywhere[name], rtol=1e-3, atol=1e-3):
+                raise ValueError(
+                    f"latents of site {name!r} have no coordinates in the {self._start}: it does not draw them, or not "
+                    f"within float precision. Pass another start."
+                )
         return self._flat(run.coordinates)
 
     def log_densities(

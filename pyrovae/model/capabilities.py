@@ -62,7 +62,7 @@ def capabilities(p: Any) -> Capabilities:
     return Capabilities(
         support=support,
         discrete=support is not None and bool(support.is_discrete),
-        point_mass=isinstance(core, (Delta, PointMass)),
+        point_mass=_is_point_mass(core),
         rsample=p.has_rsample,
         mean=mean,
         variance=variance,
@@ -99,6 +99,12 @@ def _core(p: Any) -> Any:
             p = p.component_distribution
         else:
             return p
+
+
+def _is_point_mass(p: Any) -> bool:
+    if isinstance(p, (Flow, TransformedDistribution)):
+        return _is_point_mass(_core(p.base if isinstance(p, Flow) else p.base_dist))
+    return isinstance(p, (Delta, PointMass))
 
 
 def _inverse(p: Any) -> Inverse | None:

@@ -135,7 +135,10 @@ class Generation(Stored):
                     kind = "is discrete and" if can.discrete else f"({type(site['fn']).__name__})"
                     raise ValueError(f"site {name!r} {kind} has no mean: pass num_samples.")
             match list(sites.items()):  # means of several sites depend on each other
-                case [(name, site)] if (mean := moment(site["fn"], "mean")) is not None:
+                case [(name, site)] if (
+                    not capabilities(site["fn"]).point_mass  # of an auxiliary draw, say
+                    and (mean := moment(site["fn"], "mean")) is not None
+                ):
                     latents = as_latents({name: site | {"value": mean}}, self.max_plate_nesting)
                     return _data_first(latents)[name][0]
             sums: dict[str, Tensor] = {}

@@ -185,7 +185,7 @@ def draw(
     sites, hidden = sample_sites(trace), {}
     totals = {observed: x.new_zeros(num_particles, len(x)) for observed in (False, True)}
     for name, site in sites.items():
-        _check_plates(name, site, num_particles, max_plate_nesting)
+        _check_plates(name, site, num_particles, len(x), max_plate_nesting)
         observed = site["is_observed"]
         totals[observed] = totals[observed] + _log_prob(name, site, num_particles, len(x))
         if not (observed or site["infer"].get("is_auxiliary")):
@@ -240,15 +240,19 @@ def log_densities(
     for name, site in sample_sites(trace).items():
         if not site["is_observed"]:
             raise ValueError(f"latents has no value for site {name!r}; it has {sorted(latents)}.")
-        _check_plates(name, site, k, max_plate_nesting)
+        _check_plates(name, site, k, len(x), max_plate_nesting)
         terms[name] = _log_prob(name, site, k, len(x), given=name in values)
     return terms
 
 
 def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
     """Draws as a program sees them that runs without the particles' plate."""
-    dims = [0, *(d for d in range(1, max_plate_nesting) if z.shape[d] == 1)]
-    return z.squeeze(tuple(dims))
+    z = z[0]
+    for _ in range(max_plate_nesting - 1):
+        if z.shape[0] > 1:
+            break  # an outer plate that the site is in; plates of size 1 inside it have their place
+        z = z[0]
+    return z
 
 
 def _trace(
@@ -283,7 +287,7 @@ def _split(drawn: Trace, scored: Trace, k: int, b: int, nesting: int) -> LogTerm
     observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
     hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
     for name, site in (*guide_sites.items(), *model_sites.items()):
-        _check_plates(name, site, k, nesting)
+        _check_plates(name, site, k, b, nesting)
     log_likelihood, log_prior, log_posterior = (
         _WhenRead({n: partial(_log_prob, n, s, k, b, given=sites is hidden) for n, s in sites.items()})
         for sites in (observed, hidden, guide_sites)
@@ -322,13 +326,21 @@ class _WhenRead(Mapping[str, Tensor]):
         return len(self._compute)
 
 
-def _check_plates(name: str, site: dict[str, Any], k: int, nesting: int) -> None:
+def _check_plates(name: str, site: dict[str, Any], k: int, b: int, nesting: int) -> None:
+    for frame in site["cond_indep_stack"]:
+        whole = frame.size == b if frame.dim == -1 else frame.full_size in (None, frame.size)
+        if not whole and frame.name != PARTICLES:
+            wrong = f"has {frame.size} rows where {b} data came" if frame.dim == -1 else f"takes {frame.size} at random"
+            raise ValueError(
+                f"plate {frame.name!r} of site {name!r} {wrong}: log p(x) needs all of it. Data are len(x), or "
+                f"subsample=x; leave subsample_size out."
+            )
     if not any(frame.dim == -1 for frame in site["cond_indep_stack"]):
         raise ValueError(
             f"site {name!r} is not inside the data plate: open `with pyro.plate('data', len(x)):` around it, "
             f"at dimension -1. Latent variables shared by all data are not supported."
         )
-    if k > 1 and any(frame.dim is not None and frame.dim < -nesting - 1 for frame in site["cond_indep_stack"]):
+    if any(frame.dim is not None and frame.dim < -nesting - (k > 1) for frame in site["cond_indep_stack"]):
         raise ValueError(
             f"site {name!r} is in more nested plates than the {nesting} stated: set max_plate_nesting on the model."
         )
@@ -368,7 +380,7 @@ def _num_observed(sites: Mapping[str, dict[str, Any]], k: int, b: int) -> Tensor
     for site in sites.values():
         fn, shape = site["fn"], site["fn"].batch_shape + site["fn"].event_shape
         core = innermost_support(capabilities(fn).support)
-        if isinstance(core, type(constraints.multinomial)):
+        if isinstance(core, constraints.multinomial):
             return None
         each = torch.as_tensor(mask_of(fn, site["mask"])).expand(shape)
         if core is constraints.one_hot:

@@ -14,6 +14,7 @@ from pyrovae.distributions.independent import innermost
 from pyrovae.distributions.own_draw import KeepsLastDraw
 
 Sites = Mapping[str, dict[str, Any]]
+_LOOKS = 8  # draws at which a transformation is compared with the density that it states
 _MAX_ROUNDING = 0.05  # nats that rounding may add to log q of a draw
 
 
@@ -48,7 +49,11 @@ def check_pair(guide: Sites, model: Sites) -> None:
                     f"site {name!r} of the guide is missing from the model: sample it there too, or transform it into "
                     f"the latents by Delta sites with their log_density, and mark it infer={{'is_auxiliary': True}}."
                 )
+            if mask_of(site["fn"], site["mask"]) is not True:
+                raise ValueError(f"site {name!r} of the guide is auxiliary and masked: log q(z | x) needs its density.")
             auxiliary = name
+        elif site["infer"].get("is_auxiliary"):
+            raise ValueError(f"site {name!r} of the guide is a latent of the model: take is_auxiliary off it.")
         elif auxiliary is not None and not isinstance(innermost(site["fn"]), Delta):
             raise ValueError(
                 f"site {auxiliary!r} of the guide is auxiliary and {name!r} is drawn after it: log q(z | x) would need "
@@ -109,41 +114,56 @@ def check_precision(posterior: Mapping[str, Distribution]) -> None:
             )
 
 
-def check_auxiliary(guide: Callable[..., Any], sites: Sites, prior: Mapping[str, Distribution], *args: Any) -> None:
-    """Raise a ``ValueError`` unless the Delta sites after auxiliary ones state the density of their transformation.
+def check_auxiliary(guide: Callable[..., Any], prior: Mapping[str, Distribution], *args: Any) -> None:
+    """Raise a ``ValueError`` unless the Delta sites after auxiliary ones state the density of their transformation, at
+    several draws for every datum.
 
     Args:
         guide: ``guide(x, *covariates)``.
-        sites: its random sites in a run on ``args``, without particles.
         prior: of the latent sites.
-        args: ``(x, *covariates)`` of one datum.
+        args: ``(x, *covariates)`` of some data.
     """
-    sources = {n: s["value"].detach().clone().requires_grad_() for n, s in sites.items() if n not in prior}
-    if not sources:
-        return
-    with torch.enable_grad():
-        trace = poutine.trace(poutine.condition(guide, data=sources)).get_trace(*args)
-        free, log_det, stated = [], torch.zeros(()), torch.zeros(())
-        for name in prior:
-            fn, z = trace.nodes[name]["fn"], trace.nodes[name]["value"]
-            if isinstance(delta := innermost(fn), Delta):
+    b, signs = len(args[0]), []
+    for _ in range(_LOOKS):
+        drawn = poutine.trace(guide).get_trace(*args).nodes
+        sources = {
+            name: site["value"].detach().clone().requires_grad_()
+            for name, site in drawn.items()
+            if site["type"] == "sample" and site["infer"].get("is_auxiliary")
+        }
+        with torch.enable_grad():
+            trace = poutine.trace(poutine.condition(guide, data=sources)).get_trace(*args)
+            made = {n: trace.nodes[n] for n in prior if isinstance(innermost(trace.nodes[n]["fn"]), Delta)}
+            free, stated = [], torch.zeros(b)
+            for name, site in made.items():
                 bijection = biject_to(prior[name].support)
+                z, event_dim = site["value"], len(site["fn"].event_shape)
                 u = bijection.inv(z)
-                free.append(u.flatten())
-                log_det = log_det + bijection.log_abs_det_jacobian(u, z).sum()
-                stated = stated + delta.log_density.sum()
-        u, n = torch.cat(free), sum(s.numel() for s in sources.values())
-        square = u.requires_grad and len(u) == n
-        leaves = list(sources.values())
-        rows = [torch.autograd.grad(v, leaves, retain_graph=True, materialize_grads=True) for v in u if square]
-    if square:
-        jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
-        log_det = log_det + torch.linalg.slogdet(jacobian).logabsdet
-    else:
-        log_det = log_det - torch.inf
-    if not (log_det.isfinite() and abs(float(stated + log_det)) <= 1e-3 * (n + abs(float(log_det)))):
-        raise ValueError(
-            f"the latents made from the auxiliary site(s) {', '.join(map(repr, sources))} of the guide state a "
-            f"log_density of {float(stated):.4g}; their transformation has -log|det| = {-float(log_det):.4g}. Give "
-            f"each Delta log_density=-log|det ∂value/∂auxiliary|, of a map that can be undone."
-        )
+                free.append(_by_datum(u, event_dim, b))
+                density = innermost(site["fn"]).log_density
+                for term in (bijection.log_abs_det_jacobian(u, z), density):
+                    stated = stated.to(term) + _by_datum(term, max(term.dim() - (z.dim() - event_dim), 0), b).sum(1)
+            u, n = torch.cat(free, 1), sum(s.numel() for s in sources.values()) // b
+            jacobian = torch.zeros(b, n, n).to(u)
+            for d in range(n if u.requires_grad and u.shape[1] == n else 0):  # one pass for all data
+                rows = torch.autograd.grad(
+                    u[:, d].sum(), list(sources.values()), retain_graph=True, materialize_grads=True
+                )
+                parts = zip(sources, rows, strict=True)
+                jacobian[:, d] = torch.cat([_by_datum(g, len(drawn[k]["fn"].event_shape), b) for k, g in parts], 1)
+        sign, log_det = torch.linalg.slogdet(jacobian)
+        signs.append(sign)
+        off = stated.detach() + log_det
+        bad = ~(off.abs() <= 1e-3 * (n + log_det.abs())) | ~log_det.isfinite() | (sign != signs[0])
+        if bool(bad.any()):
+            raise ValueError(
+                f"the latents made from the auxiliary site(s) {', '.join(map(repr, sources))} of the guide state a "
+                f"log_density that is not -log|det| of their transformation (it is off by {float(off[bad][0]):.4g}). "
+                f"Give each Delta log_density=-log|det ∂value/∂auxiliary|, of a map that can be undone."
+            )
+
+
+def _by_datum(value: Tensor, event_dim: int, b: int) -> Tensor:
+    """``(*plates, B, *event)`` to ``(B, D)``."""
+    value = value.expand(*value.shape[: value.dim() - event_dim - 1], b, *value.shape[value.dim() - event_dim :])
+    return value.movedim(value.dim() - event_dim - 1, 0).reshape(b, -1)

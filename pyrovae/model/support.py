@@ -1,10 +1,12 @@
 """Whether data lie where the likelihood has mass."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyrovae.distributions.density import innermost_support, support_of, varies
+from pyrovae.distributions.density import innermost_support, is_everywhere_positive, support_of, varies
 from pyrovae.distributions.independent import innermost
 from pyrovae.distributions.levels import OnLevels
 from pyrovae.model.capabilities import capabilities
@@ -22,17 +24,41 @@ def check_terms(terms: LogTerms, name: str = "x") -> None:
 
 
 def check_densities(terms: LogTerms) -> None:
-    """Raise a ``ValueError`` if the guide puts all mass on one point of a continuum: there log q(z | x) is infinite,
-    and log p(x, z) - log q(z | x) is no log-weight.
+    """Raise a ``ValueError`` where log p(x, z) - log q(z | x) is no log-weight: the guide puts all mass on one point of
+    a continuum, where log q(z | x) is infinite, or model and guide draw a site on different spaces.
     """
     made = any(site not in terms.prior for site in terms.posterior)  # of auxiliary draws, with their density
     for site, p in terms.prior.items():
         q = terms.posterior[site]
+        known = all(capabilities(d).support is not None and not capabilities(d).point_mass for d in (q, p))
+        if known and _measure(q) != _measure(p):
+            raise ValueError(
+                f"site {site!r} is {_measure(p).lower()} in the model ({type(innermost(p)).__name__}) and "
+                f"{_measure(q).lower()} in the guide ({type(innermost(q)).__name__}): their densities do not compare. "
+                f"Give the guide a distribution on the same space."
+            )
         if capabilities(q).point_mass and not made and not (capabilities(p).discrete or capabilities(p).point_mass):
             raise ValueError(
                 f"site {site!r} of the guide is a point mass ({type(innermost(q)).__name__}) on a continuum, which has "
                 f"no density: no log p(x) follows from it. Use a guide with a density, e.g. a narrow Normal."
             )
+
+
+def narrower_sites(terms: LogTerms) -> list[str]:
+    """The latent sites whose prior has mass on all reals, and the guide on part of them."""
+    return [
+        site
+        for site, p in terms.prior.items()
+        if is_everywhere_positive(p)
+        and not is_everywhere_positive(q := terms.posterior[site])
+        and not (capabilities(q).discrete or capabilities(q).point_mass)
+    ]
+
+
+def _measure(p: Any) -> str:
+    """What a density is taken with respect to: a count, volume, or the volume of a simplex, a sphere, ..."""
+    core = innermost_support(capabilities(p).support)
+    return "discrete" if core.is_discrete else type(core).__name__.strip("_") if core.event_dim else "continuous"
 
 
 def check_values(site: str, likelihood: Distribution, value: Tensor, name: str = "x") -> None:

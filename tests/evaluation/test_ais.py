@@ -14,6 +14,7 @@ import pyrovae as pv
 from pyrovae.evaluation.ais import estimate_chains
 from pyrovae.evaluation.strict import strict
 from pyrovae.evaluation.verdict import judge_chains
+from pyrovae.model import Latents
 from pyrovae.model.base_space import BaseSpace, as_chart
 from pyrovae.testing import BetaBernoulli, DiscreteMixture, LinearGaussian, LinearMixture, grid_log_px
 from tests.cases import CONTEXT, LATENT, POSTERIORS, randomized
@@ -195,11 +196,11 @@ def test_base_space_of_every_family(name: str) -> None:
             slope = (up - space.log_densities(moved)[1]) / (2 * step)
             torch.testing.assert_close(gradient[..., d], slope, rtol=1e-5, atol=1e-5)
         if getattr(q, "can_score", True):
-            back = space.locate({"z": z[0]})
+            back = space.locate(Latents({"z": z[:1]}, 0))
             torch.testing.assert_close(back[0], u[0], rtol=1e-5, atol=1e-5)
         else:
             with pytest.raises(NotImplementedError, match="no inverse in closed form"):
-                space.locate({"z": z[0]})
+                space.locate(Latents({"z": z[:1]}, 0))
 
 
 @pytest.mark.parametrize(

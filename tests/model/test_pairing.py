@@ -252,7 +252,7 @@ def test_auxiliary_sites_of_a_constrained_latent() -> None:
 @pytest.mark.parametrize(
     ("guide", "message"),
     [
-        (auxiliary(lambda u: 2.0 * u, lambda u: u.new_zeros(u.shape[:-1])), "log_density of 0"),
+        (auxiliary(lambda u: 2.0 * u, lambda u: u.new_zeros(u.shape[:-1])), "log_density that is not"),
         (auxiliary(lambda u: u + u.tanh(), lambda u: u.sum(-1)), "log_density"),
         (auxiliary(lambda u: 0.0 * u, lambda u: u.new_zeros(u.shape[:-1])), "can be undone"),
         (auxiliary(lambda u: torch.ones_like(u), lambda u: u.new_zeros(u.shape[:-1])), "can be undone"),
@@ -311,3 +311,160 @@ def test_subsampled_plate_under_pyros_objective_is_per_datum() -> None:
     assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-4)
     assert ends[0][0].min() > 2.0  # nats per datum, not per thousand
     assert ends[0][0].max() < 6.0
+
+
+def test_auxiliary_siblings_are_refused_too() -> None:
+    """Densities that hold for some data alone, a map of two branches, a masked source, a latent called auxiliary."""
+
+    def for_some(x: Tensor) -> None:
+        u = pyro.sample("u", standard(x), infer={"is_auxiliary": True})
+        scale = torch.where(x[:, :1] > 0.8, 3.0, 2.0)
+        density = u.new_full(u.shape[:-1], -2 * math.log(2.0))
+        pyro.sample("z", dist.Delta(scale * u, log_density=density, event_dim=1))
+
+    def folded(x: Tensor) -> None:
+        u = pyro.sample("u", standard(x), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(u.abs(), event_dim=1))
+
+    def masked(x: Tensor) -> None:
+        u = pyro.sample("u", standard(x).mask(False), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(u + x / 2, event_dim=1))
+
+    def misnamed(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1), infer={"is_auxiliary": True})
+
+    for guide, message in (
+        (for_some, "log_density that is not"),
+        (folded, "log_density that is not"),
+        (masked, "site 'u' of the guide is auxiliary and masked"),
+        (misnamed, "site 'z' of the guide is a latent of the model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pv.log_marginal(pair(plain_model, guide), X, num_samples=10, **QUIET)
+
+
+def test_auxiliary_guides_are_encoded_and_measured() -> None:
+    def guide(x: Tensor) -> None:
+        u = pyro.sample("u", standard(x), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(x / 2 + 0.1 * u, u.new_full(u.shape[:-1], -2 * math.log(0.1)), event_dim=1))
+
+    model = pair(plain_model, guide)
+    torch.testing.assert_close(model.encode(X), X / 2, rtol=0, atol=5 * 0.1 / 16)  # the mean of 256 draws
+    report = pv.collapse(model, X, **QUIET)
+    assert report.estimator == "gaussian bound"
+    assert "cannot be scored at a point it did not draw" in report.reason
+
+
+# -- spaces, plates, angles ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prior", "guide"),
+    [
+        (dist.Normal(0.0, 1.0), dist.Poisson(1.0)),
+        (dist.Normal(0.0, 1.0), dist.Bernoulli(torch.tensor(0.5))),
+        (dist.Bernoulli(torch.tensor(0.5)), dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5), torch.tensor(0.5))),
+        (dist.OneHotCategorical(torch.ones(3)), dist.RelaxedOneHotCategorical(torch.tensor(0.1), torch.ones(3))),
+        (dist.Dirichlet(torch.full((3,), 2.0)), dist.Normal(torch.full((3,), 1 / 3), 0.02).to_event(1)),
+        (dist.Normal(torch.zeros(3), 1.0).to_event(1), dist.Dirichlet(torch.full((3,), 2.0))),
+    ],
+)
+def test_model_and_guide_on_different_spaces_are_refused(prior: Any, guide: Any) -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", prior)
+        observe(
+            x,
+            z.reshape(*z.shape[: z.dim() - prior.event_dim], -1)[..., :1].expand(
+                *z.shape[: z.dim() - prior.event_dim], 2
+            ),
+        )
+
+    with pytest.raises(ValueError, match=r"site 'z' is .* in the model .* and .* in the guide"):
+        pv.log_marginal(pair(model, lambda x: pyro.sample("z", guide.expand([len(x)]))), X, num_samples=10, **QUIET)
+
+
+def test_guide_on_a_part_of_the_reals_makes_a_bound() -> None:
+    """z ~ N(0, 1) and a guide that draws z > 0 alone: what it estimates is the part of log p(x) there."""
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).expand([*z.shape, 1]).to_event(1), obs=x)
+
+    half = pair(model, lambda x: pyro.sample("z", dist.HalfNormal(x.new_ones(len(x)))), event=1)
+    result = pv.log_marginal(half, X[:, :1], num_samples=1000, **QUIET)
+    assert (result.pointwise["log_px"] < dist.Normal(0.0, 2**0.5).log_prob(X[:, 0]).numpy()).all()
+    assert result.pointwise["reason"].str.contains("bound").all()
+    assert result.verdict.startswith("Bound: ")
+    with pytest.raises(ValueError, match="site 'z' on a part of the reals only"):
+        pv.ais(half, X[:, :1], num_temperatures=5, num_chains=4, **QUIET)
+    assert pv.bdmc(half, 3, num_temperatures=20, num_chains=10, **QUIET).start == "prior"
+    with pytest.raises(ValueError, match="have no coordinates in the posterior"):
+        pv.bdmc(half, 6, num_temperatures=5, num_chains=4, start="posterior", **QUIET)
+
+
+def test_angles_have_mass_on_one_turn() -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.VonMises(x.new_zeros(()), 2.0))
+        pyro.sample("x", dist.Normal(z.cos().unsqueeze(-1), 1.0).expand([*z.shape, 1]).to_event(1), obs=x)
+
+    wide = pair(model, lambda x: pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 4.0)), event=1)
+    found = pv.log_marginal(wide, X[:, :1], num_samples=20_000, **QUIET).pointwise
+    z = torch.linspace(-math.pi, math.pi, 20_001)[:-1]
+    joint = dist.VonMises(0.0, 2.0).log_prob(z) + dist.Normal(z.cos(), 1.0).log_prob(X[:, :1])
+    exact = joint.logsumexp(1) + math.log(2 * math.pi / 20_000)
+    assert ((found["log_px"] - exact.numpy()).abs() < 4 * found["mc_se"]).all()
+
+
+def test_plates_that_are_not_whole_are_refused() -> None:
+    def inner(x: Tensor) -> Tensor:
+        with pyro.plate("parts", 10, subsample_size=5, dim=-2):
+            return pyro.sample("z", standard(x))
+
+    def model(x: Tensor) -> None:
+        observe(x, inner(x).sum(0))
+
+    nested = pair(model, inner)
+    nested.max_plate_nesting = 2
+    with pytest.raises(ValueError, match="plate 'parts' of site 'z' takes 5 at random"):
+        nested.log_terms(X)
+
+    class Few(pv.VAEModel):
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x), subsample_size=1) as rows:
+                observe(x[rows], pyro.sample("z", standard(x)))
+
+        def guide(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x), subsample_size=1) as rows:
+                exact_guide(x[rows])
+
+    with pytest.raises(ValueError, match="plate 'data' of site 'z' has 1 rows where 4 data came"):
+        Few().log_terms(X)
+
+
+def test_plates_of_size_one_inside_others_keep_their_place() -> None:
+    """Sites in the outer of two plates, or in both: one particle and fifty give the same density."""
+
+    class Outer(pv.VAEModel):
+        max_plate_nesting = 3
+
+        def draw(self, x: Tensor, scale: float, observed: bool) -> None:
+            with pyro.plate("data", len(x), dim=-1), pyro.plate("outer", 2, dim=-3):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(()), scale))
+                with pyro.plate("middle", 2, dim=-2):
+                    w = pyro.sample("w", dist.Normal(z, scale))
+                    if observed:
+                        pyro.sample("x", dist.Normal(z + w, 1.0), obs=x[:, 0].expand(2, 2, len(x)))
+
+        def model(self, x: Tensor) -> None:
+            self.draw(x, 1.0, True)
+
+        def guide(self, x: Tensor) -> None:
+            self.draw(x, 0.8, False)
+
+    terms = Outer().log_terms(X, num_particles=4)
+    for k in range(4):
+        one = terms.latents.draws(slice(k, k + 1))
+        torch.testing.assert_close(
+            Outer().log_joint(X, latents=one)[0],
+            terms.log_likelihood["x"][k] + terms.log_prior["z"][k] + terms.log_prior["w"][k],
+        )
