@@ -54,15 +54,16 @@ def parameters(cls: type) -> tuple[set[str], bool, list[str]]:
     return {p.name for p in named}, takes_any, [p.name for p in named if p.default is p.empty]
 
 
-def encode(value: Any) -> Any:
+def encode(value: Any, special: Callable[[Any], Any] = lambda value: None) -> Any:
     """A value as JSON, copied.
 
     What JSON has no kind of is an object of one key: ``{"$tuple": [...]}``, ``$dict`` (keys that are no strings),
     ``$float`` (NaN, infinity), ``$dtype``, ``$device``, ``$path``, ``$enum``, ``$model`` (its ``construction``), and
-    ``{"$not_kept": class}`` for all else. Numbers of NumPy and torch become Python's.
+    ``{"$not_kept": class}`` for all else. Numbers of NumPy and torch become Python's. What ``special`` gives for a
+    value, if not ``None``, is taken in place of all this.
     """
     try:
-        return _encoded(value)
+        return _encoded(value, special)
     except Exception:  # whatever somebody else's container does
         return {"$not_kept": type(value).__qualname__}
 
@@ -99,7 +100,7 @@ def decode(kept: Any, model: Callable[[Any], Any]) -> Any:
 
 def not_kept(kept: Any) -> str | None:
     """The class of something in an encoded value that could not be kept."""
-    found = re.search(r'\{"\$not_kept": "([^"]*)"\}', json.dumps(kept))  # quotes inside strings are escaped
+    found = re.search(r'\{"\$not_kept": "([^"]*)"', json.dumps(kept))  # quotes inside strings are escaped
     return found[1] if found else None
 
 
@@ -122,7 +123,9 @@ def find(base: type, module: str, name: str) -> Any:
             raise ValueError(f"holds a {name}, and several modules define one ({modules}): call {name}.load.")
 
 
-def _encoded(value: Any) -> Any:
+def _encoded(value: Any, special: Callable[[Any], Any]) -> Any:
+    if (found := special(value)) is not None:
+        return found
     match value:
         case Enum() if value.name in type(value).__members__:
             return {"$enum": [type(value).__module__, type(value).__qualname__, value.name]}
@@ -135,15 +138,15 @@ def _encoded(value: Any) -> Any:
         case float():
             return float(value) if math.isfinite(value) else {"$float": str(float(value))}
         case np.generic() | np.ndarray() | Tensor() if not (value.ndim or isinstance(value, nn.Parameter)):
-            return _encoded(value.item())
+            return _encoded(value.item(), special)
         case list():
-            return [_encoded(item) for item in value]
+            return [_encoded(item, special) for item in value]
         case tuple() if type(value) in (tuple, torch.Size):
-            return {"$tuple": [_encoded(item) for item in value]}
+            return {"$tuple": [_encoded(item, special) for item in value]}
         case Mapping() if all(type(key) is str and not key.startswith("$") for key in value):
-            return {key: _encoded(item) for key, item in value.items()}
+            return {key: _encoded(item, special) for key, item in value.items()}
         case Mapping():
-            return {"$dict": [[_encoded(key), _encoded(item)] for key, item in value.items()]}
+            return {"$dict": [[_encoded(key, special), _encoded(item, special)] for key, item in value.items()]}
         case torch.dtype():
             return {"$dtype": str(value).removeprefix("torch.")}
         case torch.device():

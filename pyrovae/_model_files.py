@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pyrovae._files import replaced
 
-_KEY, _FORMAT = "pyrovae", 2
-_TEXTS, _LISTS, _DICTS = ("class", "module", "digest"), ("excluded", "validated_on"), ("arguments", "layouts")
+_KEY, _FORMAT = "pyrovae", 3
+_TEXTS, _LISTS, _DICTS = ("class", "module", "digest"), ("excluded", "validated_on"), ("arguments", "layouts", "state")
 _KINDS: dict[str, Any] = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_LISTS, list), **dict.fromkeys(_DICTS, dict)}
 _KINDS |= {"format": int, "event_shape": (list, type(None)), "columns": (list, type(None))}
 
@@ -60,6 +60,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise ValueError(f"its header has missing, unknown or malformed fields: {', '.join(odd)}.")
         if not all(type(n) is int and n > 0 for n in header["event_shape"] or ()):
             raise ValueError(f"its header gives data of shape {header['event_shape']}.")
+        fields = [names for names in header["columns"] or () if names is not None]
+        for names in (header["excluded"], header["validated_on"], *fields):
+            if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+                raise ValueError(f"its header has {names} where a list of names is needed.")
         if digest(header, weights) != header["digest"]:
             raise ValueError("its content is not what was written (a damaged disk, or a file changed afterwards).")
         for name, strides in header["layouts"].items():

@@ -26,10 +26,12 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Run the block from fixed seeds of torch, and put its generators, NumPy's and Python's back afterwards."""
+    """Run the block from fixed seeds of torch, NumPy and Python, and put their generators back afterwards."""
     others = others_state()
     with seeded(0):
         try:
+            np.random.seed(0)  # noqa: NPY002
+            random.seed(0)
             yield
         finally:
             set_others_state(*others)

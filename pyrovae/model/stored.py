@@ -8,23 +8,27 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from pyrovae._arguments import build, capture, decode, encode, find, not_kept, parameters
 from pyrovae._checks import as_data
 from pyrovae._frames import Columns
 from pyrovae._model_files import digest, read, write
 from pyrovae._random import undisturbed
+from pyrovae.model.state import modules, shapes, state_of, tensors, uncompiled
+
+_MISSING = {"$not_kept": "missing"}
 
 
 class Stored(nn.Module):
     """A module that a file can rebuild: from the arguments that its constructor was given, and its weights.
 
     Arguments are captured by value where the object is made, whatever classes above or below its own do with them.
-    Other state belongs in parameters and buffers: :meth:`save` refuses a model of which anything else has changed.
+    Public attributes that JSON can hold (numbers, strings, lists and dicts of them) may change later, those of parts as
+    well: the file keeps those that are not as the constructor built them, with the types that arguments come back in.
+    Tensors belong in parameters and buffers: :meth:`save` refuses a model of which anything else has changed. Private
+    attributes (``_name``) are not looked at.
 
     Attributes:
         event_shape: shape of one datum; ``fit`` fills it in where the subclass did not.
@@ -38,7 +42,7 @@ class Stored(nn.Module):
     validated_on: tuple[str, ...] = ()
     _constructed: dict[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, /, *args: Any, **kwargs: Any) -> Self:
         # Of nested constructors the outermost call alone comes here. Copies and unpickled objects overwrite this.
         self = super().__new__(cls)
         arguments = capture(cls, args, kwargs)
@@ -73,17 +77,18 @@ class Stored(nn.Module):
 
         Args:
             path: where; missing folders are made.
-            exclude: names of arguments that the file does without and :meth:`load` will be given, such as modules. The
-                model is then not compared with what its constructor builds; :meth:`load` compares.
+            exclude: names of arguments that the file does without and :meth:`load` will be given, such as modules. It
+                is then :meth:`load` that compares the model with what its constructor builds.
 
         Returns:
             The path.
 
         Raises:
-            ValueError: an argument that JSON cannot hold; a model that is not what its constructor builds, but for the
-                weights; a layer that is lazy still; a tensor of a kind that files do not hold.
+            ValueError: an argument that JSON cannot hold; a model that is not what its constructor builds, in parts,
+                shapes, ties or attributes that JSON cannot hold; a layer that is lazy still; a tensor of a kind that
+                files do not hold.
         """
-        header, weights = self.construction, _tensors(self)
+        header, weights = self.construction, tensors(self)
         name, excluded = header["class"], {exclude} if isinstance(exclude, str) else set(exclude)
         if header["arguments"] is None:
             raise ValueError(f"this {name} was not made by {name}(...), so that a file cannot say how to rebuild it.")
@@ -104,37 +109,39 @@ class Stored(nn.Module):
                     f"{key} of {name} {reason}: build it in the constructor of a subclass, from names and numbers, or "
                     f"call save(path, exclude={[key]!r}) and pass {key} to load()."
                 )
+        state, lost = state_of(self), ""
         if not excluded:
-            with undisturbed():
-                try:
-                    twin = _rebuilt(header) if (twin := _on_meta(header)) is None else twin
-                except Exception as error:
-                    raise ValueError(f"no {name} can be rebuilt from its arguments, as by load(): {error}") from error
-            if lost := _differences(_shapes(twin), _shapes(self)) or _differences(
-                _settings(twin), _settings(self), shared=True
-            ):
-                raise ValueError(
-                    f"this {name} is not what its constructor builds, which load() calls: {lost} now. Set it in the "
-                    f"constructor, from an argument, or keep it in a buffer; an attribute that does not matter may be "
-                    f"private (_name). The weights alone are saved by torch.save(model.state_dict(), path)."
-                )
+            try:
+                twin = _rebuilt(header)
+            except Exception as error:
+                raise ValueError(f"no {name} can be rebuilt from its arguments, as by load(): {error}") from error
+            built = state_of(twin)
+            lost = _differences(shapes(twin), shapes(self)) or _differences(built, state, but_json=True)
+            state = {key: kept for key, kept in state.items() if key not in built or kept != built[key]}
+        if lost:
+            raise ValueError(
+                f"this {name} is not what its constructor builds, which load() calls: {lost} now. Set it in the "
+                f"constructor, from an argument, or keep it in a buffer; an attribute that does not matter may be "
+                f"private (_name). The weights alone are saved by torch.save(model.state_dict(), path)."
+            )
         seen = {"columns": self.columns, "validated_on": list(self.validated_on)}
-        write(Path(path), {**header, **seen, "excluded": sorted(excluded)}, weights)
+        write(Path(path), {**header, **seen, "excluded": sorted(excluded), "state": state}, weights)
         return Path(path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], **arguments: Any) -> Self:
+    def load(cls, path: str | os.PathLike[str], /, **arguments: Any) -> Self:
         """Rebuild a saved model on the device that its constructor chooses, the CPU by default, to the last bit. No
         random state changes.
 
         Args:
             path: a file written by :meth:`save`.
-            arguments: of the constructor: those that the file does without, or others than it holds.
+            arguments: of the constructor: those that the file does without or, where there are none, others than it
+                holds.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, of another format, or holds another class; the constructor lacks arguments
-                or builds other shapes.
+            ValueError: the file is damaged, of another format, or holds another class; the constructor lacks arguments,
+                or builds other shapes or parts, or on the meta device.
         """
         header, weights = read(Path(path))
         name = header["class"]
@@ -143,23 +150,27 @@ class Stored(nn.Module):
         given = header["arguments"].keys() | arguments.keys()
         if missing := [key for key in dict.fromkeys([*parameters(cls)[2], *header["excluded"]]) if key not in given]:
             raise ValueError(f"{path} does not hold all arguments of {name}: pass {', '.join(missing)} to load().")
-        shapes = {key: tuple(value.shape) for key, value in weights.items()}
-        with undisturbed():
-            model = _on_meta(header, cls, arguments)  # what does not fit is seen before memory is taken
-            if model is None or not (lost := _differences(_shapes(model), shapes)):
-                try:
-                    model = _rebuilt(header, cls, arguments)
-                except Exception as error:
-                    raise ValueError(f"{path} holds a {name} that cannot be rebuilt: {error}") from error
-                lost = _differences(_shapes(model), shapes)
+        if header["excluded"] and (others := sorted(arguments.keys() - header["excluded"])):
+            raise ValueError(f"{path} holds {', '.join(others)}, and takes only {', '.join(header['excluded'])}.")
+        saved = {key: tuple(value.shape) for key, value in weights.items()}
+        model = _on_meta(header, cls, arguments)  # what does not fit is seen before memory is taken
+        if model is None or not (lost := _differences(shapes(model), saved)):
+            try:
+                model = _rebuilt(header, cls, arguments)
+            except Exception as error:
+                raise ValueError(f"{path} holds a {name} that cannot be rebuilt: {error}") from error
+            built = {key: kept for key, kept in state_of(model).items() if key in header["state"]}
+            lost = _differences(shapes(model), saved) or _differences(built, header["state"], but_json=True)
         if lost:
-            raise ValueError(f"the weights in {path} do not fit {name}: {lost} in the file.")
-        tensors, state = _tensors(model), model.state_dict()
+            raise ValueError(f"the contents of {path} do not fit {name}: {lost} in the file.")
+        ours, state = tensors(model), model.state_dict()
+        if any(value.is_meta for value in ours.values()):
+            raise ValueError(f"{name} was built on the meta device, which holds no values: load {path} on another.")
         for key, value in weights.items():
-            tensors[key].data = value.to(tensors[key].device, copy=True)  # its dtype and layout, too
-        state.update({key: weights[_uncompiled(key)] for key in state})
+            ours[key].data = value.to(ours[key].device, copy=True)  # its dtype and layout, too
+        state.update({key: weights[uncompiled(key)] for key in state})
         model.load_state_dict(state)
-        if digest(header, tensors) != header["digest"]:
+        if digest(header, ours) != header["digest"]:
             raise ValueError(f"the weights in {path} do not fit {name}: it ties some that differ in the file.")
         model.columns, model.validated_on = header["columns"], tuple(header["validated_on"])
         return model
@@ -183,6 +194,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     return cls.load(path)
 
 
+@undisturbed()  # a constructor that draws builds for load() what it built for save()
 def _rebuilt(made: Mapping[str, Any], cls: Any = None, arguments: Mapping[str, Any] | None = None) -> Any:
     """A model with new weights from its ``construction``, by a class other than the one named, with other arguments."""
     given = dict(arguments or {})
@@ -190,6 +202,12 @@ def _rebuilt(made: Mapping[str, Any], cls: Any = None, arguments: Mapping[str, A
     model = build(cls or find(Stored, made["module"], made["class"]), kept | given)
     if made["event_shape"] is not None:
         model.event_shape = tuple(made["event_shape"])
+    for key, value in made.get("state", {}).items():
+        path, _, name = key.rpartition(".")
+        if not not_kept(value) and key not in given:
+            if path not in (parts := modules(model)) or name.startswith("_"):
+                raise ValueError(f"the file sets {key}, which there is not")
+            setattr(parts[path], name, decode(value, _rebuilt))
     return model
 
 
@@ -202,43 +220,11 @@ def _on_meta(*made: Any) -> Any:
         return None
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, those that ``state_dict`` leaves out as well."""
-    found = dict(model.state_dict(keep_vars=True))
-    for path, module in model.named_modules():
-        found |= {f"{path}.{name}".lstrip("."): value for name, value in module._buffers.items() if value is not None}
-    for name, value in found.items():
-        if is_lazy(value) or not isinstance(value, Tensor):
-            reason = (
-                "lazy: use the layer that is told its sizes" if is_lazy(value) else "no tensor: keep it in a buffer"
-            )
-            raise ValueError(f"{name} of {type(model).__name__} cannot be kept in a file, because it is {reason}.")
-    return {_uncompiled(name): value for name, value in found.items()}
-
-
-def _uncompiled(name: str) -> str:
-    return name.replace("_orig_mod.", "")  # torch.compile puts a part inside another module
-
-
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in _tensors(model).items()}
-
-
-def _settings(model: nn.Module) -> dict[str, Any]:
-    """Numbers, strings and tuples of them that are public attributes of a model and its parts."""
-    return {
-        f"{_uncompiled(path)}.{name}".lstrip("."): encode(value)
-        for path, module in model.named_modules()
-        for name, value in vars(module).items()
-        if not name.startswith("_") and name not in ("training", "event_shape", "validated_on")
-        if isinstance(value, (bool, int, float, str, tuple, np.generic, type(None)))
-    }
-
-
-def _differences(built: Mapping[str, Any], ours: Mapping[str, Any], shared: bool = False) -> str:
-    """The first difference in words; ``shared`` for names that both have alone."""
-    for name in sorted(built.keys() & ours.keys() if shared else built.keys() | ours.keys()):
-        a, b = built.get(name, "missing"), ours.get(name, "missing")
-        if a != b:
-            return f"{name} is {a} as built, and {b}"
+def _differences(built: Mapping[str, Any], ours: Mapping[str, Any], but_json: bool = False) -> str:
+    """The first difference in words, ``but_json`` for one that a header holds."""
+    for name in sorted(built.keys() | ours.keys()):
+        a, b = built.get(name, _MISSING), ours.get(name, _MISSING)
+        if a != b and (not_kept(b) or not but_json):
+            a, b = (" ".join(v.values()) if isinstance(v, dict) and "$not_kept" in v else v for v in (a, b))
+            return f"{name} is {a!s:.100} as built, and {b!s:.100}"
     return ""

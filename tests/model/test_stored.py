@@ -2,6 +2,7 @@
 
 import copy
 import enum
+import functools
 import json
 import math
 import pickle
@@ -24,7 +25,7 @@ import pyrovae as pv
 from pyrovae import zoo
 from pyrovae._arguments import decode, encode
 from pyrovae.likelihoods import LIKELIHOODS
-from pyrovae.model.stored import _tensors
+from pyrovae.model.state import tensors
 from pyrovae.posteriors import POSTERIORS
 from pyrovae.priors import PRIORS
 from pyrovae.testing import BetaBernoulli, LinearGaussian
@@ -37,6 +38,31 @@ class Decayed(pv.VAE):
     def __init__(self, *args: Any, strength: float = 1.0, **options: Any) -> None:
         super().__init__(*args, **options)
         self.strength = strength
+
+
+class Schedule:
+    def __init__(self) -> None:
+        self.end, self._lock = 1, object()
+
+
+class Furnished(Decayed):
+    """With attributes of many kinds."""
+
+    temperature = 1.0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.mean, self.means, self.table = torch.zeros(6), [torch.randn(2)], {"a": np.zeros(3)}
+        self.schedule, self.squash, self.steps = Schedule(), lambda x: x, 0
+        self.tied, self.norm = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.BatchNorm1d(3)
+        self.tied[1].weight = self.tied[0].weight
+        self.both, self.teachers = [self.tied, self.tied[0].bias, self], [nn.Linear(2, 1)]
+        with torch.no_grad():  # of the model the weights alone may differ from what is built anew
+            self.teachers[0].weight.zero_(), self.teachers[0].bias.zero_(), self.means[0].zero_()
+
+    @functools.cached_property
+    def total(self) -> Tensor:
+        return self.mean.sum() + len(self.means)
 
 
 class Defaults(pv.VAE):
@@ -110,7 +136,7 @@ def there_and_back(model: Any, tmp_path: Path) -> Any:
     assert type(again) is type(model)
     assert again.event_shape == model.event_shape
     assert again.construction == model.construction
-    ours, theirs = _tensors(model), _tensors(again)
+    ours, theirs = tensors(model), tensors(again)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert value.dtype == theirs[name].dtype, name
@@ -261,22 +287,126 @@ def test_arguments_in_place_of_the_files(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: setattr(m, "strength", 9.0), "strength is 7.0 as built, and 9.0 now"),
-        (lambda m: setattr(m.likelihood, "scale", 0.25), "likelihood.scale is 0.5 as built, and 0.25 now"),
-        (lambda m: setattr(m, "latent_dim", 5), "latent_dim is 2 as built, and 5 now"),
+        (lambda m: setattr(m, "mean", 3 * torch.ones(6)), "mean is Tensor .* as built, and Tensor .* now"),
+        (lambda m: m.means.append(torch.zeros(1)), "means is .* as built, and .* now"),
+        (lambda m: m.table["a"].fill(1.0), "table is .* as built, and .* now"),
+        (lambda m: setattr(m.schedule, "end", 4), "schedule is Schedule .* as built, and Schedule .* now"),
+        (lambda m: setattr(m, "squash", torch.relu), "squash is function .* as built, and builtin_function"),
+        (lambda m: delattr(m, "strength"), "strength is 7.0 as built, and missing now"),
+        (lambda m: setattr(m, "likelihood", LIKELIHOODS["bernoulli"](1)), "likelihood is Gaussian as built, and B"),
+        (lambda m: m.decoder.__setitem__(1, nn.Tanh()), "decoder.1 is ReLU as built, and Tanh now"),
+        (lambda m: m.decoder.add_module("drop", nn.Dropout()), "decoder.drop is missing as built, and Dropout now"),
+        (lambda m: setattr(m.decoder[1], "forward", torch.tanh), "decoder.1.forward is missing as built, and builtin"),
+        (
+            lambda m: setattr(m.tied[1], "weight", nn.Parameter(torch.zeros(2, 2))),
+            "tied.1.weight is tensor tied.0.weight as built, and tensor tied.1.weight now",
+        ),
+        (
+            lambda m: setattr(m.tied[1], "bias", m.tied[0].bias),
+            "tied.1.bias is tensor tied.1.bias as built, and tensor tied.0.bias now",
+        ),
+        (lambda m: m.teachers[0].bias.data.add_(1), "teachers is .* as built, and .* now"),
         (lambda m: setattr(m, "decoder", nn.Linear(2, 6)), "decoder.0.bias is .* as built, and missing now"),
         (lambda m: m.register_buffer("extra", torch.zeros(2)), "extra is missing as built"),
     ],
 )
-@pytest.mark.parametrize("posterior", ["mean_field", "iaf"])  # built without memory, or not
-def test_what_was_changed_later_is_not_lost_without_a_word(change, message: str, posterior: str, tmp_path) -> None:
-    options = {"likelihood": "gaussian", "likelihood_options": {"scale": 0.5}, "posterior": posterior}
-    model = Decayed((6,), 2, hidden=(16,), strength=7.0, **options)
+def test_what_was_changed_later_is_not_lost_without_a_word(change, message: str, tmp_path) -> None:
+    options = {"likelihood": "gaussian", "likelihood_options": {"scale": 0.5}}
+    model = Furnished((6,), 2, hidden=(16,), strength=7.0, **options)
     there_and_back(model, tmp_path)
     change(model)
     with pytest.raises(ValueError, match=message):
         model.save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+CHANGES: list[tuple[str, str, Any]] = [
+    ("", "strength", 9.0),
+    ("", "temperature", 20.0),  # the class has it
+    ("", "max_plate_nesting", 2),
+    ("", "steps", 3),
+    ("", "notes", {"epoch": (3, [math.inf, "a"])}),
+    ("", "mean", None),  # a tensor before
+    ("", "best", np.float64(0.5)),
+    ("likelihood", "scale", 0.25),
+    ("decoder.1", "inplace", True),
+    ("norm", "momentum", 0.5),
+    ("norm", "event_shape", (3,)),
+]
+
+
+@pytest.mark.parametrize(("part", "name", "value"), CHANGES)
+def test_numbers_and_the_like_may_change_later(part: str, name: str, value: Any, tmp_path) -> None:
+    options = {"likelihood": "gaussian", "likelihood_options": {"scale": 0.5}}
+    model = Furnished((6,), 2, hidden=(16,), strength=7.0, **options)
+    setattr(model.get_submodule(part), name, value)
+    assert name == "mean" or model.total == 1  # computed, and nothing to keep
+    for again in (there_and_back(model, tmp_path), there_and_back(there_and_back(model, tmp_path), tmp_path)):
+        assert getattr(again.get_submodule(part), name) == value
+    path = model.save(tmp_path / "m")
+    if name == "strength":
+        assert Furnished.load(path, strength=3.0).strength == 3.0
+    else:
+        assert getattr(Furnished.load(path, strength=3.0).get_submodule(part), name) == value
+    assert len(json.loads(safe_open(path, framework="pt").metadata()["pyrovae"])["state"]) == 1
+
+
+def test_attributes_of_a_model_with_parts_that_load_is_given(tmp_path) -> None:
+    def part(**options: Any) -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 16), nn.ReLU(**options))
+
+    model = Furnished((6,), 2, hidden=(16,), encoder=part())
+    model.temperature, model.likelihood = 20.0, LIKELIHOODS["continuous_bernoulli"](1)
+    path = model.save(tmp_path / "m", exclude="encoder")
+    with pytest.raises(ValueError, match="likelihood is Bernoulli as built, and ContinuousBernoulli in the file"):
+        Furnished.load(path, encoder=part())
+    model.likelihood = LIKELIHOODS["bernoulli"](1)
+    model.save(path, exclude="encoder")
+    assert Furnished.load(path, encoder=part(inplace=True)).temperature == 20.0
+    with pytest.raises(ValueError, match=r"encoder.1 is Tanh as built, and ReLU in the file"):
+        Furnished.load(path, encoder=nn.Sequential(nn.Linear(6, 16), nn.Tanh()))
+    with pytest.raises(ValueError, match="holds strength, and takes only encoder"):
+        Furnished.load(path, encoder=part(), strength=3.0)
+
+
+class Drawn(Nothing):
+    """What a constructor draws differs each time, or by chance does not."""
+
+    def __init__(self, tensor: bool = False) -> None:
+        super().__init__()
+        self.coin, self.die = bool(torch.rand(()) < 0.5), int(np.random.randint(3))  # noqa: NPY002
+        self.mask, self.letter = (np.random.rand(6) < 0.5).tolist(), random.choice("ab")  # noqa: NPY002
+        if tensor:
+            self.order = torch.randperm(6)
+
+
+def test_what_a_constructor_draws(tmp_path) -> None:
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)  # noqa: NPY002
+    for _ in range(20):
+        model = Drawn()
+        again = there_and_back(model, tmp_path)
+        for name in ("coin", "die", "mask", "letter"):
+            assert getattr(again, name) == getattr(model, name)
+    with pytest.raises(ValueError, match=r"order is Tensor .* as built, and Tensor .* keep it in a buffer"):
+        Drawn(tensor=True).save(tmp_path / "m")
+
+
+def test_any_name_may_be_an_arguments(tmp_path) -> None:
+    class Named(Nothing):
+        def __init__(self, cls: str, path: int, **options: Any) -> None:
+            super().__init__()
+            self.given = (cls, path, options)
+
+    model = Named(cls="a", path=1, args=2, kwargs=3)
+    assert there_and_back(model, tmp_path).given == ("a", 1, {"args": 2, "kwargs": 3})
+    assert Named.load(model.save(tmp_path / "m"), cls="b", path=2).given[:2] == ("b", 2)
+
+
+@pytest.mark.parametrize("posterior", ["mean_field", "iaf"])
+def test_the_meta_device_holds_no_model(posterior: str, tmp_path) -> None:
+    path = pv.VAE((6,), 2, hidden=(16,), posterior=posterior).save(tmp_path / "m")
+    with torch.device("meta"), pytest.raises(ValueError, match="meta"):
+        pv.load(path)
 
 
 def test_models_as_arguments(tmp_path) -> None:
@@ -542,9 +672,13 @@ def test_channels_last(tmp_path) -> None:
 def test_weights_that_the_constructor_ties_and_the_file_does_not(tmp_path) -> None:
     model = of_parts(Tied)
     model.part.b.weight = nn.Parameter(torch.randn(6, 6))
-    path = model.save(tmp_path / "m")
+    with pytest.raises(ValueError, match=r"b.weight is tensor part.a.weight as built, and tensor part.b.weight"):
+        model.save(tmp_path / "m")
+    kind, kind.make = type(model), staticmethod(lambda: nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6)}))
+    path = kind().save(tmp_path / "m")
+    kind.make = staticmethod(Tied)  # the class is another now
     with pytest.raises(ValueError, match="ties some that differ in the file"):
-        type(model).load(path)
+        kind.load(path)
 
 
 @pytest.mark.parametrize(
@@ -610,14 +744,26 @@ def crafted(path: Path, change: Callable[[dict], None]) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h.update(format=1), "format is 1, where 2 is needed. Save the model anew"),
-        (lambda h: h.pop("format"), "format is 1, where 2 is needed"),
-        (lambda h: h.update(format="2"), "format is 2"),
+        (lambda h: h.update(format=1), "format is 1, where 3 is needed. Save the model anew"),
+        (lambda h: h.pop("format"), "format is 1, where 3 is needed"),
+        (lambda h: h.update(format="3"), "format is 3"),
         (lambda h: h.pop("arguments"), "missing, unknown or malformed fields: arguments"),
         (lambda h: h.update(arguments=[1]), "malformed fields: arguments"),
         (lambda h: h.update(module=3, more=1), "malformed fields: module, more"),
         (lambda h: h.update(event_shape="six"), "malformed fields: event_shape"),
         (lambda h: h.update(event_shape=["a"]), r"data of shape \['a'\]"),
+        (lambda h: h.update(columns=[1, 2]), "its header has 1 where a list of names is needed"),
+        (lambda h: h.update(columns=["abcdef"]), "its header has abcdef where a list of names"),
+        (lambda h: h.update(columns=[None, ["a", 1]]), r"its header has \['a', 1\] where a list of names"),
+        (lambda h: h.update(validated_on=[1, {}]), r"its header has \[1, \{\}\] where a list of names"),
+        (lambda h: h.update(excluded=[[]]), r"its header has \[\[\]\] where a list of names"),
+        (lambda h: h.update(state={"nothing.p": 1}), r"cannot be rebuilt: the file sets nothing.p, which there is not"),
+        (lambda h: h.update(state={"_parameters": {}}), r"cannot be rebuilt: the file sets _parameters, which"),
+        (lambda h: h.update(state={"strength": {"$call": "x"}}), r"cannot be rebuilt: a value of unknown kind"),
+        (
+            lambda h: h.update(state={"likelihood": {"$not_kept": "Other"}}),
+            "likelihood is Bernoulli as built, and Other in",
+        ),
         (lambda h: h.update(layouts={"none": [0]}), "damaged: 'none'"),
         (lambda h: h.update(layouts={"decoder.0.weight": [0, 0]}), "damaged"),
         (lambda h: h.update(layouts={"decoder.0.weight": [10**15, 1]}), "over more memory than it needs"),
@@ -644,5 +790,5 @@ def test_headers_by_another_hand(change, message: str, tmp_path) -> None:
 def test_a_file_of_the_older_format(tmp_path) -> None:
     header = {"class": "VAE", "module": "pyrovae.model.vae", "config": {}, "event_shape": [6], "dtype": "float32"}
     save_file({"a": torch.zeros(2)}, tmp_path / "m", {"pyrovae": json.dumps(header)})
-    with pytest.raises(ValueError, match="its format is 1, where 2 is needed"):
+    with pytest.raises(ValueError, match="its format is 1, where 3 is needed"):
         pv.load(tmp_path / "m")
