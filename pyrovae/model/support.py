@@ -1,6 +1,9 @@
 """Whether data lie where the likelihood has mass."""
 
+from typing import Any
+
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
@@ -8,17 +11,47 @@ from pyrovae.distributions.density import innermost_support, support_of, varies
 from pyrovae.distributions.independent import innermost
 from pyrovae.distributions.levels import OnLevels
 from pyrovae.model.capabilities import capabilities
-from pyrovae.model.log_terms import LogTerms
+from pyrovae.model.log_terms import LogTerms, log_terms, sample_sites
+from pyrovae.model.modes import local_parameters
 from pyrovae.model.pairing import check_masks
 
 
-def check_terms(terms: LogTerms, name: str = "x") -> None:
-    """Raise a ``ValueError`` if an observed value lies outside its likelihood's support, or if guide and model mask
-    different latents: what depends on the data and not on the model alone.
+def checked_terms(model: Any, x: Tensor, *covariates: Any, num_particles: int = 1, name: str = "x") -> LogTerms:
+    """The terms of data, which are compared with the likelihood's support before they are scored: torch indexes by
+    them.
+
+    Args:
+        model: a :class:`~pyrovae.VAEModel`.
+        x: data ``(B, *event_shape)``.
+        covariates: passed to model and guide.
+        num_particles: K.
+        name: what errors call ``x``.
+
+    Raises:
+        ValueError: an observed value outside its likelihood's support, latents that guide and model mask differently,
+            what :func:`log_terms` finds.
     """
-    check_masks(terms.masks)
-    for site, p in terms.likelihood.items():
-        check_values(site, p, terms.observed[site], name)
+    with local_parameters():
+        nesting = model.max_plate_nesting
+        terms = log_terms(
+            model.model, model.guide, x, *covariates, num_particles=num_particles, max_plate_nesting=nesting
+        )
+        check_masks(terms.masks)
+        for site, p in terms.likelihood.items():
+            check_values(site, p, terms.observed[site], name)
+        return terms.read()
+
+
+def check_observed(model: Any, x: Tensor, *covariates: Any, name: str = "x") -> None:
+    """Raise a ``ValueError`` if an observed value lies outside its likelihood's support, of a model that need not be a
+    pair with its guide.
+    """
+    with local_parameters():
+        drawn = poutine.trace(model.guide).get_trace(x, *covariates)
+        scored = poutine.trace(poutine.replay(model.model, trace=drawn)).get_trace(x, *covariates)
+    for site, found in sample_sites(scored).items():
+        if found["is_observed"]:
+            check_values(site, found["fn"], found["value"], name)
 
 
 def check_densities(terms: LogTerms) -> None:

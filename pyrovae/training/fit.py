@@ -14,7 +14,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyrovae._checks import at_least, one_of, resolve_device
+from pyrovae._checks import at_least, one_of, placed, resolve_device
 from pyrovae._distributed import connect, from_main, num_processes, rank, refuse_differences
 from pyrovae._random import reseed, seeded
 from pyrovae.model import LossModel, VAEModel
@@ -157,7 +157,7 @@ def fit(
         with columns_kept(model, as_fields(data)):
             if isinstance(validation, float):
                 data, (x, *rest) = split(model, data, validation)
-                x = x.to(model.to(target).like())
+                x = placed(x, model.to(target).like())
                 validation = (from_main(batch_transform(x) if batch_transform else x), *rest)
             model.to(target)
             train = as_batches(model, data, batch_size=batch_size, transform=batch_transform, name="data")
@@ -166,7 +166,9 @@ def fit(
                 held_out = as_batches(model, validation, batch_size=batch_size, transform=None, name="validation")
             for batches in (train, held_out):
                 if batches is not None:
-                    terms = batches.check(model, 1 if objective is None else min(objective.num_particles, 2))
+                    particles = 1 if objective is None else min(objective.num_particles, 2)
+                    ours = objective is None or isinstance(objective, Objective)
+                    terms = batches.check(model, particles, paired=ours)
                     if isinstance(objective, Objective) and terms is not None:
                         objective.check(terms)
         if held_out is not None:
