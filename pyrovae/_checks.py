@@ -209,8 +209,21 @@ def as_data(
 
 
 def rows_of(covariates: Sequence[Any], rows: slice | Tensor) -> tuple[Any, ...]:
-    """Some data's covariates: of tensors these rows, the rest as it is."""
-    return tuple(c[rows] if isinstance(c, Tensor) and c.dim() else c for c in covariates)
+    """Some data's covariates: of tensors these rows, wherever they are, the rest as it is."""
+    return tuple(
+        c[rows.to(c.device) if isinstance(rows, Tensor) else rows] if isinstance(c, Tensor) and c.dim() else c
+        for c in covariates
+    )
+
+
+def placed(value: Tensor, like: Tensor) -> Tensor:
+    """The tensor on the device of ``like`` and, unless it holds integers, in its precision."""
+    return value.to(like if value.is_floating_point() else like.device)
+
+
+def reason(error: Exception) -> str:
+    """What an error says, without the table of shapes that Pyro puts under it."""
+    return str(error).split("\nTrace Shapes:")[0]
 
 
 def as_covariates(
@@ -232,7 +245,7 @@ def as_covariates(
 
     Raises:
         TypeError: a list or tuple.
-        ValueError: a covariate of another length, what :func:`as_tensor` finds.
+        ValueError: a covariate of another length or none, what :func:`as_tensor` finds.
     """
     out = []
     for i, c in enumerate(covariates):
@@ -241,8 +254,10 @@ def as_covariates(
         if isinstance(c, ARRAYS):
             c = as_tensor(c, name, columns[i + 1] if columns and i + 1 < len(columns) else None)
             if like is not None:
-                c = differentiable(c.to(like if c.is_floating_point() else like.device))
+                c = differentiable(placed(c, like))
             if n is not None and c.dim() and len(c) != n:
                 raise ValueError(f"{name} has {len(c)} rows and x has {n}; they must match.")
+            if n is None and c.dim() and not len(c):
+                raise ValueError(f"{name} is empty: it has shape {tuple(c.shape)}. Pass one row for each datum.")
         out.append(c)
     return tuple(out)

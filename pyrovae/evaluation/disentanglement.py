@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyrovae._checks import as_covariates
+from pyrovae._checks import as_covariates, placed, rows_of
 from pyrovae._frames import check_same_index
 from pyrovae._hash import content_hash
 from pyrovae.evaluation import factors as scores_of
@@ -145,8 +145,7 @@ def _codes(model: Any, x: Tensor, covariates: tuple[Any, ...]) -> Tensor:
     with evaluation_mode(model), torch.no_grad():
         for start in range(0, len(x), _AT_ONCE):
             rows = slice(start, start + _AT_ONCE)
-            some = (c[rows] if isinstance(c, Tensor) and c.dim() else c for c in covariates)
-            mean = model.encode(x[rows].to(model.like()), *some)
+            mean = model.encode(placed(x[rows], model.like()), *rows_of(covariates, rows))
             sites = mean.values() if isinstance(mean, dict) else [mean]
             parts.append(torch.cat([z.flatten(1).double().cpu() for z in sites], 1))
     return torch.cat(parts)

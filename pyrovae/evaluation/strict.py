@@ -20,7 +20,7 @@ from pyrovae._random import seeded
 from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model.inputs import as_inputs, check_number
 from pyrovae.model.modes import evaluation_mode, full_precision
-from pyrovae.model.support import check_densities, check_terms
+from pyrovae.model.support import check_densities, checked_terms
 
 _LOOK = 2**14  # numbers of x that the support check takes at once
 
@@ -56,8 +56,8 @@ class TestSet:
 
     def rows(self, index: Tensor) -> "TestSet":
         """The data with these indices."""
-        rows = (c[index.to(c.device)] if isinstance(c, Tensor) and c.dim() else c for c in self.covariates)
-        return TestSet(self.x[index.to(self.x.device)], tuple(rows))
+        x, *rest = rows_of((self.x, *self.covariates), index)
+        return TestSet(x, tuple(rest))
 
     def part(self, rows: slice, like: Tensor) -> tuple[Any, ...]:
         """``(x, *covariates)`` of some rows, on the model's device and in its precision."""
@@ -79,9 +79,7 @@ class TestSet:
         step = max(1, _LOOK // max(self.x[0].numel(), 1))
         counts = []
         for start in range(0, len(self), step):
-            part = model.log_terms(*self.part(slice(start, start + step), like))
-            check_terms(part)
-            counts.append(part.num_observed)
+            counts.append(checked_terms(model, *self.part(slice(start, start + step), like)).num_observed)
         known = [float(count.sum(dtype=torch.float64)) for count in counts if count is not None]
         return Checked(terms, sum(known) / len(self) if len(known) == len(counts) else None)
 

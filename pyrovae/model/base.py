@@ -8,12 +8,13 @@ from jaxtyping import Float
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
-from pyrovae._checks import rows_of
+from pyrovae._checks import reason, rows_of
 from pyrovae.model.generation import Generation
 from pyrovae.model.latents import Latents
 from pyrovae.model.log_terms import LogTerms, draw, log_densities, log_joint, log_terms
 from pyrovae.model.modes import are_statements_unheard, local_parameters
 from pyrovae.model.pairing import check_auxiliary, check_precision
+from pyrovae.model.support import checked_terms
 
 _AUXILIARY = 64  # data whose guide's transformations are compared with the densities that they state
 
@@ -142,27 +143,26 @@ class VAEModel(Generation, PyroModule):
             name: what the error calls ``x``.
 
         Raises:
-            ValueError: a wrong shape, or a malformed model or guide.
+            ValueError: a wrong shape, values outside the support, or a malformed model or guide.
         """
         head = rows_of(covariates, slice(2))
         with self._inference(0):
             try:
                 with pyro.validation_enabled(True):
                     try:
-                        terms = self.log_terms(x[:2], *head, num_particles=num_particles)
+                        terms = checked_terms(self, x[:2], *head, num_particles=num_particles, name=name)
                     except ValueError as error:
                         if "within the support" not in str(error):
                             raise
-                        # Data are compared with the support elsewhere, all of them. A draw outside the prior's
-                        # support has importance weight zero, which is allowed.
+                        # A draw outside the prior's support has importance weight zero, which is allowed.
                         with pyro.distributions.validation_enabled(False):
-                            terms = self.log_terms(x[:2], *head, num_particles=num_particles)
+                            terms = checked_terms(self, x[:2], *head, num_particles=num_particles, name=name)
             except NotImplementedError:
                 raise
             except RuntimeError as error:
                 raise ValueError(
-                    f"model or guide fails on {name} of shape {tuple(x.shape)}: {error} Check the event shape "
-                    f"and that every network keeps leading dimensions (..., features)."
+                    f"model or guide fails on {name} of shape {tuple(x.shape)}: {reason(error)} Check the event "
+                    f"shape and that every network keeps leading dimensions (..., features)."
                 ) from error
             check_precision(terms.posterior)
             if any(site not in terms.prior for site in terms.posterior):

@@ -1,6 +1,7 @@
 """What a model and its guide are there for: drawing data, encoding, decoding."""
 
-from collections.abc import Container, Iterator, Mapping
+import copy
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +12,11 @@ from pyro import poutine
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, as_data, as_tensor, at_least
+from pyrovae._checks import as_covariates, as_data, as_tensor, at_least, placed, reason, rows_of
 from pyrovae._random import seeded
+from pyrovae.distributions.independent import innermost
 from pyrovae.model.capabilities import capabilities, center, moment
-from pyrovae.model.inputs import as_inputs
+from pyrovae.model.inputs import as_inputs, check_number
 from pyrovae.model.latents import Latents
 from pyrovae.model.log_terms import as_latents, draw, log_terms, of_one_particle, sample_sites
 from pyrovae.model.modes import evaluation_mode, local_parameters
@@ -73,6 +75,7 @@ class Generation(Stored):
             ValueError: as from :meth:`sample`.
         """
         at_least(1, n=n)
+        check_number(self, covariates)
         covariates = as_covariates(covariates, n, self.like(), self.columns)
         with self._inference(seed):
             data, sites = self._without_data(covariates, labels=True)
@@ -93,6 +96,7 @@ class Generation(Stored):
     def sample_latents(self, n: int, *covariates: Any, seed: int | None = None) -> Any:
         """Draw latents from the prior: ``(n, *latent)``, or a dict by site where there are several."""
         at_least(1, n=n)
+        check_number(self, covariates)
         covariates = as_covariates(covariates, n, self.like(), self.columns)
         with self._inference(seed):
             self._without_data(covariates, data=False)
@@ -132,7 +136,7 @@ class Generation(Stored):
             for name, site in sites.items():
                 can = capabilities(site["fn"])
                 if (can.mean and moment(site["fn"], "mean") is None) or not site["value"].is_floating_point():
-                    kind = "is discrete and" if can.discrete else f"({type(site['fn']).__name__})"
+                    kind = "is discrete and" if can.discrete else f"({type(innermost(site['fn'])).__name__})"
                     raise ValueError(f"site {name!r} {kind} has no mean: pass num_samples.")
             match list(sites.items()):  # means of several sites depend on each other
                 case [(name, site)] if (
@@ -159,9 +163,10 @@ class Generation(Stored):
             covariates: as in the model, for as many data as the leading dimensions of ``z`` hold.
 
         Raises:
-            ValueError: a site that the model does not have, latents of another shape, a likelihood that states neither
-                mean nor mode, a model whose distributions depend on the values of x.
+            ValueError: a site that the model does not have, latents that are empty, not finite or of another shape, a
+                likelihood that states neither mean nor mode, a model whose distributions depend on the values of x.
         """
+        check_number(self, covariates)
         like = self.like()
         with self._inference(0):
             data, sites = self._without_data(as_covariates(covariates, None, like, self.columns))
@@ -186,6 +191,10 @@ class Generation(Stored):
                 if value.shape != lead + plates + event:
                     needed = ", ".join(map(str, (rows, *plates, *event)))
                     raise ValueError(f"latents {name!r} have shape {tuple(value.shape)}; ({needed}) is needed.")
+                if not value.numel():
+                    raise ValueError(f"latents {name!r} are empty, of shape {tuple(value.shape)}: pass at least one.")
+                if bad := int((~value.isfinite()).sum()):
+                    raise ValueError(f"latents {name!r} hold {bad} NaN or infinite value(s): drop them.")
                 values[name] = value.to(hidden[name]["value"]).reshape(-1, *plates, *event).movedim(0, len(plates))
             assert lead is not None
             covariates = as_covariates(covariates, lead.numel(), like, self.columns)
@@ -222,10 +231,14 @@ class Generation(Stored):
             steps: points on each line, both ends included.
 
         Raises:
-            ValueError: fewer than two steps, several latent sites, discrete latents.
+            ValueError: bad data, ends of different lengths, fewer than two steps, several latent sites, discrete
+                latents.
         """
         at_least(2, steps=steps)
-        x, *given = self._given(start, covariates)
+        x, *given = self._given(start, covariates, "start")
+        other = placed(self.as_data(end, "end", tuple(given)), x)
+        if len(other) != len(x):
+            raise ValueError(f"start has {len(x)} data and end has {len(other)}: each line needs both of its ends.")
         with self._inference(0):
             sites = self._guide_sites(x, *given)
         for name, site in sites.items():
@@ -235,10 +248,9 @@ class Generation(Stored):
                 raise ValueError(
                     f"interpolate needs a continuum of latents; site {name!r} is discrete. Decode its values."
                 )
-        a, b = self.encode(start, *covariates), self.encode(end, *covariates)
+        a, b = self.encode(x, *given), self.encode(other, *given)
         weights = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype).reshape(-1, *[1] * a.dim())
-        along = [c.repeat(steps, *[1] * (c.dim() - 1)) if isinstance(c, Tensor) and c.dim() else c for c in given]
-        return self.decode((1 - weights) * a + weights * b, *along)
+        return self.decode((1 - weights) * a + weights * b, *rows_of(given, torch.arange(len(x)).repeat(steps)))
 
     def as_data(self, value: Any, name: str = "x", covariates: tuple[Any, ...] = ()) -> Tensor:
         """Data ``(N, *event_shape)`` as the model takes them, checked.
@@ -253,14 +265,12 @@ class Generation(Stored):
         x = as_data(value, name, self.event_shape, self.columns, integers=True)
         if x.is_floating_point():
             return x
+        check_number(self, covariates)
         like = self.like()
         floats = x.to(like.dtype)
         if not torch.equal(floats.to(x.dtype), x):
             raise ValueError(f"{name} holds integers that {like.dtype} does not have: pass model.double() such data.")
-        head = tuple(
-            c[:2] if isinstance(c, Tensor) and c.dim() else c
-            for c in as_covariates(covariates, None, like, self.columns)
-        )
+        head = rows_of(as_covariates(covariates, None, like, self.columns), slice(2))
         failed = []
         for candidate in (floats, x):
             part = candidate[:2].to(like.device)
@@ -288,11 +298,12 @@ class Generation(Stored):
         with evaluation_mode(self), torch.no_grad(), local_parameters(), seeded(seed):
             yield
 
-    def _given(self, x: Any, covariates: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _given(self, x: Any, covariates: Sequence[Any], name: str = "x") -> tuple[Any, ...]:
         """``(x, *covariates)`` as the model takes them, checked."""
+        check_number(self, tuple(covariates))
         like = self.like()
-        x, covariates = as_inputs(self, x, covariates)
-        return x.to(like if x.is_floating_point() else like.device), *as_covariates(covariates, len(x), like)
+        x, covariates = as_inputs(self, x, tuple(covariates), name)
+        return placed(x, like), *as_covariates(covariates, len(x), like)
 
     def _template(self, n: int) -> Tensor:
         """Data of the right shape, for a model that is run without observing."""
@@ -302,20 +313,18 @@ class Generation(Stored):
             )
         return self.like().new_zeros(n, *tuple(self.event_shape))
 
-    def _look(self, covariates: tuple[Any, ...], *, fill: float = 0.0, seed: int = 0) -> tuple[Sites, Tensor]:
-        """The sites of a run on a few rows of the covariates, over and over, and on data that are all one number."""
-        some = (
-            c[torch.arange(_LOOK, device=c.device) % len(c)] if isinstance(c, Tensor) and c.dim() else c
-            for c in covariates
-        )
-        x = self._template(_LOOK) + fill
+    def _look(self, covariates: tuple[Any, ...], x: Tensor | None = None, *, seed: int = 0) -> tuple[Sites, Tensor]:
+        """The sites of a run on a few rows of the covariates, over and over, and on made-up data: zeros by default."""
+        x = self._template(_LOOK) if x is None else x
+        shortest = min((len(c) for c in covariates if isinstance(c, Tensor) and c.dim()), default=1)
+        some = rows_of(covariates, torch.arange(_LOOK) % shortest)
         with seeded(seed), pyro.distributions.validation_enabled(False):
             try:
                 return sample_sites(poutine.trace(self.model).get_trace(x, *some)), x
             except (IndexError, RuntimeError, TypeError) as error:
                 raise ValueError(
-                    f"the model fails without data, on an x of {fill:g}s of shape {tuple(x.shape)} and {x.dtype}: "
-                    f"{error} Use x in it for its length alone, and pass what else it needs as a covariate."
+                    f"the model fails without data, on an x of zeros or ones of shape {tuple(x.shape)} and {x.dtype}: "
+                    f"{reason(error)} Use x in it for its length alone, and pass what else it needs as a covariate."
                 ) from error
 
     def _without_data(
@@ -331,22 +340,31 @@ class Generation(Stored):
         Raises:
             ValueError: a distribution that matters depends on the values of x.
         """
-        (sites, x), (others, _) = (self._look(covariates, fill=fill) for fill in (0.0, 1.0))
+        sites, x = self._look(covariates)
         named = self._data_site(sites, x)
-        for name, site in sites.items():
-            if site["is_observed"] and not (data if name == named else labels):
-                continue
-            other = others[name]
-            if site["is_observed"]:
-                same = all(_same_density(site, other, s["value"]) for s in (site, other))
+        relevant = [n for n, s in sites.items() if not s["is_observed"] or (data if n == named else labels)]
+        generator, by_row = torch.Generator().manual_seed(0), (-1, *[1] * (x.dim() - 1))
+        # Lookups take zeros and ones. Normal rows, of sizes from 0.1 to 1000, tell apart what agrees there.
+        binary = torch.rand(x.shape, generator=generator) < torch.linspace(0, 1, _LOOK).reshape(by_row)
+        normal = torch.randn(x.shape, generator=generator) * torch.logspace(-1, 3, _LOOK).reshape(by_row)
+        others, _ = self._look(covariates, binary.to(x))
+        at = {
+            n: [v for v in (sites[n]["value"], others[n]["value"], center(sites[n]["fn"])) if v is not None]
+            if sites[n]["is_observed"]
+            else []
+            for n in relevant
+        }
+        _check_same(sites, others, at)
+        try:
+            if x.device.type != "cpu":  # CUDA does not recover from a lookup out of range
+                twin, given = copy.deepcopy(self).cpu(), as_covariates(covariates, None, x.cpu())
+                at = {n: [v.cpu() for v in values] for n, values in at.items()}
             else:
-                same = torch.equal(site["value"], other["value"])
-            if not same:
-                raise ValueError(
-                    f"the distribution of site {name!r} depends on the values of x, which are not known where data are "
-                    f"drawn or latents decoded. Pass what it needs as a covariate; where dimensions are drawn given "
-                    f"those before them, use pyrovae.distributions.Autoregressive."
-                )
+                twin, given = self, covariates
+            first, second = (twin._look(given, fill.to(twin.like()))[0] for fill in (torch.zeros(x.shape), normal))
+        except Exception:  # whatever a model says of numbers that it was not made for
+            return named, sites
+        _check_same(first, second, at)
         return named, sites
 
     def _data_site(self, sites: Sites, x: Tensor, given: Container[str] = ()) -> str:
@@ -372,8 +390,8 @@ class Generation(Stored):
         mean = center(sites[name]["fn"])
         if mean is None:
             raise ValueError(
-                f"the likelihood at site {name!r} ({type(sites[name]['fn']).__name__}) states neither a finite mean "
-                f"nor a mode: give it a property `mean`, or average draws of your own."
+                f"the likelihood at site {name!r} ({type(innermost(sites[name]['fn'])).__name__}) states neither a "
+                f"finite mean nor a mode: give it a property `mean`, or average draws of your own."
             )
         return mean
 
@@ -396,6 +414,24 @@ class _Unobserved(UnconditionMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == self._site:
             super()._pyro_sample(msg)
+
+
+def _check_same(sites: Sites, others: Sites, values: Mapping[str, list[Tensor]]) -> None:
+    """Raise a ``ValueError`` where the distribution of a site differs between two runs on different x: of an observed
+    one at the values given, of a latent one as its draws show.
+    """
+    for name, at in values.items():
+        site, other = sites[name], others[name]
+        if site["is_observed"]:
+            same = all(_same_density(site, other, value) for value in at)
+        else:
+            same = torch.equal(site["value"], other["value"])
+        if not same:
+            raise ValueError(
+                f"the distribution of site {name!r} depends on the values of x, which are not known where data are "
+                f"drawn or latents decoded. Pass what it needs as a covariate; where dimensions are drawn given "
+                f"those before them, use pyrovae.distributions.Autoregressive."
+            )
 
 
 def _same_density(site: dict[str, Any], other: dict[str, Any], value: Tensor) -> bool:

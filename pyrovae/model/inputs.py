@@ -46,7 +46,7 @@ def check_number(model: Stored, covariates: tuple[Any, ...]) -> None:
         wanted = str(most) if least == most else f"{least} to {most}" if most < _ANY else f"at least {least}"
         raise ValueError(
             f"{type(model).__name__}.{takes(model).__name__} takes {wanted} covariate(s); got {len(covariates)}. Pass "
-            f"those it takes one by one after x."
+            f"those it takes, one by one."
         )
 
 

@@ -26,7 +26,7 @@ from pyrovae.distributions.kl import expanded_kl, kl_by_dimension
 from pyrovae.model.capabilities import capabilities
 from pyrovae.model.latents import Latents
 from pyrovae.model.modes import without_statements
-from pyrovae.model.pairing import check_pair, masks_of
+from pyrovae.model.pairing import NotAPair, check_pair, masks_of
 
 PARTICLES = "_particles"
 
@@ -283,11 +283,11 @@ def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
 
 def _split(drawn: Trace, scored: Trace, k: int, b: int, nesting: int) -> LogTerms:
     guide_sites, model_sites = sample_sites(drawn), sample_sites(scored)
+    for name, site in (*guide_sites.items(), *model_sites.items()):
+        _check_plates(name, site, k, b, nesting)
     check_pair(guide_sites, model_sites)
     observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
     hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
-    for name, site in (*guide_sites.items(), *model_sites.items()):
-        _check_plates(name, site, k, b, nesting)
     log_likelihood, log_prior, log_posterior = (
         _WhenRead({n: partial(_log_prob, n, s, k, b, given=sites is hidden) for n, s in sites.items()})
         for sites in (observed, hidden, guide_sites)
@@ -331,7 +331,7 @@ def _check_plates(name: str, site: dict[str, Any], k: int, b: int, nesting: int)
         whole = frame.size == b if frame.dim == -1 else frame.full_size in (None, frame.size)
         if not whole and frame.name != PARTICLES:
             wrong = f"has {frame.size} rows where {b} data came" if frame.dim == -1 else f"takes {frame.size} at random"
-            raise ValueError(
+            raise NotAPair(
                 f"plate {frame.name!r} of site {name!r} {wrong}: log p(x) needs all of it. Data are len(x), or "
                 f"subsample=x; leave subsample_size out."
             )

@@ -18,8 +18,14 @@ _LOOKS = 8  # draws at which a transformation is compared with the density that 
 _MAX_ROUNDING = 0.05  # nats that rounding may add to log q of a draw
 
 
+class NotAPair(ValueError):
+    """The sites' terms do not sum to log p(x, z) - log q(z | x): no estimator takes such a model and guide. Pyro's own
+    objectives may, which mean something else by them.
+    """
+
+
 def check_pair(guide: Sites, model: Sites) -> None:
-    """Raise a ``ValueError`` for a factor, observations in the guide or none in the model, a latent site that only one
+    """Raise :class:`NotAPair` for a factor, observations in the guide or none in the model, a latent site that only one
     of them has, an auxiliary site that is not transformed into the latents, unequal scales, or a mask in one of them.
 
     Args:
@@ -29,48 +35,48 @@ def check_pair(guide: Sites, model: Sites) -> None:
     for program, sites in (("model", model), ("guide", guide)):
         for name, site in sites.items():
             if isinstance(innermost(site["fn"]), Unit):
-                raise ValueError(
+                raise NotAPair(
                     f"site {name!r} of the {program} is a pyro.factor, which is no part of log p(x, z) - log q(z | x): "
                     f"put it into the objective, or return it from VAEModel.penalty."
                 )
             if program == "guide" and site["is_observed"]:
-                raise ValueError(f"site {name!r} of the guide is observed: only the model observes data.")
+                raise NotAPair(f"site {name!r} of the guide is observed: only the model observes data.")
     hidden = {name: site for name, site in model.items() if not site["is_observed"]}
     if len(hidden) == len(model):
-        raise ValueError("the model observes nothing: give its data site obs=x.")
+        raise NotAPair("the model observes nothing: give its data site obs=x.")
     for name in hidden:
         if name not in guide:
-            raise ValueError(f"site {name!r} of the model is missing from the guide: sample it there too.")
+            raise NotAPair(f"site {name!r} of the model is missing from the guide: sample it there too.")
     auxiliary = None
     for name, site in guide.items():
         if name not in hidden:
             if not site["infer"].get("is_auxiliary"):
-                raise ValueError(
+                raise NotAPair(
                     f"site {name!r} of the guide is missing from the model: sample it there too, or transform it into "
                     f"the latents by Delta sites with their log_density, and mark it infer={{'is_auxiliary': True}}."
                 )
             if mask_of(site["fn"], site["mask"]) is not True:
-                raise ValueError(f"site {name!r} of the guide is auxiliary and masked: log q(z | x) needs its density.")
+                raise NotAPair(f"site {name!r} of the guide is auxiliary and masked: log q(z | x) needs its density.")
             auxiliary = name
         elif site["infer"].get("is_auxiliary"):
-            raise ValueError(f"site {name!r} of the guide is a latent of the model: take is_auxiliary off it.")
+            raise NotAPair(f"site {name!r} of the guide is a latent of the model: take is_auxiliary off it.")
         elif auxiliary is not None and not isinstance(innermost(site["fn"]), Delta):
-            raise ValueError(
+            raise NotAPair(
                 f"site {auxiliary!r} of the guide is auxiliary and {name!r} is drawn after it: log q(z | x) would need "
                 f"the integral over {auxiliary!r}. What follows it must be pyro.distributions.Delta(value, "
                 f"log_density=-log|det ∂value/∂{auxiliary}|)."
             )
     if auxiliary is not None and auxiliary == list(guide)[-1]:
-        raise ValueError(f"site {auxiliary!r} of the guide is auxiliary, but no latent is made from it: remove it.")
+        raise NotAPair(f"site {auxiliary!r} of the guide is auxiliary, but no latent is made from it: remove it.")
     scales = [site["scale"] for site in (*guide.values(), *model.values())]
     if any(isinstance(s, Tensor) for s in scales) or len(set(scales)) > 1:
-        raise ValueError(
+        raise NotAPair(
             f"the sites are scaled differently ({', '.join({**guide, **model})}): poutine.scale would silently change "
             f"log p(x). Put an annealing weight into the objective, ELBO(beta=...)."
         )
     for name, (of_guide, of_model) in masks_of(guide, hidden).items():
         if of_guide is True or of_model is True:
-            raise ValueError(
+            raise NotAPair(
                 f"site {name!r} is masked in the {'model' if of_guide is True else 'guide'} only, so that its density "
                 f"would be counted on one side: put it under the same mask in both."
             )
@@ -83,11 +89,11 @@ def masks_of(guide: Sites, hidden: Sites) -> dict[str, tuple[Tensor | bool, Tens
 
 
 def check_masks(masks: Mapping[str, tuple[Tensor | bool, Tensor | bool]]) -> None:
-    """Raise a ``ValueError`` where a latent site's masks in guide and model differ."""
+    """Raise :class:`NotAPair` where a latent site's masks in guide and model differ."""
     for name, pair in masks.items():
         of_guide, of_model = torch.broadcast_tensors(*(torch.as_tensor(mask) for mask in pair))
         if not torch.equal(of_guide.cpu(), of_model.cpu()):
-            raise ValueError(f"site {name!r} is masked differently in model and guide: the two masks must be equal.")
+            raise NotAPair(f"site {name!r} is masked differently in model and guide: the two masks must be equal.")
 
 
 def check_precision(posterior: Mapping[str, Distribution]) -> None:
@@ -115,7 +121,7 @@ def check_precision(posterior: Mapping[str, Distribution]) -> None:
 
 
 def check_auxiliary(guide: Callable[..., Any], prior: Mapping[str, Distribution], *args: Any) -> None:
-    """Raise a ``ValueError`` unless the Delta sites after auxiliary ones state the density of their transformation, at
+    """Raise :class:`NotAPair` unless the Delta sites after auxiliary ones state the density of their transformation, at
     several draws for every datum.
 
     Args:
@@ -156,7 +162,7 @@ def check_auxiliary(guide: Callable[..., Any], prior: Mapping[str, Distribution]
         off = stated.detach() + log_det
         bad = ~(off.abs() <= 1e-3 * (n + log_det.abs())) | ~log_det.isfinite() | (sign != signs[0])
         if bool(bad.any()):
-            raise ValueError(
+            raise NotAPair(
                 f"the latents made from the auxiliary site(s) {', '.join(map(repr, sources))} of the guide state a "
                 f"log_density that is not -log|det| of their transformation (it is off by {float(off[bad][0]):.4g}). "
                 f"Give each Delta log_density=-log|det ∂value/∂auxiliary|, of a map that can be undone."

@@ -1,8 +1,10 @@
 """Whether data lie where the likelihood has mass."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
@@ -10,17 +12,47 @@ from pyrovae.distributions.density import innermost_support, is_everywhere_posit
 from pyrovae.distributions.independent import innermost
 from pyrovae.distributions.levels import OnLevels
 from pyrovae.model.capabilities import capabilities
-from pyrovae.model.log_terms import LogTerms
+from pyrovae.model.log_terms import LogTerms, log_terms, sample_sites
+from pyrovae.model.modes import local_parameters
 from pyrovae.model.pairing import check_masks
 
 
-def check_terms(terms: LogTerms, name: str = "x") -> None:
-    """Raise a ``ValueError`` if an observed value lies outside its likelihood's support, or if guide and model mask
-    different latents: what depends on the data and not on the model alone.
+def checked_terms(model: Any, x: Tensor, *covariates: Any, num_particles: int = 1, name: str = "x") -> LogTerms:
+    """The terms of data, which are compared with the likelihood's support before they are scored: torch indexes by
+    them.
+
+    Args:
+        model: a :class:`~pyrovae.VAEModel`.
+        x: data ``(B, *event_shape)``.
+        covariates: passed to model and guide.
+        num_particles: K.
+        name: what errors call ``x``.
+
+    Raises:
+        ValueError: an observed value outside its likelihood's support, latents that guide and model mask differently,
+            what :func:`log_terms` finds.
     """
-    check_masks(terms.masks)
-    for site, p in terms.likelihood.items():
-        check_values(site, p, terms.observed[site], name)
+    with local_parameters():
+        nesting = model.max_plate_nesting
+        terms = log_terms(
+            model.model, model.guide, x, *covariates, num_particles=num_particles, max_plate_nesting=nesting
+        )
+        check_masks(terms.masks)
+        for site, p in terms.likelihood.items():
+            check_values(site, p, terms.observed[site], name)
+        return terms.read()
+
+
+def check_observed(model: Any, x: Tensor, *covariates: Any, name: str = "x") -> None:
+    """Raise a ``ValueError`` if an observed value lies outside its likelihood's support, of a model that need not be a
+    pair with its guide.
+    """
+    with local_parameters():
+        drawn = poutine.trace(model.guide).get_trace(x, *covariates)
+        scored = poutine.trace(poutine.replay(model.model, trace=drawn)).get_trace(x, *covariates)
+    for site, found in sample_sites(scored).items():
+        if found["is_observed"]:
+            check_values(site, found["fn"], found["value"], name)
 
 
 def check_densities(terms: LogTerms) -> None:
@@ -46,13 +78,18 @@ def check_densities(terms: LogTerms) -> None:
 
 def narrower_sites(terms: LogTerms) -> list[str]:
     """The latent sites whose prior has mass on all reals, and the guide on part of them."""
-    return [
-        site
-        for site, p in terms.prior.items()
-        if is_everywhere_positive(p)
-        and not is_everywhere_positive(q := terms.posterior[site])
-        and not (capabilities(q).discrete or capabilities(q).point_mass)
-    ]
+    return _on_all_reals(terms.prior, terms.posterior)
+
+
+def wider_sites(terms: LogTerms) -> list[str]:
+    """The latent sites whose guide has mass on all reals, and the prior on part of them."""
+    return _on_all_reals(terms.posterior, terms.prior)
+
+
+def _on_all_reals(ours: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    partial = {site: p for site, p in others.items() if site in ours and not is_everywhere_positive(p)}
+    can = {site: capabilities(p) for site, p in partial.items()}
+    return [s for s in partial if is_everywhere_positive(ours[s]) and not (can[s].discrete or can[s].point_mass)]
 
 
 def _measure(p: Any) -> str:

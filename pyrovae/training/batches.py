@@ -12,14 +12,25 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
-from pyrovae._checks import ARRAYS, as_covariates, as_data, as_tensor, at_least, check_kind, differentiable
+from pyrovae._checks import (
+    ARRAYS,
+    as_covariates,
+    as_data,
+    as_tensor,
+    at_least,
+    check_kind,
+    differentiable,
+    placed,
+    reason,
+)
 from pyrovae._distributed import from_main, gathered, my_share, num_processes
 from pyrovae._hash import content_hash
 from pyrovae._random import get_state, seeded, set_state
 from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model.inputs import as_inputs, num_covariates, takes
 from pyrovae.model.modes import evaluation_mode
-from pyrovae.model.support import check_densities, check_terms, check_values, same_for_all
+from pyrovae.model.pairing import NotAPair
+from pyrovae.model.support import check_densities, check_observed, check_values, checked_terms, same_for_all
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor], Tensor]
@@ -53,6 +64,7 @@ class Batches(ABC):
         self.own_generator = False
         self.total, self.weight = 0, 1.0
         self._observed: tuple[str, Distribution] | None = None  # once known, data are checked without the model
+        self._paired = True
 
     @abstractmethod
     def raw(self) -> Iterator[Batch]:
@@ -69,14 +81,19 @@ class Batches(ABC):
 
     def _on_device(self, batch: Batch) -> Batch:
         x, *covariates = batch
-        x = x.to(self.like if x.is_floating_point() else self.like.device)
-        return differentiable(x), *as_covariates(tuple(covariates), len(x), self.like)
+        return differentiable(placed(x, self.like)), *as_covariates(tuple(covariates), len(x), self.like)
 
-    def check(self, model: Model, num_particles: int = 1) -> LogTerms | None:
+    def check(self, model: Model, num_particles: int = 1, *, paired: bool = True) -> LogTerms | None:
         """Run the model on the first batch with validation on; it learns its ``event_shape`` if it has none.
 
+        Args:
+            model: the model.
+            num_particles: K of the run.
+            paired: whether the terms of model and guide must sum to log p(x, z) - log q(z | x), as they must under
+                our objectives.
+
         Returns:
-            The terms of two data, of a model that has densities.
+            The terms of two data, of a model that has them.
 
         Raises:
             ValueError: an empty set, or what :meth:`VAEModel.check` finds.
@@ -96,10 +113,16 @@ class Batches(ABC):
             )
         if model.event_shape is None:
             model.event_shape = tuple(x.shape[1:])
-        terms = model.check(x, *first[1:], num_particles=num_particles, name=self.name)
+        terms = None
+        try:
+            terms = model.check(x, *first[1:], num_particles=num_particles, name=self.name)
+        except NotAPair:
+            if paired:
+                raise
+            self._paired = False
         self.look(model, first)
         if self.name == "data" and isinstance(model, VAEModel):
-            _warn_if_not_evaluable(model, x, *first[1:])
+            _warn_if_not_evaluable(model, x, *first[1:], name=self.name)
         return terms
 
     def in_first_epoch(self, model: Model, raw: Batch) -> None:
@@ -131,9 +154,11 @@ class Batches(ABC):
             return
         validation = pyro.distributions.validation_enabled(False)
         with evaluation_mode(model), torch.no_grad(), seeded(0), validation:
-            terms = model.log_terms(*batch)
-        check_terms(terms, self.name)
-        self._observed = same_for_all(terms, batch[0])
+            if self._paired:
+                terms = checked_terms(model, *batch, name=self.name)
+                self._observed = same_for_all(terms, batch[0])
+            else:
+                check_observed(model, *batch, name=self.name)
 
 
 class TensorBatches(Batches):
@@ -166,8 +191,8 @@ class TensorBatches(Batches):
     def _rows(self, rows: Tensor) -> Batch:
         return tuple(t[rows] for t in self._tensors)
 
-    def check(self, model: Model, num_particles: int = 1) -> LogTerms | None:
-        terms = super().check(model, num_particles)
+    def check(self, model: Model, num_particles: int = 1, *, paired: bool = True) -> LogTerms | None:
+        terms = super().check(model, num_particles, paired=paired)
         if self.transform is None:
             for rows in torch.arange(len(self._tensors[0])).split(self._batch_size):
                 self.look(model, self._on_device(tuple(t[rows.to(t.device)] for t in self._tensors)))
@@ -194,6 +219,8 @@ class LoaderBatches(Batches):
         super().__init__(model.like(), transform, name)
         self._loader, self._num_fields, self.size = loader, 1 + num_covariates(model), loader.batch_size
         self._columns = [*(model.columns or [])]
+        self._model = model
+        self._dtype: torch.dtype | None = None  # of x, which the first batch decides
         self.own_generator = loader.generator is not None or getattr(loader.sampler, "generator", None) is not None
         if num_processes() > 1 and not isinstance(loader.sampler, DistributedSampler) and name == "data":
             every = f"{num_processes()} processes would all train on the same batches of this"
@@ -219,7 +246,16 @@ class LoaderBatches(Batches):
             pairs = zip(parts[: self._num_fields], columns, strict=False)
             fields = tuple(as_tensor(part, self.name, names).detach() for part, names in pairs)
             self.total = len(fields[0]) * num_processes()
-            yield self._on_device((fields[0].to(self.like.dtype), *fields[1:]))
+            if self._dtype is None:
+                self._dtype = self._dtype_of(*fields)
+            yield self._on_device((fields[0].to(self._dtype), *fields[1:]))
+
+    def _dtype_of(self, x: Tensor, *covariates: Tensor) -> torch.dtype:
+        """Of what the model or, where there is one, the transform is given."""
+        if x.is_floating_point() or self.transform is not None:
+            return self.like.dtype
+        x = self._model.as_data(x, self.name, covariates)
+        return self.like.dtype if x.is_floating_point() else x.dtype
 
     def hash(self) -> str:
         tensors = getattr(self._loader.dataset, "tensors", None)
@@ -263,12 +299,13 @@ def as_batches(
     )
 
 
-def _warn_if_not_evaluable(model: VAEModel, *batch: Any) -> None:
+def _warn_if_not_evaluable(model: VAEModel, *batch: Any, name: str) -> None:
     try:
-        check_densities(model.check(*batch, num_particles=2))
+        check_densities(model.check(*batch, num_particles=2, name=name))
     except Exception as error:  # whatever a program does that is not made for particles
         warnings.warn(
-            f"{type(model).__name__} can be trained like this, but no estimator of log p(x) will take it: {error}",
+            f"{type(model).__name__} can be trained like this, but no estimator of log p(x) will take it: "
+            f"{reason(error)}",
             stacklevel=5,
         )
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.model import LossModel, VAEModel
+from pyrovae.model.pairing import NotAPair
 from pyrovae.training.batches import Batch
 
 
@@ -36,7 +37,10 @@ def explain(model: VAEModel | LossModel, batch: Batch, *, own_loss: bool = False
             return f"{type(model).__name__}.loss is {_kind(loss)} for {bad} of {len(loss)} data."
     if not isinstance(model, VAEModel):
         return "it is finite at the same draws."
-    terms = model.log_terms(*batch)
+    try:
+        terms = model.log_terms(*batch)
+    except NotAPair as error:  # under one of Pyro's objectives
+        return f"it has no terms by site ({error})"
     found = [
         f"{label} at site {site!r} is {_kind(term)} for {int((~term.isfinite()).any(0).sum())} of {term.shape[1]} data"
         for label, group in (

@@ -14,12 +14,13 @@ from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyrovae._checks import at_least, one_of, resolve_device
+from pyrovae._checks import at_least, one_of, placed, resolve_device
 from pyrovae._distributed import connect, from_main, num_processes, rank, refuse_differences
 from pyrovae._random import reseed, seeded
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model.inputs import columns_kept
 from pyrovae.model.modes import local_parameters
+from pyrovae.model.support import wider_sites
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.training.batches import Splits, Transform, as_batches, as_fields, split
 from pyrovae.training.checkpoint import Checkpoints, Resume
@@ -157,7 +158,7 @@ def fit(
         with columns_kept(model, as_fields(data)):
             if isinstance(validation, float):
                 data, (x, *rest) = split(model, data, validation)
-                x = x.to(model.to(target).like())
+                x = placed(x, model.to(target).like())
                 validation = (from_main(batch_transform(x) if batch_transform else x), *rest)
             model.to(target)
             train = as_batches(model, data, batch_size=batch_size, transform=batch_transform, name="data")
@@ -166,9 +167,17 @@ def fit(
                 held_out = as_batches(model, validation, batch_size=batch_size, transform=None, name="validation")
             for batches in (train, held_out):
                 if batches is not None:
-                    terms = batches.check(model, 1 if objective is None else min(objective.num_particles, 2))
+                    particles = 1 if objective is None else min(objective.num_particles, 2)
+                    ours = objective is None or isinstance(objective, Objective)
+                    terms = batches.check(model, particles, paired=ours)
                     if isinstance(objective, Objective) and terms is not None:
                         objective.check(terms)
+                    elif not ours and terms is not None and (wider := wider_sites(terms)):
+                        raise ValueError(
+                            f"the guide draws site {wider[0]!r} outside the prior's support, where log p(z) and the "
+                            f"ELBO are -inf, which {type(objective).__name__} does not notice: give it a guide on the "
+                            f"prior's support."
+                        )
         if held_out is not None:
             model.validated_on = tuple(dict.fromkeys((*model.validated_on, held_out.hash())))
         parameters = trainable(model)

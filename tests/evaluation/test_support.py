@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import transforms as T
+from pyro.infer import Trace_ELBO
 from scipy.integrate import quad
 from torch import Tensor, nn
 
@@ -146,3 +147,8 @@ def test_likelihoods_whose_support_depends_on_the_latent() -> None:
 
     found = pv.log_marginal(Bounded(), X, num_samples=50_000, **QUIET).pointwise
     assert ((found["log_px"] + X[:, 0].numpy()).abs() < 4 * found["mc_se"]).all()
+
+
+def test_pyros_objective_does_not_notice_and_fit_does() -> None:
+    with pytest.raises(ValueError, match="the guide draws site 'z' outside the prior's support"):
+        pv.fit(Leaving(PRIORS["exponential"][0]), X.repeat(30, 1), objective=Trace_ELBO(), epochs=1, **QUIET)

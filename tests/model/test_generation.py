@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.testing import DiscreteMixture
-from tests.models import binary
+from tests.models import Conditional, binary
 
 CENTERS = torch.tensor([[-9.0], [0.0], [9.0]])
 QUIET = {"progress": False, "compile": "off"}
@@ -199,7 +199,47 @@ def test_a_model_that_looks_integers_up_is_given_integers() -> None:
     np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match=r"neither as floats nor as integers .*look values up by x\.long"):
         neither.encode(x)
-    assert np.isfinite(pv.fit(looks_up, x, epochs=1, **QUIET).history["loss"]).all()
+    factors = torch.arange(6)[:, None] % 2
+    assert pv.disentanglement(looks_up, x.repeat(5, 1), factors.repeat(5, 1)).num_data == 30
+
+
+CONTAINERS = {
+    "tensor": lambda x: x,
+    "array": lambda x: x.numpy(),
+    "tuple": lambda x: (x,),
+    "Dataset": torch.utils.data.TensorDataset,
+    "DataLoader": lambda x: torch.utils.data.DataLoader(x, 4),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_integers_are_the_same_data_in_every_container(container: str) -> None:
+    class Tokens(Observed):
+        def model(self, x: Tensor) -> None:
+            super().model(x.float())
+
+    torch.manual_seed(0)
+    looks_up = Tokens(*INTEGERS["categorical"], read=nn.Embedding(3, 1))
+    x, put = looks_up.sample(12, seed=0), CONTAINERS[container]
+    assert np.isfinite(pv.fit(looks_up, put(x), validation=put(x), epochs=1, **QUIET).history["val_loss"]).all()
+    if container in ("tensor", "array", "tuple"):
+        assert np.isfinite(pv.fit(looks_up, put(x), validation=0.25, epochs=1, **QUIET).history["val_loss"]).all()
+    counts = [Observed(*INTEGERS["poisson"]) for _ in range(2)]
+    counts[1].load_state_dict(counts[0].state_dict())
+    for model, data in zip(counts, (x, x.float()), strict=True):
+        pv.fit(model, put(data), epochs=1, seed=0, **QUIET)
+    assert all(torch.equal(v, counts[1].state_dict()[k]) for k, v in counts[0].state_dict().items())
+    pixels, gaussian = torch.randint(0, 256, (12, 5), dtype=torch.uint8), Observed(*LOCATED["normal"])
+    for bad, dtype in ((pixels, "uint8"), (pixels > 99, "bool"), (pixels.int(), "int32")):
+        for enter in (
+            lambda d: pv.fit(gaussian, put(d), epochs=1, **QUIET),
+            lambda d: pv.fit(gaussian, d.float(), validation=put(d), epochs=1, **QUIET),
+        ):
+            with pytest.raises(ValueError, match=f"has dtype {dtype}; a floating dtype is needed"):
+                enter(bad)
+    data = torch.utils.data.DataLoader(pixels, 4)  # of which the transform makes what the model takes
+    run = pv.fit(gaussian, data, batch_transform=lambda x: x / 255, epochs=1, **QUIET)
+    assert run.history["loss"].max() < 50
 
 
 @pytest.mark.parametrize(
@@ -245,7 +285,7 @@ def test_decoding_gives_the_mean_or_the_mode() -> None:
     mixed = Observed(
         lambda p: dist.MixtureSameFamily(nowhere, dist.Cauchy(p.unflatten(-1, (5, 2)), 1.0)).to_event(1), 10
     )
-    with pytest.raises(ValueError, match=r"site 'x' .* neither a finite mean nor a mode"):
+    with pytest.raises(ValueError, match=r"site 'x' \(MixtureSameFamily\) states neither a finite mean nor a mode"):
         mixed.decode(z)
 
 
@@ -260,6 +300,10 @@ def test_decode_takes_arrays_and_names_what_it_does_not_take() -> None:
         (torch.zeros(4, 2), r"shape \(4, 2\); \(\.\.\., 3\) is needed"),
         ({"z": torch.zeros(4, 1, 3)}, r"shape \(4, 1, 3\); \(n, 3\) is needed"),
         ({}, "at least one latent site"),
+        (z[:0], r"latents 'z' are empty, of shape \(0, 3\)"),
+        ({"z": z[:0]}, r"latents 'z' are empty"),
+        (torch.where(z > 0, math.nan, z), r"latents 'z' hold \d+ NaN or infinite value\(s\): drop them\.$"),
+        (z / 0, r"latents 'z' hold 12 NaN or infinite"),
     ):
         with pytest.raises(ValueError, match=message):
             vae.decode(bad)
@@ -301,6 +345,123 @@ def test_a_model_that_reads_x_cannot_do_without_it(how: str) -> None:
     if how == "size":
         expected = model.decoder(z).exp() * x.sum(-1, keepdim=True)
         torch.testing.assert_close(model.reconstruct(x), expected)
+
+
+READS = {
+    "centred": lambda x: x - x.mean(-1, keepdim=True),
+    "differences": lambda x: nn.functional.pad(x.diff(dim=-1), (1, 0)),
+    "argmax": lambda x: x.argmax(-1, keepdim=True).to(x.dtype),
+    "layer norm": lambda x: nn.functional.layer_norm(x, x.shape[-1:]),
+    "clamped size": lambda x: x.abs().sum(-1, keepdim=True).clamp(min=10.0),
+    "zero on zeros and ones": lambda x: x**2 - x,
+    "threshold": lambda x: (x > 2).to(x.dtype),
+    "far threshold": lambda x: (x < -50).to(x.dtype),
+    "product of the row": lambda x: x.prod(-1, keepdim=True),
+    "sorted": lambda x: x.sort(-1).values - x,
+    "mean of the batch": lambda x: x.mean(),
+}
+LOCATED = {
+    "normal": (lambda p: dist.Normal(p, 1.0).to_event(1), 5, (5,)),
+    "beta": (lambda p: dist.Beta(p.exp(), 2.0).to_event(1), 5, (5,)),
+    "log-normal": (lambda p: dist.LogNormal(p, 1.0).to_event(1), 5, (5,)),
+}
+
+
+class Adding(Observed):
+    """A likelihood whose parameters have ``f(x)`` added, or a prior that has."""
+
+    def __init__(self, f, likelihood="normal", *, prior: bool = False) -> None:
+        super().__init__(*LOCATED[likelihood])
+        self.f, self.prior = f, prior
+
+    def model(self, x: Tensor) -> None:
+        f = self.f(x)
+        with pyro.plate("data", len(x)):
+            loc = x.new_zeros(2) + (f.reshape(-1, f.shape[-1] if f.dim() else 1)[:, -1:] if self.prior else 0.0)
+            z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+            pyro.sample("x", self.likelihood(self.decoder(z) + (0.0 if self.prior else f)), obs=x)
+
+
+@pytest.mark.parametrize("how", READS)
+def test_however_a_model_reads_x_it_cannot_do_without_it(how: str) -> None:
+    for likelihood in LOCATED:
+        model = Adding(READS[how], likelihood)
+        for run in (lambda m=model: m.sample(3), lambda m=model: m.decode(torch.zeros(4, 2))):
+            with pytest.raises(ValueError, match=r"site 'x' depends on the values of x"):
+                run()
+        assert model.sample_latents(3).shape == (3, 2)
+    with pytest.raises(ValueError, match=r"site 'x' depends on the values of x"):
+        pv.bdmc(Adding(READS[how]), 4, num_temperatures=10, **QUIET)
+    with pytest.raises(ValueError, match=r"site 'z' depends on the values of x"):
+        Adding(READS[how], prior=True).sample_latents(3)
+
+
+@pytest.mark.parametrize("likelihood", LOCATED)
+def test_a_model_that_takes_no_more_of_x_than_its_kind_needs_no_data(likelihood: str) -> None:
+    def refuses_negative(x: Tensor) -> Tensor:
+        if bool((x < 0).any()):
+            raise ValueError("negative")
+        return torch.zeros_like(x)
+
+    table = torch.zeros(2, 5)
+    for f in (torch.zeros_like, refuses_negative, lambda x: table[x[:, 0].long()], lambda x: 0 * torch.bernoulli(x)):
+        model, plain = Adding(f, likelihood), Adding(torch.zeros_like, likelihood)
+        model.load_state_dict(plain.state_dict())
+        generators = torch.get_rng_state()
+        torch.testing.assert_close(model.decode(torch.ones(4, 2)), plain.decode(torch.ones(4, 2)))
+        assert torch.equal(torch.get_rng_state(), generators)
+        assert torch.equal(plain.sample(3, seed=0), plain.sample(3, seed=0))
+
+
+def test_surplus_and_missing_covariates_are_counted_wherever_they_enter() -> None:
+    vae, y = pv.VAE((6,), 3, hidden=(16,)), torch.eye(3)
+    x, z = binary(3), torch.zeros(3, 3)
+    for run in (
+        lambda: vae.encode(x, y),
+        lambda: vae.reconstruct(x, y),
+        lambda: vae.interpolate(x, x, y),
+        lambda: vae.sample(3, y),
+        lambda: vae.simulate(3, y),
+        lambda: vae.sample_latents(3, y),
+        lambda: vae.decode(z, y),
+        lambda: pv.bdmc(vae, 3, y, num_temperatures=5, **QUIET),
+    ):
+        with pytest.raises(ValueError, match=r"VAE\.model takes 0 covariate\(s\); got 1"):
+            run()
+    for run in (lambda: Conditional().sample(3), lambda: Conditional().decode(z[:, :2])):
+        with pytest.raises(ValueError, match=r"Conditional\.model takes 1 covariate\(s\); got 0"):
+            run()
+    with pytest.raises(ValueError, match=r"covariate 0 is empty: it has shape \(0, 2\)"):
+        Conditional().decode(z[:, :2], torch.zeros(0, 2))
+
+
+OUTSIDE = {
+    "over": (torch.float32, 7),
+    "under": (torch.float32, -1),
+    "between": (torch.float32, 0.5),
+    "integers": (torch.int64, 7),
+    "negative integers": (torch.int64, -1),
+}
+
+
+@pytest.mark.parametrize("row", [0, 1, 5])
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_classes_that_there_are_not_are_named(kind: str, row: int) -> None:
+    dtype, bad = OUTSIDE[kind]
+    model, x = Observed(*INTEGERS["categorical"]), torch.ones(6, 5, dtype=dtype)
+    x[row, 2] = bad
+    message = rf"holds 1 value\(s\) outside the support of .* site 'x' \(Categorical: .*\), e\.g\. {bad}\."
+    for run in (
+        lambda: pv.log_marginal(model, x, num_samples=3, progress=False),
+        lambda: pv.elbo_terms(model, x, num_samples=3, progress=False),
+        lambda: pv.ais(model, x, num_temperatures=5, **QUIET),
+        lambda: pv.fit(model, x, epochs=1, **QUIET),
+        lambda: pv.fit(model, torch.utils.data.DataLoader(x, 2), epochs=1, **QUIET),
+        lambda: pv.fit(model, torch.ones(6, 5), validation=x, epochs=1, **QUIET),
+        lambda: pv.fit(model, x, objective=pyro.infer.Trace_ELBO(), epochs=1, **QUIET),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run()
 
 
 class Plated(pv.VAEModel):

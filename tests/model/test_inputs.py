@@ -276,6 +276,24 @@ def test_rows_of_x_and_covariates_must_go_together() -> None:
         pv.disentanglement(gaussian(), frame(), pd.DataFrame({"k": np.arange(40) % 4}))
 
 
+def test_interpolation_is_between_ends_under_the_covariates_of_the_start() -> None:
+    x, y = binary(8), torch.randn(4, 2)
+    start, end = (pd.DataFrame(part.numpy(), columns=NAMES) for part in x.split(4))
+    start.index, end.index = list("abcd"), list("efgh")
+    model, covariate = Conditional(), pd.DataFrame(y.numpy(), index=list("abcd"))
+    expected = model.interpolate(x[:4], x[4:], y, steps=3)
+    assert torch.equal(model.interpolate(start, end, covariate, steps=3), expected)
+    mean = model.encode(x[:4], y)
+    torch.testing.assert_close(expected[0], model.decode(mean, y))
+    with pytest.raises(ValueError, match="the index of covariate 0 is not that of start"):
+        model.interpolate(end, start, covariate)
+    for short, other in ((x[:3], x[4:]), (x[:1], x[4:])):
+        with pytest.raises(ValueError, match=rf"^start has {len(short)} data and end has 4: each line"):
+            gaussian().interpolate(short, other)
+    with pytest.raises(ValueError, match="end has shape"):
+        gaussian().interpolate(x, x[:, :5])
+
+
 INDICES = {
     "text": [f"patient {i}" for i in range(12)],
     "numbers": np.arange(12)[::-1] * 3,

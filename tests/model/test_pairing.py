@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 import pyrovae as pv
@@ -162,6 +162,108 @@ def test_factors_scales_and_observations_of_the_guide_are_refused() -> None:
 
     with pytest.raises(ValueError, match="scaled differently"):
         pv.log_marginal(pair(plain_model, scaled), X, num_samples=10, **QUIET)
+
+
+class NoPair(pv.VAEModel):
+    """z ~ N(0, I), x ~ N(W z, I), q(z | x) = N(V x, I): with what keeps model and guide from being a pair."""
+
+    event_shape = (2,)
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.decoder, self.encoder = how, nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)), poutine.mask(mask=x[:, 0] < 9 if self.how == "mask in the model" else True):
+            z = pyro.sample("z", standard(x))
+            with poutine.mask(mask=x[:, 0] < 99):
+                observe(x, self.decoder(z))
+            if self.how == "factor":
+                pyro.factor("bonus", self.decoder(z).sum(-1))
+
+    def guide(self, x: Tensor) -> None:
+        scale, mask = 0.5 if self.how == "scale in the guide" else 1.0, self.how != "mask in the guide" or x[:, 0] < 9
+        with pyro.plate("data", len(x)), poutine.scale(scale=scale), poutine.mask(mask=mask):
+            z = pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
+            if self.how == "factor in the guide":
+                pyro.factor("bonus", z.sum(-1), has_rsample=True)
+
+
+NO_PAIRS = {
+    "factor": r"site 'bonus' of the model is a pyro\.factor",
+    "factor in the guide": r"site 'bonus' of the guide is a pyro\.factor",
+    "scale in the guide": "the sites are scaled differently",
+    "mask in the guide": "site 'z' is masked in the guide only",
+    "mask in the model": "site 'z' is masked in the model only",
+}
+
+
+@pytest.mark.parametrize("how", NO_PAIRS)
+def test_no_pair_trains_under_pyros_objectives_alone(how: str) -> None:
+    torch.manual_seed(0)
+    model, data = NoPair(how), torch.randn(40, 2)
+    twin = NoPair(how)
+    twin.load_state_dict(model.state_dict())
+    settings: dict[str, Any] = {"epochs": 2, "device": "cpu", "compile": "off", **QUIET}
+    for objective in (None, pv.ELBO(), pv.IWAE(3)):
+        with pytest.raises(ValueError, match=NO_PAIRS[how]):
+            pv.fit(model, data, objective=objective, **settings)
+    for objective in (Trace_ELBO(), TraceMeanField_ELBO()):
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        with pytest.warns(UserWarning, match=f"trained like this, but no estimator.*{NO_PAIRS[how]}") as caught:
+            run = pv.fit(model, data, validation=data[:5], objective=objective, **settings)
+        assert len([w for w in caught if "no estimator" in str(w.message)]) == 1
+        assert run.history[["loss", "val_loss"]].notna().all(axis=None)
+        assert not any(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with pytest.raises(ValueError, match=NO_PAIRS[how]):
+        pv.log_marginal(model, data, num_samples=5, **QUIET)
+
+    # What is minimised is Pyro's loss: a step of size 1 is its gradient, within 5 standard errors of two means of 60.
+    other, sgd = NoPair(how), {"epochs": 1, "batch_size": 40, "optimizer": lambda p: torch.optim.SGD(p, lr=1.0)}
+    other.load_state_dict(twin.state_dict())
+    with pytest.warns(UserWarning, match="no estimator"):
+        run = pv.fit(twin, data, objective=Trace_ELBO(num_particles=60), seed=0, **settings | sgd)
+    draws = []
+    with pyro.settings.context(module_local_params=True):
+        for _ in range(60):
+            loss = Trace_ELBO().differentiable_loss(other.model, other.guide, data) / 40
+            grads = torch.autograd.grad(loss, list(other.parameters()))
+            draws.append(torch.cat([loss.detach().reshape(1), *(g.flatten() for g in grads)]))
+    expected, bound = torch.stack(draws).mean(0), 5 * (2 * torch.stack(draws).var(0) / 60).sqrt()
+    moved = [(p - q).flatten() for p, q in zip(other.parameters(), twin.parameters(), strict=True)]
+    found = torch.cat([torch.tensor([run.history["loss"][0]]), *moved]).detach()
+    assert ((found - expected).abs() < bound + 1e-5).all()
+
+
+def test_data_outside_the_support_are_refused_under_any_objective() -> None:
+    class Counts(NoPair):
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", standard(x))
+                pyro.sample("x", dist.Poisson(self.decoder(z).exp()).to_event(1), obs=x)
+                pyro.factor("bonus", z.sum(-1))
+
+    data = torch.ones(40, 2)
+    data[30, 1] = -1.0
+    for objective in (Trace_ELBO(), pv.ELBO()):
+        with pytest.raises(ValueError, match=r"outside the support .*\(Poisson|pyro\.factor"):
+            pv.fit(Counts("factor"), data, objective=objective, epochs=1, **QUIET)
+    with pytest.raises(ValueError, match=r"data holds 1 value\(s\) outside the support .* site 'x' \(Poisson"):
+        pv.fit(Counts("factor"), data, objective=Trace_ELBO(), epochs=1, **QUIET)
+
+
+def test_the_warning_that_a_model_cannot_be_evaluated_is_one_sentence() -> None:
+    class Narrow(NoPair):
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", standard(x))
+                observe(x, self.decoder(torch.cat([z[..., :1], x[:, :1]], -1)))
+
+    with pytest.warns(UserWarning, match="no estimator of log p.* fails on data of shape") as caught:
+        pv.fit(Narrow(""), torch.randn(40, 2), epochs=1, compile="off", **QUIET)
+    for warning in caught:
+        assert "Trace Shapes" not in str(warning.message)
+        assert "\n" not in str(warning.message)
 
 
 def test_guide_that_is_a_point_has_no_log_px_but_trains() -> None:
