@@ -382,7 +382,7 @@ class Drawn(Nothing):
 
 def test_what_a_constructor_draws(tmp_path) -> None:
     torch.manual_seed(1), np.random.seed(1), random.seed(1)  # noqa: NPY002
-    for _ in range(20):
+    for _ in range(6):
         model = Drawn()
         again = there_and_back(model, tmp_path)
         for name in ("coin", "die", "mask", "letter"):
