@@ -74,9 +74,9 @@ class TestSet:
             ValueError: see :meth:`VAEModel.check`; values outside the support; a guide that is a point on a continuum.
         """
         like = model.like()
-        terms = model.check(*self.part(slice(2), like))
+        step = max(2, _LOOK // max(self.x[0].numel(), 1))
+        terms = model.check(*self.part(slice(step), like))
         check_densities(terms)
-        step = max(1, _LOOK // max(self.x[0].numel(), 1))
         counts = []
         for start in range(0, len(self), step):
             counts.append(checked_terms(model, *self.part(slice(start, start + step), like)).num_observed)

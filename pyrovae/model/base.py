@@ -146,17 +146,18 @@ class VAEModel(Generation, PyroModule):
             ValueError: a wrong shape, values outside the support, or a malformed model or guide.
         """
         head = rows_of(covariates, slice(2))
+        options: dict[str, Any] = {"num_particles": num_particles, "name": name, "whole": x}
         with self._inference(0):
             try:
                 with pyro.validation_enabled(True):
                     try:
-                        terms = checked_terms(self, x[:2], *head, num_particles=num_particles, name=name)
+                        terms = checked_terms(self, x[:2], *head, **options)
                     except ValueError as error:
                         if "within the support" not in str(error):
                             raise
                         # A draw outside the prior's support has importance weight zero, which is allowed.
                         with pyro.distributions.validation_enabled(False):
-                            terms = checked_terms(self, x[:2], *head, num_particles=num_particles, name=name)
+                            terms = checked_terms(self, x[:2], *head, **options)
             except NotImplementedError:
                 raise
             except RuntimeError as error:

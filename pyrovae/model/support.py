@@ -17,7 +17,9 @@ from pyrovae.model.modes import local_parameters
 from pyrovae.model.pairing import check_masks
 
 
-def checked_terms(model: Any, x: Tensor, *covariates: Any, num_particles: int = 1, name: str = "x") -> LogTerms:
+def checked_terms(
+    model: Any, x: Tensor, *covariates: Any, num_particles: int = 1, name: str = "x", whole: Tensor | None = None
+) -> LogTerms:
     """The terms of data, which are compared with the likelihood's support before they are scored: torch indexes by
     them.
 
@@ -27,6 +29,7 @@ def checked_terms(model: Any, x: Tensor, *covariates: Any, num_particles: int = 
         covariates: passed to model and guide.
         num_particles: K.
         name: what errors call ``x``.
+        whole: data that ``x`` is the beginning of, to be compared with the support too.
 
     Raises:
         ValueError: an observed value outside its likelihood's support, latents that guide and model mask differently,
@@ -39,7 +42,8 @@ def checked_terms(model: Any, x: Tensor, *covariates: Any, num_particles: int = 
         )
         check_masks(terms.masks)
         for site, p in terms.likelihood.items():
-            check_values(site, p, terms.observed[site], name)
+            value = terms.observed[site]
+            check_values(site, p, value if whole is None or value is not x else whole, name)
         return terms.read()
 
 
