@@ -13,8 +13,6 @@ FEW_DRAWS = 20  # up to here the tail that k̂ is fitted to has fewer than five 
 FEW_CHAINS = 10  # below, ± 1.96 standard errors cover less than 90 % even of equal normal chains
 MAJORITY = 0.5  # fraction of flagged data from which on a mean is theirs
 _MIN_ESS, _MIN_SHARE = 40.0, 0.6  # effective draws needed, or that share of few: below, L_K is biased by its error
-_PRECISE = 1e-3  # relative variance of p̂(x) up to which a k̂ under 0.9 does no harm, from so many draws on
-_PRECISE_DRAWS = 100
 _MIN_CHAINS = 5.0  # effective ones
 _MIN_ACCEPTANCE = 0.3
 _ROUNDING = 1e-6  # squared coefficient of variation of weights that are equal
@@ -35,11 +33,9 @@ def judge(
     """Whether the interval ``log_px`` ± 1.96 ``mc_se`` of each datum can be believed, and if not why.
 
     The reasons are: ``non-finite`` (a weight was NaN or infinite, or all were zero), ``few draws`` (20 or fewer, which
-    have no tail to judge by), ``khat`` (over :func:`khat_limit` by more than its own error, or undefined; from 100
-    draws on over 0.9, where the relative variance of p̂(x) is under .001), ``ess`` (fewer than 40 effective draws, or
-    .6 K of few), and ``bound`` (the guide leaves out what the prior has: all its mass is
-    on one value of a discrete latent, or on a part of the reals).
-    Weights that are equal, but for rounding, have neither tail nor error.
+    have no tail to judge by), ``khat`` (over :func:`khat_limit` by more than its own error, or undefined), ``ess``
+    (fewer than 40 effective draws, or .6 K of few), and ``bound`` (the guide leaves out what the prior has: all its
+    mass is on one value of a discrete latent, or on a part of the reals). Weights that are equal, but for rounding, have neither tail nor error.
 
     One k̂ is noisy, and too low where the largest weights were by chance not drawn, so just where ``log_px`` is too low
     too: data selected by it would be the underestimated ones. Hence :func:`shrunk`.
@@ -58,11 +54,10 @@ def judge(
     few = draws <= FEW_DRAWS
     khat, error = _shrunk_khat(p, draws)
     equal = (p["ess"] > (1.0 - _ROUNDING) * draws) & ((draws > 1) | exact)
-    precise = (draws >= _PRECISE_DRAWS) & (draws / p["ess"] - 1.0 <= _PRECISE * draws) & (khat <= _UNBOUNDED)
     found = {
         "non-finite": (p["non_finite"] > 0) | ~np.isfinite(p["log_px"]),
         "few draws": few & ~equal,
-        "khat": ~few & ~equal & ~precise & ~(khat <= khat_limit(draws) + error),
+        "khat": ~few & ~equal & ~(khat <= khat_limit(draws) + error),
         "ess": ~few & ~equal & ~(p["ess"] >= np.minimum(_MIN_ESS, _MIN_SHARE * draws)),
         "bound": pd.Series(False if bound is None else bound, p.index),
     }

@@ -42,7 +42,8 @@ class Capabilities:
         mean: whether its mean is stated.
         variance: whether its variance is.
         inverse: how a value that it did not draw is traced back to its base and so scored: ``"exact"``,
-            ``"numerical"``, or ``None`` where it is not.
+            ``"numerical"``, or ``None`` where it is not: its transform has no inverse, or the distribution has an
+            attribute ``can_score`` that is false.
     """
 
     support: Any
@@ -108,8 +109,10 @@ def _is_point_mass(p: Any) -> bool:
 
 
 def _inverse(p: Any) -> Inverse | None:
+    if not getattr(p, "can_score", True):
+        return None
     if isinstance(p, Flow):
-        return _worst([_inverse_of(t) for t in p.transform.transforms]) if p.can_score else None
+        return _worst([_inverse_of(t) for t in p.transform.transforms])
     if isinstance(p, TransformedDistribution):
         return _worst([*(_inverse_of(t) for t in p.transforms), _inverse(_core(p.base_dist))])
     return "exact"

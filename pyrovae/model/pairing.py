@@ -11,7 +11,6 @@ from torch.distributions import Distribution, LowRankMultivariateNormal, Multiva
 
 from pyrovae.distributions.density import mask_of
 from pyrovae.distributions.independent import innermost
-from pyrovae.distributions.own_draw import KeepsLastDraw
 
 Sites = Mapping[str, dict[str, Any]]
 _LOOKS = 8  # draws at which a transformation is compared with the density that it states
@@ -106,7 +105,7 @@ def check_precision(posterior: Mapping[str, Distribution]) -> None:
             exact: Any = LowRankMultivariateNormal(
                 core.loc.double(), core.cov_factor.double(), core.cov_diag.double(), validate_args=False
             )
-        elif isinstance(core, MultivariateNormal) and not isinstance(core, KeepsLastDraw):
+        elif getattr(type(core), "log_prob", None) is MultivariateNormal.log_prob:
             exact = MultivariateNormal(core.loc.double(), scale_tril=core.scale_tril.double(), validate_args=False)
         else:
             continue

@@ -230,7 +230,7 @@ def test_charts_keep_the_density(fn) -> None:
     log_base = chart.log_base(u)
     if "Planar" not in repr(getattr(fn, "transforms", "")):
         torch.testing.assert_close(log_base - log_det, fn.log_prob(z), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(chart.inverse(z.detach()), u.detach(), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(chart.locate(z.detach()), u.detach(), rtol=1e-3, atol=1e-3)
     (score,) = torch.autograd.grad(log_base.sum(), u)
     standard = score.mean(0) / (score.std(0) / math.sqrt(4000))
     assert standard.abs().max() < 4
@@ -434,7 +434,7 @@ def test_what_cannot_be_annealed_says_what_is_missing() -> None:
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Delta(x[:, :2]).to_event(1))
 
-    with pytest.raises(TypeError, match="point mass"):
+    with pytest.raises(ValueError, match="point mass"):
         run(Point(), binary(4), torch.randn(4, 2))
     with pytest.raises(NotImplementedError, match="no inverse"):
         pv.bdmc(pv.VAE((6,), 2, hidden=(8,), posterior="planar"), 4, start="posterior", progress=False)

@@ -94,7 +94,9 @@ def test_discrete_information_against_enumeration() -> None:
     assert r.dimensions["activity"].isna().all()
     assert r.dimensions["kl"].item() == pytest.approx(r.rate)
     assert r.sites.loc["k", ["active", "dimensions"]].tolist() == [0, 0]
-    assert r.verdict == f"All latents are discrete; rate {r.rate:.3g} nats."
+    assert r.verdict == (
+        f"No latent has an activity (discrete, masked or under priors per datum); rate {r.rate:.3g} nats."
+    )
 
 
 def two_kinds(can_score: bool) -> pv.VAE:
@@ -116,7 +118,7 @@ def test_gaussian_bound_lies_above_the_mixture_of_a_scorable_twin() -> None:
     x = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).repeat(200, 1)
     mixture, bound = (report(two_kinds(can_score), x, num_data=400) for can_score in (True, False))
     assert (mixture.estimator, bound.estimator) == ("mixture", "gaussian bound")
-    assert bound.reason.startswith("the posterior cannot be scored at a point it did not draw")
+    assert bound.reason.startswith("the posterior at ['z'] cannot be scored at a point it did not draw")
     assert math.isnan(bound.mutual_information_bound)
     # q(z₀) has two modes that tell the kind, ln 2 nats; a normal of its variance would let z₀ tell ½ ln(9.09 / 0.09).
     rate, of_moments = 0.5 * (9.09 - 1 - math.log(0.09)), 0.5 * (9.09 - 1 - math.log(9.09))
@@ -161,6 +163,8 @@ def test_gaussian_bound_is_exact_for_a_normal_aggregate(n: int) -> None:
     """q(z) = N(0, I): the bound is tight, and the jackknife takes out the bias from having N data."""
 
     class Own(dist.MultivariateNormal):
+        can_score = False
+
         def log_prob(self, value: torch.Tensor) -> torch.Tensor:
             if value is not getattr(self, "last", None):
                 raise NotImplementedError
@@ -201,8 +205,8 @@ def test_no_estimate_says_why() -> None:
     r = report(model, binary(20))
     assert r.estimator == "none"
     assert r.reason == (
-        "the posterior cannot be scored at a point it did not draw (NotImplementedError), and the prior at ['z'] is "
-        "not standard normal"
+        "the posterior at ['z'] cannot be scored at a point it did not draw, and the prior at ['z'] is not standard "
+        "normal"
     )
     for value in (r.mutual_information, r.mutual_information_se, r.marginal_kl, r.mutual_information_bound):
         assert math.isnan(value)
