@@ -35,7 +35,8 @@ def judge(
     The reasons are: ``non-finite`` (a weight was NaN or infinite, or all were zero), ``few draws`` (20 or fewer, which
     have no tail to judge by), ``khat`` (over :func:`khat_limit` by more than its own error, or undefined), ``ess``
     (fewer than 40 effective draws, or .6 K of few), and ``bound`` (the guide leaves out what the prior has: all its
-    mass is on one value of a discrete latent, or on a part of the reals). Weights that are equal, but for rounding, have neither tail nor error.
+    mass is on one value of a discrete latent, or on a part of the reals). Weights that are equal, but for rounding,
+    have neither tail nor error.
 
     One k̂ is noisy, and too low where the largest weights were by chance not drawn, so just where ``log_px`` is too low
     too: data selected by it would be the underestimated ones. Hence :func:`shrunk`.
