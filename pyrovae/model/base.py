@@ -147,8 +147,7 @@ class VAEModel(Generation, PyroModule):
         """
         head = rows_of(covariates, slice(2))
         options: dict[str, Any] = {"num_particles": num_particles, "name": name, "whole": x}
-        store = self._pyro_context.param_state["params"]
-        store.clear()  # of what tracing has left there
+        self._pyro_context.param_state["params"].clear()  # of what tracing has left there
         with self._inference(0):
             try:
                 with pyro.validation_enabled(True):
@@ -172,6 +171,7 @@ class VAEModel(Generation, PyroModule):
                 some = slice(_AUXILIARY)
                 check_auxiliary(self.guide, terms.prior, x[some], *rows_of(covariates, some))
         own = {id(p) for p in self.parameters()}  # pyro.module(...) registers these, which does no harm
+        store = self._pyro_context.param_state["params"]
         stray = [n for n, p in store.items() if id(p) not in own]
         store.clear()
         if stray:

@@ -348,12 +348,12 @@ class Generation(Stored):
         binary = torch.rand(x.shape, generator=generator) < torch.linspace(0, 1, _LOOK).reshape(by_row)
         normal = torch.randn(x.shape, generator=generator) * torch.logspace(-1, 3, _LOOK).reshape(by_row)
         others, _ = self._look(covariates, binary.to(x))
-        at = {
-            n: [v for v in (sites[n]["value"], others[n]["value"], center(sites[n]["fn"])) if v is not None]
-            if sites[n]["is_observed"]
-            else []
-            for n in relevant
-        }
+        at: dict[str, list[Tensor]] = {n: [] for n in relevant}
+        for n in relevant:
+            if sites[n]["is_observed"]:
+                fn = sites[n]["fn"]  # at its mean, too: where 0 and 1 are impossible they tell nothing
+                middle = None if capabilities(fn).discrete else center(fn)
+                at[n] = [v for v in (sites[n]["value"], others[n]["value"], middle) if v is not None]
         _check_same(sites, others, at)
         try:
             if x.device.type != "cpu":  # CUDA does not recover from a lookup out of range
