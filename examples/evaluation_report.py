@@ -43,7 +43,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="seconds: tiny everything, to see that it runs")
     parser.add_argument("--no-progress", action="store_true")
     args = parser.parse_args(argv)
-    quick = {"epochs": 3, "num_samples": 100, "test_size": 40, "ais_size": 6, "num_temperatures": 20, "gap_steps": 30}
+    quick = {"epochs": 3, "num_samples": 100, "test_size": 40, "ais_size": 6, "num_temperatures": 20, "gap_steps": 100}
     usual = {
         "epochs": 150,
         "num_samples": 5000,
