@@ -15,10 +15,8 @@ from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, VonMises, constraints
 
 _REAL = type(constraints.real)
-_CIRCULAR, _ANGLES = (
-    (VonMises, SineBivariateVonMises),
-    constraints.interval(-math.pi, math.pi),
-)  # normalised on one turn
+_CIRCULAR = (VonMises, SineBivariateVonMises)  # which state all reals and are normalised on one turn
+_ANGLES = constraints.interval(-math.pi, math.pi)
 _WRAPPERS = (Independent.log_prob, MaskedDistribution.log_prob, ExpandedDistribution.log_prob)
 
 
@@ -42,7 +40,7 @@ def log_density(p: Any, value: Tensor) -> Tensor:
         terms = log_density(p.base_dist, value)
         return terms.expand(torch.broadcast_shapes(terms.shape, p.batch_shape))
     if _inherits_log_prob(p, Independent):
-        return _sum_last(log_density(p.base_dist, value), p.reinterpreted_batch_ndims)
+        return sum_last(log_density(p.base_dist, value), p.reinterpreted_batch_ndims)
     if _inherits_log_prob(p, MixtureSameFamily):
         terms = log_density(p.component_distribution, value.unsqueeze(-1 - len(p.event_shape)))
         possible = (terms > -torch.inf).any(-1)  # without one component that is, the gradient would be NaN
@@ -140,9 +138,9 @@ def _transformed(p: Any, value: Tensor) -> Tensor:
         inside, value = _inside(t.codomain, value, event_dim)
         before = t.inv(value)
         event_dim += t.domain.event_dim - t.codomain.event_dim
-        total = total - _sum_last(t.log_abs_det_jacobian(before, value), event_dim - t.domain.event_dim)
+        total = total - sum_last(t.log_abs_det_jacobian(before, value), event_dim - t.domain.event_dim)
         possible, value = possible & inside, before
-    total = total + _sum_last(log_density(p.base_dist, value), event_dim - len(p.base_dist.event_shape))
+    total = total + sum_last(log_density(p.base_dist, value), event_dim - len(p.base_dist.event_shape))
     return torch.where(possible, total, -torch.inf)
 
 
@@ -176,5 +174,6 @@ def _is_real(support: Any) -> bool:
     return isinstance(innermost_support(support), _REAL)
 
 
-def _sum_last(terms: Tensor, dims: int) -> Tensor:
+def sum_last(terms: Tensor, dims: int) -> Tensor:
+    """The sum over so many last dimensions."""
     return terms.flatten(-dims).sum(-1) if dims else terms

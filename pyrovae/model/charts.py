@@ -22,7 +22,7 @@ from torch.distributions import (
 )
 
 from pyrovae.distributions import Flow, _zuko
-from pyrovae.distributions.density import log_density
+from pyrovae.distributions.density import log_density, sum_last
 from pyrovae.distributions.sylvester import apply_matrix
 from pyrovae.model.capabilities import Inverse, capabilities
 
@@ -84,13 +84,13 @@ class _Reinterpreted(Chart):
 
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         z, log_det = self._base(u)
-        return z, _sum_last(log_det, self._dims)
+        return z, sum_last(log_det, self._dims)
 
     def locate(self, z: Tensor) -> Tensor:
         return self._base.locate(z)
 
     def log_base(self, u: Tensor) -> Tensor:
-        return _sum_last(self._base.log_base(u), self._dims)
+        return sum_last(self._base.log_base(u), self._dims)
 
 
 class _Triangular(_Reinterpreted):
@@ -122,7 +122,7 @@ class _Transformed(Chart):
         y, log_det = self._base(u)
         z, further = self._transform.call_and_ladj(y)
         dims = log_det.dim() - further.dim()  # an event may come about by the transform, or be there before it
-        return z, _sum_last(log_det, dims) + _sum_last(further, -dims)
+        return z, sum_last(log_det, max(dims, 0)) + sum_last(further, max(-dims, 0))
 
     def locate(self, z: Tensor) -> Tensor:
         if self.inverse is None:
@@ -145,7 +145,7 @@ class _Unconstrained(Chart):
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         z = self._transform(u)
         further = self._transform.log_abs_det_jacobian(u, z)
-        return z, _sum_last(further, further.dim() - len(self._fn.batch_shape))
+        return z, sum_last(further, further.dim() - len(self._fn.batch_shape))
 
     def locate(self, z: Tensor) -> Tensor:
         return self._transform.inv(z.expand(self._fn.batch_shape + self._fn.event_shape))
@@ -197,7 +197,3 @@ def _of_transformed(fn: TransformedDistribution) -> Chart:
     return _Transformed(
         as_chart(fn.base_dist), _zuko.transforms.ComposedTransform(*fn.transforms), capabilities(fn).inverse
     )
-
-
-def _sum_last(value: Tensor, dims: int) -> Tensor:
-    return value.flatten(-dims).sum(-1) if dims else value

@@ -13,8 +13,10 @@ from torch.distributions import constraints
 
 import pyrovae as pv
 from pyrovae.distributions import Levels, PointMass
+from pyrovae.distributions.density import sum_last
 from pyrovae.model import Chart, capabilities, register_chart
 from pyrovae.model.capabilities import moment
+from pyrovae.model.charts import as_chart
 from pyrovae.posteriors import POSTERIORS
 
 ZEROS = torch.zeros(2)
@@ -154,3 +156,16 @@ def test_chart_of_a_users_own_distribution() -> None:
     exact = dist.Normal(0.0, math.sqrt(1.25)).log_prob(x).sum(1).numpy()  # in u all is normal
     assert ((found["log_px"] - exact).abs() < 4 * found["mc_se"]).all()
     assert seen
+
+
+def test_chart_of_an_event_that_stands_before_its_transform() -> None:
+    """An elementwise transform of a vector, and a vector made by the transform: the density of z either way."""
+    for p in (
+        dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0).to_event(1), [T.AffineTransform(1.0, 2.0)]),
+        dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0), [T.StickBreakingTransform()]),
+    ):
+        chart = as_chart(p.expand([5]))
+        u = chart.draw()
+        z, log_det = chart(u)
+        base = chart.log_base(u)
+        torch.testing.assert_close(sum_last(base, base.dim() - 1) - log_det, p.log_prob(z), rtol=1e-4, atol=1e-4)
