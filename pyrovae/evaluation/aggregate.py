@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 from tqdm.auto import tqdm
 
+from pyrovae.distributions._capabilities import capabilities
 from pyrovae.distributions.independent import innermost
 from pyrovae.evaluation.blocks import blocks
 from pyrovae.evaluation.chunks import BLOCK, chunk_sizes, probe
 from pyrovae.evaluation.latents import Measured
 from pyrovae.evaluation.strict import TestSet
 from pyrovae.model import Latents, LogTerms, VAEModel
-from pyrovae.model.capabilities import capabilities
 
 _GROUPS = 50  # of data, for the jackknife
 # Draws scored at once at least: a flow that takes a pass per dimension allocates far more in all than it ever holds.

@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pyrovae.distributions._capabilities import capabilities, moment
 from pyrovae.evaluation.blocks import blocks
 from pyrovae.evaluation.strict import TestSet
 from pyrovae.model import LogTerms, VAEModel
-from pyrovae.model.capabilities import capabilities, moment
 
 CLOSED_FORM, MONTE_CARLO, APPROXIMATION, MASKED = "closed form", "Monte Carlo", "normal approximation", "masked"
 _COMPARED = 500  # data whose priors are compared

@@ -14,6 +14,7 @@ from pyrovae._checks import at_least, one_of
 from pyrovae._distributed import common_seed, connect, joined, rank
 from pyrovae._graph import COMPILE, Compile
 from pyrovae._random import seeded
+from pyrovae.distributions._capabilities import capabilities
 from pyrovae.evaluation.pool import pooled
 from pyrovae.evaluation.result import MarginalResult
 from pyrovae.evaluation.stream import WeightStream
@@ -29,7 +30,6 @@ from pyrovae.evaluation.strict import (
 from pyrovae.evaluation.verdict import judge
 from pyrovae.evaluation.weights import LogWeights
 from pyrovae.model import LogTerms, VAEModel
-from pyrovae.model.capabilities import capabilities
 from pyrovae.model.support import narrower_sites
 
 BOUNDS = (1, 10, 100, 500, 1000, 5000)

@@ -17,10 +17,10 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
 from pyrovae._random import seeded
+from pyrovae.distributions._capabilities import capabilities
 from pyrovae.distributions.density import innermost_support, varies
 from pyrovae.evaluation.playback import Playback, record
 from pyrovae.model import Latents, LogTerms, VAEModel
-from pyrovae.model.capabilities import capabilities
 from pyrovae.model.latents import per_datum
 from pyrovae.posteriors import Posterior
 

@@ -13,11 +13,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyrovae.distributions._capabilities import capabilities
+from pyrovae.distributions.charts import Chart, as_chart
 from pyrovae.distributions.density import mask_of
 from pyrovae.distributions.independent import innermost
 from pyrovae.model.base import VAEModel
-from pyrovae.model.capabilities import capabilities
-from pyrovae.model.charts import Chart, as_chart
 from pyrovae.model.latents import Latents
 from pyrovae.model.log_terms import PARTICLES
 from pyrovae.model.modes import local_parameters

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pyrovae._checks import as_covariates, as_data, as_tensor, at_least, placed, reason, rows_of
 from pyrovae._random import seeded
+from pyrovae.distributions._capabilities import capabilities, center, moment
 from pyrovae.distributions.independent import innermost
-from pyrovae.model.capabilities import capabilities, center, moment
 from pyrovae.model.inputs import as_inputs, check_number
 from pyrovae.model.latents import Latents
 from pyrovae.model.log_terms import as_latents, draw, log_terms, of_one_particle, sample_sites

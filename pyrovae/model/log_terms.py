@@ -20,10 +20,10 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyrovae.distributions._capabilities import capabilities
 from pyrovae.distributions.density import innermost_support, is_zero_somewhere, log_density, mask_of
 from pyrovae.distributions.independent import innermost
 from pyrovae.distributions.kl import expanded_kl, kl_by_dimension
-from pyrovae.model.capabilities import capabilities
 from pyrovae.model.latents import Latents
 from pyrovae.model.modes import without_statements
 from pyrovae.model.pairing import NotAPair, check_pair, masks_of

@@ -8,10 +8,10 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyrovae.distributions._capabilities import capabilities
 from pyrovae.distributions.density import innermost_support, is_everywhere_positive, support_of, varies
 from pyrovae.distributions.independent import innermost
 from pyrovae.distributions.levels import OnLevels
-from pyrovae.model.capabilities import capabilities
 from pyrovae.model.log_terms import LogTerms, log_terms, sample_sites
 from pyrovae.model.modes import local_parameters
 from pyrovae.model.pairing import check_masks

@@ -13,9 +13,9 @@ from torch import nn
 from torch.distributions import biject_to
 
 import pyrovae as pv
+from pyrovae.distributions._capabilities import capabilities
 from pyrovae.evaluation.gaps import _RATES
 from pyrovae.evaluation.optimal import MeanField, OwnFamily, gradients
-from pyrovae.model.capabilities import capabilities
 from pyrovae.testing import BetaBernoulli, DiscreteMixture, LinearGaussian, LinearMixture
 from tests.cases import POSTERIORS
 from tests.models import Conditional, TwoSites, binary

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 import pyrovae as pv
-from pyrovae.distributions import Levels, PointMass
+from pyrovae.distributions import Chart, Levels, PointMass, capabilities, register_chart
+from pyrovae.distributions._capabilities import moment
+from pyrovae.distributions.charts import as_chart
 from pyrovae.distributions.density import sum_last
-from pyrovae.model import Chart, capabilities, register_chart
-from pyrovae.model.capabilities import moment
-from pyrovae.model.charts import as_chart
 from pyrovae.posteriors import POSTERIORS
 
 ZEROS = torch.zeros(2)

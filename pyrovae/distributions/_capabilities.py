@@ -19,8 +19,10 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from pyrovae.distributions import Flow, PointMass, _zuko
+from pyrovae.distributions import _zuko
 from pyrovae.distributions.density import support_of
+from pyrovae.distributions.flow import Flow
+from pyrovae.distributions.point_mass import PointMass
 
 Inverse = Literal["exact", "numerical"]
 

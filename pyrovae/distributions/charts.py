@@ -21,10 +21,11 @@ from torch.distributions import (
     biject_to,
 )
 
-from pyrovae.distributions import Flow, _zuko
+from pyrovae.distributions import _zuko
+from pyrovae.distributions._capabilities import Inverse, capabilities
 from pyrovae.distributions.density import log_density, sum_last
+from pyrovae.distributions.flow import Flow
 from pyrovae.distributions.sylvester import apply_matrix
-from pyrovae.model.capabilities import Inverse, capabilities
 
 
 class Chart(ABC):
