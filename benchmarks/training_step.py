@@ -80,12 +80,12 @@ def engine(setting: Setting, name: str) -> Steps:
     """Epoch after epoch, as ``fit`` drives it."""
     vae, n = setting.vae(), setting.batch_size
     batches = as_batches(vae, setting.x, batch_size=n, transform=setting.transform, name="data")
-    steps = build(name, Task(vae, pv.ELBO(), batches.prepare, adam(vae), asked=True), num_steps=0)
+    steps = build(name, Task(vae, pv.ELBO(), batches.prepare, adam(vae)), num_steps=0)
     while True:
         steps.begin_epoch()
         for raw in batches.raw():
             steps(*raw)
-            yield steps.total
+            yield steps.work.total
 
 
 @contextmanager

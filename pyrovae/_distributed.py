@@ -92,6 +92,17 @@ def summed(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def averaged(tensors: list[Tensor]) -> list[Tensor]:
+    """Means over processes, everywhere, in one exchange for every dtype."""
+    out = list(tensors)
+    for dtype in {t.dtype for t in tensors}:
+        places = [i for i, t in enumerate(tensors) if t.dtype == dtype]
+        whole = summed(torch.cat([tensors[i].flatten() for i in places])) / num_processes()
+        for i, part in zip(places, whole.split([tensors[i].numel() for i in places]), strict=True):
+            out[i] = part.view_as(tensors[i])
+    return out
+
+
 def gathered(value: T) -> list[T]:
     """Every process's value, in the order of ranks."""
     if num_processes() == 1:

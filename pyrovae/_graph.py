@@ -2,13 +2,16 @@
 
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
 import torch
+import torch._inductor.decomposition
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
@@ -22,7 +25,8 @@ COMPILE = get_args(Compile)
 _WORTHWHILE = 120.0  # estimated seconds of work from which on compiling pays, which takes 5 to 30
 _PER_CALL = 4e-6  # seconds of launching one operation, and of writing one byte of results: of an ordinary machine
 _PER_BYTE = {"cpu": 1.6e-10, "cuda": 1e-12}
-_WARM_UP = 30  # calls of one shape before tracing pays
+_WARM_UP = 30  # calls of one shape before tracing pays, on a CPU
+_WARM_UP_ELSEWHERE = 2  # where every operation is launched
 _COMPILED: dict[Any, Callable[..., Any]] = {}  # by code and shapes: models of one architecture share machine code
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parent)
 
@@ -70,9 +74,27 @@ def compiled(module: GraphModule, *inputs: Tensor) -> Callable[..., Any]:
     key = (lifted.code, *((t.shape, t.stride(), t.dtype, t.device) for t in every))
     if key not in _COMPILED:
         # Its own random numbers would be others than those that everybody else draws from the same seed.
-        _COMPILED[key] = torch._inductor.compile(lifted, list(every), options={"fallback_random": True})
+        with _random_operations_whole():
+            _COMPILED[key] = torch._inductor.compile(lifted, list(every), options={"fallback_random": True})
     code = _COMPILED[key]
     return lambda *tensors: code(*constants, *tensors)
+
+
+@contextmanager
+def _random_operations_whole() -> Iterator[None]:
+    """Inductor takes some random operations apart (bernoulli: uniforms below p), into other draws than theirs."""
+    table = torch._inductor.decomposition.decompositions
+    random = [op for op in table if isinstance(op, OpOverload) and is_random(op) and not op._can_decompose()]
+    apart = {op: table.pop(op) for op in random}
+    try:
+        yield
+    finally:
+        table.update(apart)
+
+
+def is_random(target: Any) -> bool:
+    """Whether an operation draws from torch's generators."""
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
 
 
 def is_worthwhile(module: GraphModule, calls: int) -> bool:
@@ -87,11 +109,13 @@ def is_worthwhile(module: GraphModule, calls: int) -> bool:
 
 
 def users_line(error: BaseException) -> str:
-    """``file:line`` of the last line of the user's own code that an exception passed through, or of any code."""
+    """``" at file:line"`` of the last line of the user's own code that an exception passed through; nothing where it
+    passed through none.
+    """
     frames = traceback.extract_tb(_deepest(error))
     theirs = [f for f in frames if not any(Path(f.filename).is_relative_to(lib) for lib in _LIBRARIES)]
-    theirs = [f for f in theirs if "site-packages" not in f.filename] or frames
-    return f"{theirs[-1].filename}:{theirs[-1].lineno} ({theirs[-1].line})" if theirs else "unknown line"
+    theirs = [f for f in theirs if "site-packages" not in f.filename and not f.filename.startswith("<")]
+    return f" at {theirs[-1].filename}:{theirs[-1].lineno} ({theirs[-1].line})" if theirs else ""
 
 
 def _deepest(error: BaseException) -> TracebackType | None:
@@ -128,7 +152,7 @@ class Graph:
             calls = self._calls[key] = self._calls.get(key, 0) + 1
         except TypeError:  # an argument that cannot be compared
             return self._function(*args)
-        if calls < _WARM_UP:
+        if calls < (_WARM_UP_ELSEWHERE if any(t.is_cuda for t in tensors) else _WARM_UP):
             return self._function(*args)
         if key not in self._graphs:
             self._graphs[key] = self._build(leaves, spec, tensors)
@@ -205,8 +229,7 @@ def _fold(module: GraphModule) -> None:
     shared = True
     for node in calls:
         constant = [used in known for used in node.all_input_nodes]
-        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        if random or node.is_impure():  # what it changes in place must be made anew every time
+        if is_random(node.target) or node.is_impure():  # what it changes in place must be made anew every time
             shared = shared and not any(constant)
         elif all(constant):
             args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)

@@ -252,11 +252,16 @@ def kinds_of_data(folder: Path) -> Any:
 
 @case
 def compiled(folder: Path) -> Any:
-    model = small()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run = fit(model, binary(40), compile="graph", epochs=5, learning_rate=1e-2)
-    return {"warnings": [str(w.message) for w in caught], "weights": state(model), "history": table(run)}
+    """By Pyro, by graphs, and by graphs of one process alone: what the other's engine is does not matter."""
+    out = []
+    for engine in ("off", "graph", "graph" if rank() else "off"):
+        model = small()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            options = {"compile": engine, "epochs": 5, "learning_rate": 1e-2, "validation": binary(30)}
+            run = fit(model, binary(40), **options)
+        out.append({"engine": run.engine, "weights": state(model), "history": table(run)})
+    return out
 
 
 @case
@@ -278,7 +283,13 @@ def unused_parameters(folder: Path) -> Any:
     def leave_out(run: pv.Run) -> None:
         model.uses_extra = False
 
-    return {**out, "error": error_of(fit, model, binary(20), epochs=3, callbacks=[leave_out])}
+    fit(model, binary(20), epochs=1)
+    before = model.extra.weight.detach().clone()
+    fit(model, binary(20), epochs=1, callbacks=[leave_out])
+    after = model.extra.weight.detach().clone()
+    fit(model, binary(20), epochs=2)
+    out["left_out"] = not torch.equal(before, after) and torch.equal(after, model.extra.weight)
+    return out
 
 
 @case

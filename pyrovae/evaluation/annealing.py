@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, interpolate
 
+from pyrovae._capture import Capture
 from pyrovae._graph import Compile, Graph
+from pyrovae.evaluation.chunks import is_out_of_memory
 from pyrovae.model.base_space import BaseSpace
 
 SETTLING = 20  # moves at the start before the pilot run
@@ -68,7 +70,8 @@ class Annealing:
         calls: int = 0,
     ) -> None:
         self._space, self._betas, self._num_leapfrog = space, betas, num_leapfrog
-        self._densities, self._moved = Graph(space.with_gradients, compile=compile, calls=calls), moved
+        self._leap, self._moved = Graph(self._leapfrog, compile=compile, calls=calls), moved
+        self._recorded = Capture(self._trajectory, betas.device) if betas.device.type == "cuda" else None
         self._log_step = self._tune(target_acceptance, pilot)
 
     def forward(self) -> tuple[Float[Tensor, "chains batch"], Float[Tensor, "batch"]]:
@@ -119,29 +122,51 @@ class Annealing:
 
     def _move(self, state: "_State", beta: Tensor, log_step: Tensor) -> tuple["_State", Float[Tensor, "chains batch"]]:
         """One Hamiltonian move of every chain at β, and the probability with which it was accepted."""
+        self._moved()
+        arguments = (*state.tensors, beta, log_step)
+        results = None
+        if self._recorded is not None:
+            try:
+                results = [t.clone() for t in self._recorded(*arguments)]
+            except Exception as error:  # of work that cannot be recorded; it is done as it is then
+                if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                    raise
+                self._recorded = None
+        *new, acceptance = self._trajectory(*arguments) if results is None else results
+        return _State(*new), acceptance
+
+    def _trajectory(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """A move, all leapfrog steps of it, on tensors: a state, β, and the logarithm of the step sizes."""
+        *tensors, beta, log_step = arguments
+        state = new = _State(*tensors)
         jitter = 1.0 + _JITTER * (2.0 * torch.rand_like(state.log_start) - 1.0)
         step = (log_step.exp() * jitter).unsqueeze(2)
         p = torch.randn_like(state.u)
         energy = state.log_density(beta) - 0.5 * p.square().sum(2)
-        new, kick = state, 0.5 * step * state.gradient(beta)
+        kick = 0.5 * step * state.gradient(beta)
         for _ in range(self._num_leapfrog):
-            p = p + kick
-            new = self._at(new.u + step * p)
-            kick = step * new.gradient(beta)
-            p_end = p + 0.5 * kick
-        ratio = new.log_density(beta) - 0.5 * p_end.square().sum(2) - energy
+            p, kick, *moved = self._leap(p, kick, new.u, step, beta)
+            new = _State(*moved)
+        p = p + 0.5 * kick
+        ratio = new.log_density(beta) - 0.5 * p.square().sum(2) - energy
         acceptance = torch.where(ratio.isnan(), 0.0, ratio.exp().clamp(max=1.0))
-        self._moved()
-        return state.replaced(new, torch.rand_like(acceptance) < acceptance), acceptance
+        return *state.replaced(new, torch.rand_like(acceptance) < acceptance).tensors, acceptance
+
+    def _leapfrog(self, p: Tensor, kick: Tensor, u: Tensor, step: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
+        """The momentum after a kick, the next kick, and the state that the momentum leads to."""
+        p = p + kick
+        new = self._at(u + step * p)
+        return p, step * new.gradient(beta), *new.tensors
 
     def _at(self, u: Tensor) -> "_State":
-        return _State(u, *self._densities(u))
+        return _State(u, *self._space.with_gradients(u))
 
 
 class _State:
     """Where the chains are, with both log-densities and their gradients there: good for every temperature."""
 
     def __init__(self, u: Tensor, log_start: Tensor, log_target: Tensor, start: Tensor, target: Tensor) -> None:
+        self.tensors = u, log_start, log_target, start, target
         self.u, self.log_start, self.log_target = u, log_start, log_target
         self._start, self._target = start, target
 

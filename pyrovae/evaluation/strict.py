@@ -22,7 +22,7 @@ from pyrovae.model.inputs import as_inputs, check_number
 from pyrovae.model.modes import evaluation_mode, full_precision
 from pyrovae.model.support import check_densities, checked_terms
 
-_LOOK = 2**14  # numbers of x that the support check takes at once
+_LOOK = {"cpu": 2**14, "cuda": 2**22}  # numbers of x that the support check takes at once
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TestSet:
             ValueError: see :meth:`VAEModel.check`; values outside the support; a guide that is a point on a continuum.
         """
         like = model.like()
-        step = max(2, _LOOK // max(self.x[0].numel(), 1))
+        step = max(2, _LOOK[like.device.type] // max(self.x[0].numel(), 1))
         terms = model.check(*self.part(slice(step), like))
         check_densities(terms)
         counts = []

@@ -186,7 +186,8 @@ def shrunk(values: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.nda
 def describe(found: Mapping[str, pd.Series]) -> pd.DataFrame:
     """The columns ``reliable`` and ``reason`` (names joined by commas) from what was found against each datum."""
     table = pd.DataFrame(found)
-    reason = [", ".join(table.columns[row]) for row in table.to_numpy(dtype=bool)]
+    names = list(map(str, table.columns))
+    reason = [", ".join(name for name, speaks in zip(names, row, strict=True) if speaks) for row in table.to_numpy()]
     return pd.DataFrame({"reliable": ~table.any(axis=1), "reason": reason}, index=table.index)
 
 

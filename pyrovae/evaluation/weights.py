@@ -31,7 +31,7 @@ class LogWeights:
 
     Draws come in blocks whose sizes and seeds follow from the model, the data and K alone. Each block is scored in
     slices that fit the memory budget, halved where memory runs out all the same, so that the budget changes rounding at
-    most.
+    most. Where memory does not even suffice to draw a block, it is halved, too; only then are the draws others.
 
     Args:
         model: the model, on its device.
@@ -92,12 +92,23 @@ class LogWeights:
 
     def __call__(self, rows: slice) -> Iterator[Float[Tensor, "draws rows"]]:
         """The K log-weights of each of the rows, in blocks of draws."""
-        part = self._data.part(rows, self._like)
         for start in range(0, self._k, self._block[1]):
-            reseed(self._seed, rows.start, start)
-            k = min(self._block[1], self._k - start)
-            latents, log_q, log_likelihood = self._draw(k, *part)
-            yield self._log_joint(latents, k, rows) - log_q if log_likelihood is None else log_likelihood
+            yield self._block_of(rows, slice(start, min(start + self._block[1], self._k)))
+
+    def _block_of(self, rows: slice, draws: slice) -> Float[Tensor, "draws rows"]:
+        """The log-weights of a block: where memory runs out, of its halves, whose draws are others."""
+        reseed(self._seed, rows.start, draws.start)
+        k, n = draws.stop - draws.start, rows.stop - rows.start
+        try:
+            latents, log_q, log_likelihood = self._draw(k, *self._data.part(rows, self._like))
+            return self._log_joint(latents, k, rows) - log_q if log_likelihood is None else log_likelihood
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or (n, k) == (1, 1):
+                raise
+        self._free()
+        if n > 1:
+            return torch.cat([self._block_of(half, draws) for half in _halves(rows)], dim=1)
+        return torch.cat([self._block_of(rows, half) for half in _halves(draws)])
 
     def _count(self, sizes: tuple[int, int]) -> int:
         return -(-len(self._data) // sizes[0]) * -(-self._k // sizes[1])
@@ -111,8 +122,11 @@ class LogWeights:
                 if not is_out_of_memory(error) or self._slice == (1, 1):
                     raise
             self._slice = halved(self._slice)
-            if self._like.is_cuda:
-                torch.cuda.empty_cache()
+            self._free()
+
+    def _free(self) -> None:
+        if self._like.is_cuda:
+            torch.cuda.empty_cache()
 
     def _sliced(self, latents: Latents, k: int, rows: slice) -> Tensor:
         n, out = rows.stop - rows.start, []
@@ -125,6 +139,11 @@ class LogWeights:
             draws = [slice(j, j + self._slice[1]) for j in range(0, k, self._slice[1])]
             out.append(torch.cat([self._score(_cut(latents, d, some), *part) for d in draws]))
         return torch.cat(out, dim=1)
+
+
+def _halves(part: slice) -> tuple[slice, slice]:
+    middle = (part.start + part.stop + 1) // 2
+    return slice(part.start, middle), slice(middle, part.stop)
 
 
 def _cut(latents: Latents, draws: slice, rows: slice) -> Latents:

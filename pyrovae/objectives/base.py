@@ -59,8 +59,12 @@ class Objective(PyroELBO):
         return -self.surrogate(self._terms(model, guide, *args, **kwargs)).sum()
 
     @torch.no_grad()
+    def bound_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """:meth:`loss` as a tensor, which need not be waited for."""
+        return -self.per_datum(self._terms(model, guide, *args, **kwargs)).sum()
+
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        return -self.per_datum(self._terms(model, guide, *args, **kwargs)).sum().item()
+        return self.bound_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         terms = self._terms(model, guide, *args, **kwargs)

@@ -9,6 +9,7 @@ from torch.distributions import Transform
 
 from pyrovae._checks import at_least
 from pyrovae.distributions import SylvesterTransform
+from pyrovae.distributions.orthonormal import orthonormal
 from pyrovae.posteriors.base import FlowPosterior
 
 
@@ -71,7 +72,7 @@ class OrthogonalSylvester(Sylvester):
 
     def orthonormal(self, context: Float[Tensor, "*batch context"]) -> list[Tensor]:
         shape = (self.num_flows, self.latent_dim, self.bottleneck)
-        return list(torch.linalg.qr(self.columns(context).unflatten(-1, shape)).Q.unbind(-3))
+        return list(orthonormal(self.columns(context).unflatten(-1, shape)).unbind(-3))
 
 
 class HouseholderSylvester(Sylvester):

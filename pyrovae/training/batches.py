@@ -32,6 +32,8 @@ from pyrovae.model.modes import evaluation_mode
 from pyrovae.model.pairing import NotAPair
 from pyrovae.model.support import check_densities, check_observed, check_values, checked_terms, same_for_all
 
+_LOOK = 2**20  # numbers of x to look at together
+_LARGER = 10  # times the size of a batch, where no gradients are taken
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor], Tensor]
 Model = VAEModel | LossModel
@@ -193,14 +195,16 @@ class TensorBatches(Batches):
 
     def check(self, model: Model, num_particles: int = 1, *, paired: bool = True) -> LogTerms | None:
         terms = super().check(model, num_particles, paired=paired)
-        if self.transform is None:
-            for rows in torch.arange(len(self._tensors[0])).split(self._batch_size):
-                self.look(model, self._on_device(tuple(t[rows.to(t.device)] for t in self._tensors)))
+        generators = get_state()
+        for rows in torch.arange(len(self._tensors[0])).split(
+            max(self._batch_size, _LOOK // self._tensors[0][0].numel())
+        ):
+            self.look(model, super().prepare(*self._on_device(self._rows(rows.to(self._tensors[0].device)))))
+        set_state(generators)
         return terms
 
     def in_first_epoch(self, model: Model, raw: Batch) -> None:
-        if self.transform is not None:  # otherwise check() has seen everything
-            super().in_first_epoch(model, raw)
+        """Nothing: :meth:`check` has seen everything, as the transform may draw it."""
 
     def hash(self) -> str:
         return content_hash(*self._tensors)
@@ -269,9 +273,10 @@ def as_batches(
     batch_size: int,
     transform: Transform | None,
     name: str,
+    large: bool = False,
 ) -> Batches:
     """Batches of ``data``: a tensor, array or DataFrame, a tuple of them (x, then covariates), a ``Dataset`` or a
-    ``DataLoader`` (which keeps its own batch size).
+    ``DataLoader`` (which keeps its own batch size). ``large`` ones, of data in memory, are for a loss alone.
 
     Raises:
         TypeError: data of another kind, a list among them.
@@ -282,7 +287,10 @@ def as_batches(
     if isinstance(data, DataLoader):
         return LoaderBatches(data, model, transform, name)
     if isinstance(data, (*ARRAYS, tuple)):
-        return TensorBatches(in_memory(model, data, name), batch_size, model.like(), transform, name)
+        tensors = in_memory(model, data, name)
+        if large:
+            batch_size = max(batch_size, min(_LARGER * batch_size, _LOOK // max(tensors[0][0].numel(), 1)))
+        return TensorBatches(tensors, batch_size, model.like(), transform, name)
     if isinstance(data, Dataset):
         if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]
             raise ValueError(f"{name} is empty. Pass at least one datum.")

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from pyrovae.model.support import wider_sites
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.training.batches import Splits, Transform, as_batches, as_fields, split
 from pyrovae.training.checkpoint import Checkpoints, Resume
-from pyrovae.training.engines import ENGINES, Engine, Task
+from pyrovae.training.engines import ENGINES, Name, Task
 from pyrovae.training.loop import Run, Trainer
 from pyrovae.training.trainable import check_optimizer, trainable
 
@@ -46,7 +45,7 @@ def fit(
     seed: int | None = None,
     batch_transform: Transform | None = None,
     callbacks: Sequence[Callable[[Run], bool | None]] = (),
-    compile: Engine = "auto",
+    compile: Name = "auto",
     precision: Literal["float32", "bfloat16"] = "float32",
     checkpoint_dir: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1,
@@ -56,8 +55,9 @@ def fit(
 ) -> Run:
     """Train ``model`` in place by stochastic variational inference, or by a loss of its own.
 
-    Under ``torchrun`` the processes share every batch, and average its gradients (DistributedDataParallel); steps go
-    through Pyro. Their draws differ. All call the callbacks; rank 0 shows the progress and writes checkpoints.
+    Under ``torchrun`` the processes share every batch, each makes its part of the step by its own engine, and they
+    average the gradients once a step. Their draws differ. All call the callbacks; rank 0 shows the progress and writes
+    checkpoints.
 
     Args:
         model: a :class:`~pyrovae.VAEModel`, or a :class:`~pyrovae.LossModel` such as an autoencoder.
@@ -85,14 +85,15 @@ def fit(
             where there is one, e.g. dynamic binarisation. Validation data that ``fit`` holds out are transformed once.
         callbacks: called with the :class:`Run` after every epoch; a true result stops the training. The state of one
             that has ``state_dict()`` and ``load_state_dict(state)`` is kept in checkpoints.
-        compile: what makes the steps. All engines draw the same random numbers and follow the same trajectory up to
-            rounding. ``"off"``: Pyro, step by step. ``"graph"``: the loss and its gradients are traced through Pyro
-            once and run as a graph, with the same bits. ``"inductor"``: that graph as machine code, which takes 5 to
-            30 seconds to make. ``"cudagraph"``: the whole step in one launch, on CUDA. ``"auto"``: ``"cudagraph"``
-            on CUDA, elsewhere ``"graph"``, or ``"inductor"`` where minutes of training lie ahead. Where a step cannot
-            be traced, because it reads values or changes otherwise than through torch, a warning names the line and
-            training goes through Pyro. What model and ``batch_transform`` do besides computing (printing, counting)
-            happens only when they are traced.
+        compile: what makes the steps, and computes validation losses. All engines draw the same random numbers and
+            follow the same trajectory up to rounding. ``"off"``: Pyro, step by step. ``"graph"``: the loss and its
+            gradients are traced through Pyro once and run as a graph, with the same bits on a CPU. ``"inductor"``: that
+            graph as machine code, which takes 5 to 30 seconds to make, less from the second process on.
+            ``"cudagraph"``: the whole step, as machine code, in one launch, on CUDA. ``"auto"``: ``"cudagraph"`` on
+            CUDA, elsewhere ``"graph"``, or ``"inductor"`` where minutes of training lie ahead. What a step cannot have
+            (a capture, machine code, the graph itself, because it reads values or changes otherwise than through torch)
+            it does without, and a warning says what was lost and why. What model and ``batch_transform`` do besides
+            computing (printing, counting) happens only when they are traced.
         precision: ``"bfloat16"`` computes the loss under autocast, on CUDA alone; evaluation and validation never do.
         checkpoint_dir: folder for the complete state of this run (weights, optimiser, schedules, random numbers, order
             of the data, history, best weights). Killed at any moment, the same call goes on from there, to the same
@@ -164,7 +165,9 @@ def fit(
             train = as_batches(model, data, batch_size=batch_size, transform=batch_transform, name="data")
             held_out = None
             if validation is not None:
-                held_out = as_batches(model, validation, batch_size=batch_size, transform=None, name="validation")
+                held_out = as_batches(
+                    model, validation, batch_size=batch_size, transform=None, name="validation", large=True
+                )
             for batches in (train, held_out):
                 if batches is not None:
                     particles = 1 if objective is None else min(objective.num_particles, 2)
@@ -194,15 +197,13 @@ def fit(
             clip_norm=clip_norm,
             autocast=precision == "bfloat16",
             batch_size=train.size,
-            asked=compile != "auto",
         )
         if num_processes() > 1:
-            if compile not in ("auto", "off") and rank() == 0:
-                warnings.warn(f"compile={compile!r} is for one process; several go through Pyro.", stacklevel=2)
-            compile = "off"
             hashes = {"data": train.hash()} | ({} if held_out is None else {"validation": held_out.hash()})
             refuse_differences("Give all of it to each: fit divides it.", **hashes)
             task.share = lambda: (train.total / num_processes(), train.weight)
+            for tensor in (*model.parameters(), *model.buffers()):
+                from_main(tensor.detach())
             # The order of the data is rank 0's; what else is drawn differs.
             reseed(int(from_main(torch.randint(2**62, (), device=target))), rank())
         identity = {}

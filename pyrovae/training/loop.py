@@ -22,8 +22,7 @@ from pyrovae.objectives import ELBO, Objective
 from pyrovae.training.batches import Batch, Batches
 from pyrovae.training.checkpoint import Checkpoints
 from pyrovae.training.diagnose import broken_buffers, broken_parameters, explain
-from pyrovae.training.engines import Eager, Task, build
-from pyrovae.training.engines.eager import NotFinite
+from pyrovae.training.engines import Engine, NotFinite, Task, Update, Validation, build, for_validation
 from pyrovae.training.interrupt import Deferred
 
 _VALIDATION_SEED = 0  # the same draws every epoch, so that epochs compare
@@ -41,7 +40,9 @@ class Run:
         records: one dict per epoch; :attr:`history` is the same as a DataFrame.
         best_epoch: the epoch with the lowest validation loss, if there was validation.
         stopped_early: whether patience ran out or a callback stopped the run.
-        engine: what made the steps in the end: ``"off"`` (Pyro), ``"graph"``, ``"inductor"`` or ``"cudagraph"``.
+        engine: what made the steps in the end: ``"off"`` (Pyro), ``"graph"``, ``"inductor"``, ``"cudagraph"``, or
+            ``"cudagraph(graph)"`` for one without machine code.
+        compile_seconds: what tracing, compiling, capturing and checking took, which the epochs' ``seconds`` include.
     """
 
     model: VAEModel | LossModel
@@ -49,6 +50,7 @@ class Run:
     best_epoch: int | None = None
     stopped_early: bool = False
     engine: str = "off"
+    compile_seconds: float = 0.0
 
     def __repr__(self) -> str:
         end = ", stopped early" if self.stopped_early else ""
@@ -129,6 +131,7 @@ class Trainer:
             if state is not None:
                 self.load_state_dict(state)
         self.engine = build(engine, task, epochs * (train.num_steps or 0))
+        self.validation: Engine | None = None
 
     # -- the loop ----------------------------------------------------------------------------------------
 
@@ -178,7 +181,7 @@ class Trainer:
         batches = self._batches()
         self.before = self._trained_state()
         self.engine.begin_epoch()
-        self.engine.total.fill_(self.loss)
+        self.engine.work.total.fill_(self.loss)
         for raw in batches:
             if self.epoch == 0:
                 self.train.in_first_epoch(self.model, raw)
@@ -206,7 +209,7 @@ class Trainer:
             from_main(buffer)  # running means and such, which every process has updated by its own data
         if broken_parameters(self.model):
             self._fail(raw, get_state(), step=self.step - 1, kind="update")
-        return float(summed(self.engine.total.clone())) / self.count
+        return float(summed(self.engine.work.total.clone())) / self.count
 
     def _is_over(self) -> bool:
         return self.called_off or (self.patience is not None and self.waited >= self.patience)
@@ -226,7 +229,7 @@ class Trainer:
 
     def _total(self, *, ended: bool = False) -> float:
         """The sum of this process's losses in this epoch, read from the device."""
-        value = self.engine.total.item()
+        value = self.engine.work.total.item()
         finite = math.isfinite(value)
         if num_processes() > 1:  # which can go back together at the end of the epoch alone
             finite = not ended or all(gathered(finite))
@@ -237,20 +240,34 @@ class Trainer:
     def _validate(self, held_out: Batches) -> float:
         """The mean loss per datum of held-out data, at the schedules' final values, with the same draws each time."""
         self._anneal(math.inf)
-        total = count = 0.0
+        if self.validation is None:
+            work = Validation(self.task, held_out.prepare, lambda: held_out.weight)
+            self.validation = for_validation(self.engine, work, self.epochs * (held_out.num_steps or 0), held_out.size)
+        count = 0.0
         with evaluation_mode(self.model), torch.no_grad(), seeded(_VALIDATION_SEED + rank()):
-            for step, raw in enumerate(held_out.raw()):
+            self.validation.begin_epoch()
+            self.validation.work.total.zero_()
+            for raw in held_out.raw():
                 if self.epoch == 0:
                     held_out.in_first_epoch(self.model, raw)
-                generators = get_state()
-                batch = held_out.prepare(*raw)
-                value = self.task.validation_loss(*batch)
-                if not math.isfinite(value):
-                    self._fail(raw, generators, step=step, kind="validation loss", batches=held_out)
-                total, count = total + held_out.weight * value, count + held_out.weight * len(batch[0])
+                self.validation(*raw)
+                count += held_out.weight * len(raw[0])
         held_out.refuse_if_exhausted(self.epoch, count)
-        both = summed(torch.tensor([total, float(count)], dtype=torch.float64, device=self.task.device))
-        return (both[0] / both[1]).item()
+        both = summed(torch.stack([self.validation.work.total, torch.full_like(self.validation.work.total, count)]))
+        total, count = both.tolist()
+        if not math.isfinite(total):
+            self._locate_in(held_out)
+        return total / count
+
+    def _locate_in(self, held_out: Batches) -> NoReturn:
+        """Go through the held-out data once more, looking at every loss."""
+        with evaluation_mode(self.model), torch.no_grad(), seeded(_VALIDATION_SEED + rank()):
+            for step, raw in enumerate(held_out.raw()):
+                generators = get_state()
+                if not math.isfinite(self.task.validation_loss(*held_out.prepare(*raw))):
+                    self._fail(raw, generators, step=step, kind="validation loss", batches=held_out)
+        cause = "it is finite in this process, or did not happen again batch by batch."
+        raise NonFiniteLoss(self.epoch, 0, cause, self.result, "validation loss")
 
     def _anneal(self, t: float) -> None:
         if isinstance(self.task.objective, Objective):
@@ -310,7 +327,7 @@ class Trainer:
     def _save(self) -> None:
         if self.checkpoints is None:
             return
-        self.loss = self.engine.total.item() if self.step else 0.0
+        self.loss = self.engine.work.total.item() if self.step else 0.0
         state = self.state_dict()
         if rank() == 0:
             self.checkpoints.save(self.steps_done, self.identity, state)
@@ -331,13 +348,14 @@ class Trainer:
         self.task.optimizer.load_state_dict(self.before["optimizer"])
         self.step = self.before["step"]
         set_every_state(self.before["random"] if self.step else self.epoch_start)
-        batches, eager = self._batches(), Eager(self.task)
+        batches, update = self._batches(), Update(self.task)
         for raw in batches:
             self._anneal(self.epoch + self.step / (self.train.num_steps or math.inf))
             generators = get_state()
-            if not math.isfinite(eager.gradients(*raw).item()):
+            results = update.eager(*raw)
+            if not math.isfinite(results[0]):  # type: ignore[arg-type]
                 self._fail(raw, generators)
-            self.task.update()
+            update.finish(results, *raw)
             self.step += 1
         self.model.load_state_dict(self.before["model"])
         cause = "it did not happen again when the epoch was gone through step by step."

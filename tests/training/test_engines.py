@@ -416,18 +416,45 @@ def test_buffers_that_validation_replaces_are_the_right_ones() -> None:
     assert torch.equal(*averages)
 
 
+@pytest.mark.slow
 def test_a_cuda_graph_needs_cuda() -> None:
-    with pytest.warns(UserWarning, match="CUDA graphs need a CUDA device, and the model is on cpu"):
-        pv.fit(pv.VAE((6,), 3), X, compile="cudagraph", device="cpu", **STEPS)
+    with pytest.warns(UserWarning, match="CUDA graphs need a CUDA device, and the model is on cpu") as caught:
+        run = pv.fit(pv.VAE((6,), 3), X, compile="cudagraph", device="cpu", **STEPS)
+    assert (run.engine, len(caught)) == ("inductor", 1)
 
 
-def test_inductor_without_a_compiler_goes_through_pyro(monkeypatch) -> None:
+def test_inductor_without_a_compiler_keeps_the_graph(monkeypatch) -> None:
     def broken(*args, **kwargs):
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch._inductor, "compile", broken)
-    with pytest.warns(UserWarning, match="RuntimeError: no C\\+\\+ compiler"):
-        pv.fit(pv.VAE((6,), 5), X, compile="inductor", device="cpu", **STEPS)
+    with pytest.warns(UserWarning, match=r"without machine code, .*: RuntimeError: no C\+\+ compiler") as caught:
+        run = pv.fit(pv.VAE((6,), 5), X, compile="inductor", device="cpu", **STEPS)
+    assert (run.engine, len(caught)) == ("graph", 1)
+
+
+def test_machine_code_that_is_wrong_or_fails_is_left_out(monkeypatch) -> None:
+    """The graph remains, and training does not change by a bit."""
+    expected = build("mean_field")
+    pv.fit(expected, X, compile="graph", device="cpu", **STEPS)
+    graph = []
+
+    def wrong(*inputs):
+        return [1.001 * r for r in graph[0](*inputs)]
+
+    def failing(*inputs):
+        raise AssertionError("expected size 16==16, stride 16==1 at dim=1")
+
+    for code, message in ((wrong, "its loss or gradient differs"), (failing, "AssertionError: expected size 16==16")):
+        monkeypatch.setattr(
+            torch._inductor, "compile", lambda module, *rest, code=code, **options: (graph.insert(0, module), code)[1]
+        )
+        monkeypatch.setattr("pyrovae._graph._COMPILED", {})
+        model = build("mean_field")
+        with pytest.warns(UserWarning, match=message) as caught:
+            run = pv.fit(model, X, compile="inductor", device="cpu", **STEPS)
+        assert (run.engine, len(caught)) == ("graph", 1)
+        assert all(torch.equal(v, expected.state_dict()[k]) for k, v in model.state_dict().items())
 
 
 @pytest.mark.parametrize("compile", ["off", "graph"])

@@ -218,9 +218,8 @@ def test_dynamic_binarisation_draws_anew_and_only_for_training() -> None:
     options = {"batch_transform": draw, "validation": binary(20), "batch_size": 50, "epochs": 3}
     train(small(), intensities, compile="off", **options)
     assert all(set(s.unique().tolist()) == {0.0, 1.0} for s in seen)
-    # One for the check and one for each epoch; the first epoch's is looked at before it is trained on.
-    assert len(seen) == 5
-    assert len({tuple(s.flatten().tolist()) for s in seen}) == 4
+    assert len(seen) == 5  # one for the check of the model, one for a look at all data, one for each epoch
+    assert len({tuple(s.flatten().tolist()) for s in seen}) == 5
 
 
 def test_datasets_bring_their_splits() -> None:
@@ -373,8 +372,8 @@ def test_data_are_shuffled_anew_every_epoch() -> None:
 
     train(small(likelihood="gaussian"), rows / 64, batch_transform=remember, batch_size=64, epochs=3, compile="off")
     assert all(sorted(order) == (rows[:, 0] / 64).tolist() for order in seen)
-    assert seen.pop(1) == seen[1]  # the first epoch's is looked at before it is trained on
-    assert len({tuple(order) for order in seen}) == len(seen)
+    assert seen.pop(1) == (rows[:, 0] / 64).tolist()  # the look at all data before the first epoch
+    assert len({tuple(order) for order in seen}) == len(seen) == 4
 
 
 def test_patience_waits_for_the_end_of_a_cyclical_schedule() -> None:

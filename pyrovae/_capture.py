@@ -1,0 +1,76 @@
+"""CUDA graphs: work on a device that is recorded once, and launched as a whole from then on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+_WARM_UP = 3  # calls on the recording stream before it records, as CUDA graphs need
+
+
+class Capture:
+    """``function`` of tensors on a CUDA device, recorded after a few calls and then replayed.
+
+    The function must do the same work at every call, on memory that stays where it is: it reads no value, and what it
+    changes besides its results it changes in place. Random numbers are those that it would draw itself. Its results
+    are overwritten by the next call.
+
+    Args:
+        function: takes tensors of the same shapes every time; returns tensors, or a nest of them.
+        device: where it computes.
+    """
+
+    def __init__(self, function: Callable[..., Any], device: torch.device) -> None:
+        self._function, self._device = function, device
+        self._stream = torch.cuda.Stream(device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._warm = 0
+        self._inputs: list[Tensor] = []
+        self._results: Any = None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the next call replays."""
+        return self._graph is not None
+
+    def __call__(self, *inputs: Any) -> Any:
+        """What ``function`` gives, and does.
+
+        Raises:
+            Exception: whatever the device says of work that cannot be recorded; then nothing was done.
+        """
+        leaves, spec = tree_flatten(inputs)
+        with torch.cuda.device(self._device):
+            if self._warm < _WARM_UP:
+                self._warm += 1
+                self._stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(self._stream):
+                    results = self._function(*inputs)
+                torch.cuda.current_stream().wait_stream(self._stream)
+                return results
+            if self._graph is None:
+                self._record(leaves, spec)
+            for own, given in zip(self._inputs, leaves, strict=True):
+                own.copy_(given)
+            assert self._graph is not None
+            self._graph.replay()
+        return self._results
+
+    def _record(self, leaves: list[Tensor], spec: Any) -> None:
+        self._inputs = [t.clone() for t in leaves]
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        state = generator.get_state()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads, those of a loader that pins memory say, may go on.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._results = self._function(*tree_unflatten(self._inputs, spec))
+        except Exception:
+            # A recording that breaks off leaves the generator waiting for it.
+            generator.graphsafe_set_state(torch.Generator(self._device))
+            generator.set_state(state)
+            raise
+        self._graph = graph
