@@ -17,6 +17,7 @@ from torch import Tensor
 
 import pyrovae
 
+RESULTS = Path(__file__).parent / "results"
 PEERS = ("jax", "jaxlib", "numpyro", "pythae")
 
 
@@ -77,7 +78,7 @@ def write(name: str, result: Mapping[str, Any]) -> Path:
         },
         **result,
     }
-    path = Path(__file__).parent / "results" / f"{name}.json"
+    path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(facts, indent=2) + "\n")
     return path
