@@ -19,7 +19,7 @@ from pyrovae._random import reseed, seeded
 from pyrovae.evaluation.annealing import SCHEDULES, SETTLING, Annealing
 from pyrovae.evaluation.chunks import BLOCK, is_out_of_memory, probe
 from pyrovae.evaluation.stream import WeightStream
-from pyrovae.evaluation.strict import TestSet, as_test_set, fingerprint, model_name, refuse_to_mix, strict, with_density
+from pyrovae.evaluation.strict import TestSet, as_test_set, check_ranks, fingerprint, model_name, strict, with_density
 from pyrovae.evaluation.verdict import (
     combined_se,
     is_reliable,
@@ -374,7 +374,7 @@ class _Runs:
         self._compile = compile
         moves = SETTLING + pilot + runs * (num_temperatures - 1)
         self.num_gradients = moves * num_leapfrog * num_chains * len(data)
-        refuse_to_mix(model, data)
+        check_ranks(model, data)
         self._seed = int(torch.randint(2**62, ()))
         cost = probe(lambda n, k: self._probe(slice(n), k))
         self._block = max(1, BLOCK[model.like().device.type] // (cost.per_datum + num_chains * cost.per_draw))

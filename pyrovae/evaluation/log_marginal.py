@@ -21,9 +21,9 @@ from pyrovae.evaluation.stream import WeightStream
 from pyrovae.evaluation.strict import (
     TestSet,
     as_test_set,
+    check_ranks,
     fingerprint,
     model_name,
-    refuse_to_mix,
     strict,
     weights_hash,
 )
@@ -106,7 +106,7 @@ def log_marginal(
 
     with strict(model, device), seeded(common_seed(seed)):
         terms, num_observed = data.check(model)
-        refuse_to_mix(model, data)
+        check_ranks(model, data)
         if target_mc_se is None:
             columns = estimate(data, num_samples)
         else:

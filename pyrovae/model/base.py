@@ -12,7 +12,7 @@ from pyrovae._checks import reason, rows_of
 from pyrovae.model.generation import Generation
 from pyrovae.model.latents import Latents
 from pyrovae.model.log_terms import LogTerms, draw, log_densities, log_joint, log_terms
-from pyrovae.model.modes import are_statements_unheard, local_parameters
+from pyrovae.model.modes import local_parameters, param_statements_disabled
 from pyrovae.model.pairing import check_auxiliary, check_precision
 from pyrovae.model.support import checked_terms
 
@@ -59,7 +59,7 @@ class VAEModel(Generation, PyroModule):
 
     def __getattr__(self, name: str) -> Any:
         # Reaching for a part makes a param statement for each of its parameters, a sixth of a small model's step.
-        if are_statements_unheard():
+        if param_statements_disabled():
             part = self.__dict__.get("_modules", {}).get(name)
             if part is not None and not isinstance(part, PyroModule):
                 return part

@@ -25,7 +25,7 @@ from pyrovae.distributions.density import innermost_support, is_zero_somewhere, 
 from pyrovae.distributions.independent import innermost
 from pyrovae.distributions.kl import expanded_kl, kl_by_dimension
 from pyrovae.model.latents import Latents
-from pyrovae.model.modes import without_statements
+from pyrovae.model.modes import disable_param_statements
 from pyrovae.model.pairing import NotAPair, check_pair, masks_of
 
 PARTICLES = "_particles"
@@ -258,7 +258,7 @@ def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
 def _trace(
     function: Callable[..., Any], x: Tensor, covariates: tuple[Any, ...], k: int, max_plate_nesting: int
 ) -> Trace:
-    with _particle_plate(k, max_plate_nesting), without_statements():
+    with _particle_plate(k, max_plate_nesting), disable_param_statements():
         return poutine.trace(function).get_trace(x, *covariates)
 
 

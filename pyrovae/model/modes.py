@@ -8,7 +8,7 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 
-_ours = _unheard = False
+_ours = _disabled = False
 
 
 @contextmanager
@@ -24,19 +24,19 @@ def local_parameters() -> Iterator[None]:
 
 
 @contextmanager
-def without_statements() -> Iterator[None]:
+def disable_param_statements() -> Iterator[None]:
     """Inside, in a run of our own, nobody listens to Pyro's param statements: the parameters are known."""
-    global _unheard
-    before, _unheard = _unheard, _ours
+    global _disabled
+    before, _disabled = _disabled, _ours
     try:
         yield
     finally:
-        _unheard = before
+        _disabled = before
 
 
-def are_statements_unheard() -> bool:
+def param_statements_disabled() -> bool:
     """Whether a model is being run for which param statements are wasted."""
-    return _unheard
+    return _disabled
 
 
 class UnscaledData(Messenger):

@@ -135,7 +135,7 @@ class Batches(ABC):
         """What identifies the data: their content, as far as that can be had."""
         return f"{type(self).__name__} of {self.num_steps} batches"
 
-    def refuse_if_exhausted(self, epoch: int, count: float) -> None:
+    def check_not_exhausted(self, epoch: int, count: float) -> None:
         """Raise a ``ValueError`` if an epoch brought no data."""
         if not count:
             raise ValueError(

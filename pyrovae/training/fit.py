@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyrovae._checks import at_least, one_of, placed, resolve_device
-from pyrovae._distributed import connect, from_main, num_processes, rank, refuse_differences
+from pyrovae._distributed import check_same_everywhere, connect, from_main, num_processes, rank
 from pyrovae._random import reseed, seeded
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model.inputs import columns_kept
@@ -201,7 +201,7 @@ def fit(
                 warnings.warn(f"compile={compile!r} is for one process; several go through Pyro.", stacklevel=2)
             compile = "off"
             hashes = {"data": train.hash()} | ({} if held_out is None else {"validation": held_out.hash()})
-            refuse_differences("Give all of it to each: fit divides it.", **hashes)
+            check_same_everywhere("Give all of it to each: fit divides it.", **hashes)
             task.share = lambda: (train.total / num_processes(), train.weight)
             # The order of the data is rank 0's; what else is drawn differs.
             reseed(int(from_main(torch.randint(2**62, (), device=target))), rank())

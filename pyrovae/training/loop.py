@@ -200,7 +200,7 @@ class Trainer:
                 self.seconds = now - started
                 self._save()
                 signals.pass_on()
-        self.train.refuse_if_exhausted(self.epoch, self.count)
+        self.train.check_not_exhausted(self.epoch, self.count)
         self.loss = self._total(ended=True)
         for buffer in self.model.buffers():
             from_main(buffer)  # running means and such, which every process has updated by its own data
@@ -248,7 +248,7 @@ class Trainer:
                 if not math.isfinite(value):
                     self._fail(raw, generators, step=step, kind="validation loss", batches=held_out)
                 total, count = total + held_out.weight * value, count + held_out.weight * len(batch[0])
-        held_out.refuse_if_exhausted(self.epoch, count)
+        held_out.check_not_exhausted(self.epoch, count)
         both = summed(torch.tensor([total, float(count)], dtype=torch.float64, device=self.task.device))
         return (both[0] / both[1]).item()
 
