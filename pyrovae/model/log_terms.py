@@ -29,6 +29,7 @@ from pyrovae.model.modes import disable_param_statements
 from pyrovae.model.pairing import NotAPair, check_pair, masks_of
 
 PARTICLES = "_particles"
+Sites = Mapping[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -182,15 +183,13 @@ def draw(
         The draws, each ``(K, *plates, B, *event)``; the sum of their log-densities; and that of the observed sites.
     """
     trace = _trace(program, x, covariates, num_particles, max_plate_nesting)
-    sites, hidden = sample_sites(trace), {}
+    sites = sample_sites(trace)
     totals = {observed: x.new_zeros(num_particles, len(x)) for observed in (False, True)}
     for name, site in sites.items():
         _check_plates(name, site, num_particles, len(x), max_plate_nesting)
         observed = site["is_observed"]
         totals[observed] = totals[observed] + _log_prob(name, site, num_particles, len(x))
-        if not (observed or site["infer"].get("is_auxiliary")):
-            hidden[name] = site
-    return as_latents(hidden, max_plate_nesting), totals[False], totals[True]
+    return as_latents(latent_sites(sites), max_plate_nesting), totals[False], totals[True]
 
 
 def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> Latents:
@@ -279,6 +278,11 @@ def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
         for name, site in prune_subsample_sites(trace).nodes.items()
         if site["type"] == "sample" and not site["infer"].get("_deterministic")
     }
+
+
+def latent_sites(sites: Sites) -> dict[str, dict[str, Any]]:
+    """Those that are neither observed nor auxiliary."""
+    return {n: s for n, s in sites.items() if not (s["is_observed"] or s["infer"].get("is_auxiliary"))}
 
 
 def _split(drawn: Trace, scored: Trace, k: int, b: int, nesting: int) -> LogTerms:
