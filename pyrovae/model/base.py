@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrovae._checks import reason, rows_of
 from pyrovae.model.generation import Generation
 from pyrovae.model.latents import Latents
-from pyrovae.model.log_terms import LogTerms, draw, log_densities, log_joint, log_terms
+from pyrovae.model.log_terms import LogTerms, draw, log_densities, log_terms, total
 from pyrovae.model.modes import local_parameters, param_statements_disabled
 from pyrovae.model.pairing import check_auxiliary, check_precision
 from pyrovae.model.support import checked_terms
@@ -76,29 +76,20 @@ class VAEModel(Generation, PyroModule):
             num_particles: K, draws of z per datum; the encoder runs once per datum.
         """
         with local_parameters():
-            return log_terms(
-                self.model,
-                self.guide,
-                x,
-                *covariates,
-                num_particles=num_particles,
-                max_plate_nesting=self.max_plate_nesting,
-            ).read()
+            options: dict[str, Any] = {"num_particles": num_particles, "max_plate_nesting": self.max_plate_nesting}
+            return log_terms(self.model, self.guide, x, *covariates, **options).read()
 
     def log_joint(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
     ) -> Float[Tensor, "particles batch"]:
         """log p(x, z) in nats at given ``latents``, each ``(K, *plates, B, *event)``."""
-        with local_parameters():
-            return log_joint(self.model, x, *covariates, latents=latents, max_plate_nesting=self.max_plate_nesting)
+        return total(self._log_densities(self.model, x, covariates, latents))
 
     def log_prior(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
     ) -> dict[str, Float[Tensor, "particles batch"]]:
         """log p(z) in nats by latent site, given the sites before it, at given ``latents``."""
-        with local_parameters():
-            nesting = self.max_plate_nesting
-            terms = log_densities(self.model, x, *covariates, latents=latents, max_plate_nesting=nesting)
+        terms = self._log_densities(self.model, x, covariates, latents)
         return {site: term for site, term in terms.items() if site in latents}
 
     def log_posterior(
@@ -109,8 +100,7 @@ class VAEModel(Generation, PyroModule):
         Raises:
             NotImplementedError: a flow that can score its own draws only (``can_score`` is False).
         """
-        with local_parameters():
-            return log_joint(self.guide, x, *covariates, latents=latents, max_plate_nesting=self.max_plate_nesting)
+        return total(self._log_densities(self.guide, x, covariates, latents))
 
     def draw_posterior(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
@@ -131,6 +121,13 @@ class VAEModel(Generation, PyroModule):
         with local_parameters():
             nesting = self.max_plate_nesting
             return draw(self.model, x, *covariates, num_particles=num_particles, max_plate_nesting=nesting)
+
+    def _log_densities(
+        self, program: Any, x: Tensor, covariates: tuple[Any, ...], latents: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        with local_parameters():
+            nesting = self.max_plate_nesting
+            return log_densities(program, x, *covariates, latents=latents, max_plate_nesting=nesting)
 
     def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x") -> LogTerms:
         """Run two data with Pyro's and torch's validation on, so that mistakes surface before a long run. Neither

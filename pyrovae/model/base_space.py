@@ -18,7 +18,7 @@ from pyrovae.distributions.charts import Chart, as_chart
 from pyrovae.distributions.density import mask_of
 from pyrovae.distributions.independent import innermost
 from pyrovae.model.base import VAEModel
-from pyrovae.model.latents import Latents
+from pyrovae.model.latents import Latents, over_plates
 from pyrovae.model.log_terms import PARTICLES
 from pyrovae.model.modes import local_parameters
 
@@ -79,7 +79,7 @@ class BaseSpace:
         if self._static is not None:
             name, chart = self._static
             z, log_det = chart(placed[name])
-            latents, log_start, log_dets = {name: z}, _over_plates(chart.log_base(placed[name])), _over_plates(log_det)
+            latents, log_start, log_dets = {name: z}, over_plates(chart.log_base(placed[name])), over_plates(log_det)
         else:
             run = self._run(lambda name, chart: placed[name])
             latents, log_start, log_dets = run.latents, run.log_base, run.log_det
@@ -142,13 +142,8 @@ class _Placed(Messenger):
         z, log_det = chart(u)
         self.latents[name] = message["value"] = z
         message["done"] = True
-        self.log_base = self.log_base + _over_plates(chart.log_base(u))
-        self.log_det = self.log_det + _over_plates(log_det)
-
-
-def _over_plates(term: Tensor) -> Tensor:
-    """Summed over the plates between chains and data."""
-    return term.flatten(1, -2).sum(1) if term.dim() > 2 else term
+        self.log_base = self.log_base + over_plates(chart.log_base(u))
+        self.log_det = self.log_det + over_plates(log_det)
 
 
 def _describe(fn: Any) -> str:

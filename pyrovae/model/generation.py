@@ -16,7 +16,7 @@ from pyrovae.distributions._capabilities import capabilities, center, moment
 from pyrovae.distributions.independent import innermost
 from pyrovae.model.inputs import as_inputs, check_number
 from pyrovae.model.latents import Latents
-from pyrovae.model.log_terms import Sites, as_latents, draw, latent_sites, log_terms, of_one_particle, sample_sites
+from pyrovae.model.log_terms import Sites, as_latents, latent_sites, log_terms, of_one_particle, sample_sites
 from pyrovae.model.modes import evaluation_mode, local_parameters
 from pyrovae.model.stored import Stored
 from pyrovae.model.support import takes_integers
@@ -33,6 +33,7 @@ class Generation(Stored):
 
     model: Any
     guide: Any
+    draw_posterior: Any
     max_plate_nesting: int = 1
 
     def sample(self, n: int, *covariates: Any, seed: int | None = None) -> Float[Tensor, "n *event"]:
@@ -104,7 +105,7 @@ class Generation(Stored):
             at_least(1, num_samples=num_samples)
         with self._inference(seed):
             if num_samples is not None:
-                return _only(_data_first(self._draw(x, *given, num_samples=num_samples)))
+                return _only(_data_first(self.draw_posterior(x, *given, num_particles=num_samples)[0]))
             sites = self._guide_sites(x, *given)
             for name, site in sites.items():
                 can, mean = capabilities(site["fn"]), moment(site["fn"], "mean")
@@ -117,7 +118,7 @@ class Generation(Stored):
                     return _data_first(latents)[name][0]
             sums: dict[str, Tensor] = {}
             for _ in range(_MEAN_BLOCKS):
-                for name, z in _data_first(self._draw(x, *given, num_samples=_MEAN_BLOCK)).items():
+                for name, z in _data_first(self.draw_posterior(x, *given, num_particles=_MEAN_BLOCK)[0]).items():
                     sums[name] = sums.get(name, 0.0) + z.mean(0) / _MEAN_BLOCKS
         return _only(sums)
 
@@ -172,7 +173,7 @@ class Generation(Stored):
         """
         x, *given = self._given(x, covariates)
         with self._inference(seed):
-            latents = self._draw(x, *given, num_samples=1)
+            latents = self.draw_posterior(x, *given, num_particles=1)[0]
             if not latents:
                 raise ValueError("the model has no latents: there is nothing to reconstruct from.")
             values = {name: of_one_particle(z, self.max_plate_nesting) for name, z in latents.items()}
@@ -295,9 +296,6 @@ class Generation(Stored):
                 f"finite mean nor a mode: give it a property `mean`, or average draws of your own."
             )
         return mean
-
-    def _draw(self, x: Tensor, *covariates: Any, num_samples: int) -> Latents:
-        return draw(self.guide, x, *covariates, num_particles=num_samples, max_plate_nesting=self.max_plate_nesting)[0]
 
     def _guide_sites(self, x: Tensor, *covariates: Any) -> Sites:
         """The guide's latent sites; auxiliary ones are none."""
