@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import ComposeTransform, Distribution, Transform, TransformedDistribution
 
 from pyrovae.distributions import _zuko
-from pyrovae.distributions.density import support_of
 from pyrovae.distributions.flow import Flow
 from pyrovae.distributions.independent import WRAPPERS, element, innermost
 from pyrovae.distributions.point_mass import PointMass
+from pyrovae.distributions.support import support_of
 
 Inverse = Literal["exact", "numerical"]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, VonMises, constraints
 
 from pyrovae.distributions.independent import WRAPPERS, element
+from pyrovae.distributions.support import innermost_support, support_of, varies
 
 _REAL = type(constraints.real)
 _CIRCULAR = (VonMises, SineBivariateVonMises)  # which state all reals and are normalised on one turn
@@ -63,21 +64,6 @@ def is_everywhere_positive(p: Any) -> bool:
     return support is None or (_is_real(support) and not isinstance(p, _CIRCULAR))
 
 
-def support_of(p: Any) -> Any:
-    """The support that a distribution states, a mixture's being that of its components; or ``None``."""
-    while isinstance(p, MixtureSameFamily):  # whose own can neither be mapped to nor compared
-        p = p.component_distribution
-    stated = getattr(type(p), "support", None) is not torch.distributions.Distribution.support
-    return p.support if stated else None
-
-
-def varies(support: Any) -> bool:
-    """Whether the support depends on what the distribution was made from."""
-    return (
-        any(isinstance(v, Tensor) for v in vars(innermost_support(support)).values()) if support is not None else False
-    )
-
-
 def is_zero_somewhere(p: Any) -> bool:
     """Whether a value in the support that ``p`` states may have density zero, or the support varies."""
     if is_everywhere_positive(p):
@@ -86,13 +72,6 @@ def is_zero_somewhere(p: Any) -> bool:
         return is_zero_somewhere(p.base_dist)
     composed = _inherits_log_prob(p, MixtureSameFamily) or _inherits_log_prob(p, TransformedDistribution)
     return composed or varies(support_of(p))
-
-
-def innermost_support(support: Any) -> Any:
-    """The constraint on one element, where independent ones make up an event."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support
 
 
 def mask_of(p: Any, lead: Tensor | bool | None = None) -> Tensor | bool:

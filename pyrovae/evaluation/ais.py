@@ -198,7 +198,8 @@ def ais(
     data = as_test_set("ais", model, x, covariates)
     columns: dict[str, np.ndarray] = {}
     with strict(model, device), seeded(common_seed(seed)):
-        narrow = narrower_sites(data.check(model).terms)
+        terms = data.check(model).terms
+        narrow = narrower_sites(terms.posterior, terms.prior)
         if narrow and start == "posterior":
             raise ValueError(
                 f"the guide draws site {narrow[0]!r} on a part of the reals only, where its chains would have to stay: "
@@ -296,7 +297,8 @@ def bdmc(
         covariates = as_covariates(covariates, num_data, model.like(), model.columns)
         x, latents = model.simulate(num_data, *covariates)
         data = as_test_set("bdmc", model, x, covariates)
-        narrow = narrower_sites(data.check(model).terms)
+        terms = data.check(model).terms
+        narrow = narrower_sites(terms.posterior, terms.prior)
         if start == "auto":
             start = "posterior"
             if narrow or not BaseSpace(model, data.part(slice(2), model.like()), 2, start).invertible:

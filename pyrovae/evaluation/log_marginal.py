@@ -199,7 +199,7 @@ def _bounds(model: VAEModel, data: TestSet, terms: LogTerms) -> np.ndarray:
     value of several, or it draws a part of the reals only.
     """
     discrete = [site for site, p in terms.prior.items() if capabilities(p).discrete]
-    out = np.full(len(data), bool(narrower_sites(terms)))
+    out = np.full(len(data), bool(narrower_sites(terms.posterior, terms.prior)))
     with seeded(0):
         for start in range(0, len(data) if discrete else 0, _AT_ONCE):
             part = model.log_terms(*data.part(slice(start, start + _AT_ONCE), model.like()), num_particles=2)

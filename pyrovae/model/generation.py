@@ -14,12 +14,12 @@ from pyrovae._checks import as_covariates, as_data, as_tensor, at_least, placed,
 from pyrovae._random import seeded
 from pyrovae.distributions._capabilities import capabilities, center, moment
 from pyrovae.distributions.independent import innermost
+from pyrovae.distributions.support import holds_integers, support_of
 from pyrovae.model.inputs import as_inputs, check_number
 from pyrovae.model.latents import Latents
 from pyrovae.model.log_terms import Sites, as_latents, latent_sites, log_terms, of_one_particle, sample_sites
 from pyrovae.model.modes import evaluation_mode, local_parameters
 from pyrovae.model.stored import Stored
-from pyrovae.model.support import takes_integers
 from pyrovae.model.without_data import data_site, sites_without_data, template
 
 _MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
@@ -245,7 +245,7 @@ class Generation(Stored):
                 failed.append(f"{candidate.dtype}: {str(error).splitlines()[0]}")
                 continue
             observed = [site for site, v in terms.observed.items() if v is part] or list(terms.observed)
-            if all(takes_integers(terms.likelihood[site]) for site in observed):
+            if all(holds_integers(support_of(terms.likelihood[site])) for site in observed):
                 return candidate
             return super().as_data(value, name)  # which says what to do instead
         raise ValueError(

@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyrovae.distributions._capabilities import capabilities
-from pyrovae.distributions.density import innermost_support, is_zero_somewhere, log_density, mask_of
+from pyrovae.distributions.density import is_zero_somewhere, log_density, mask_of
 from pyrovae.distributions.independent import innermost
 from pyrovae.distributions.kl import expanded_kl, kl_by_dimension
+from pyrovae.distributions.support import innermost_support
 from pyrovae.model.latents import Latents, over_plates
 from pyrovae.model.modes import disable_param_statements
 from pyrovae.model.pairing import NotAPair, check_pair, masks_of

@@ -20,7 +20,7 @@ from pyrovae._random import reseed, seeded
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model.inputs import columns_kept
 from pyrovae.model.modes import local_parameters
-from pyrovae.model.support import wider_sites
+from pyrovae.model.support import narrower_sites
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.training.batches import Splits, Transform, as_batches, as_fields, split
 from pyrovae.training.checkpoint import Checkpoints, Resume
@@ -172,7 +172,7 @@ def fit(
                     terms = batches.check(model, particles, paired=ours)
                     if isinstance(objective, Objective) and terms is not None:
                         objective.check(terms)
-                    elif not ours and terms is not None and (wider := wider_sites(terms)):
+                    elif not ours and terms is not None and (wider := narrower_sites(terms.prior, terms.posterior)):
                         raise ValueError(
                             f"the guide draws site {wider[0]!r} outside the prior's support, where log p(z) and the "
                             f"ELBO are -inf, which {type(objective).__name__} does not notice: give it a guide on the "
