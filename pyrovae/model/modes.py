@@ -66,23 +66,13 @@ def full_precision() -> Iterator[None]:
     parents = [torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn]
     parts = [getattr(p, name, None) for p in parents for name in ("matmul", "conv", "rnn")]
     backends: list[Any] = [part for part in parts if hasattr(part, "fp32_precision")]
-    reduced = [backend for backend in backends if backend.fp32_precision not in ("none", "ieee")]
-    if backends:
-        before = [backend.fp32_precision for backend in reduced]
-        _set_precision(reduced, ["ieee"] * len(reduced))
-        try:
-            yield
-        finally:
-            _set_precision(reduced, before)
-    else:  # torch before 2.9
-        matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
-
-
-def _set_precision(backends: list[Any], values: list[str]) -> None:
-    for backend, value in zip(backends, values, strict=True):
-        backend.fp32_precision = value
+    name, full = ("fp32_precision", "ieee") if backends else ("allow_tf32", False)
+    backends = backends or [torch.backends.cuda.matmul, torch.backends.cudnn]  # torch before 2.9
+    before = {part: value for part in backends if (value := getattr(part, name)) not in ("none", full)}
+    for part in before:
+        setattr(part, name, full)
+    try:
+        yield
+    finally:
+        for part, value in before.items():
+            setattr(part, name, value)
