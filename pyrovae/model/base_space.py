@@ -44,7 +44,7 @@ class BaseSpace:
         run = self._run(lambda name, chart: chart.draw())
         if not run.coordinates:
             raise ValueError(f"{type(model).__name__} has no latents to move: log_marginal gives its exact log p(x).")
-        self._places = Latents(run.coordinates, model.max_plate_nesting - 1)
+        self._places = run.coordinates
         # A single latent's distribution does not depend on where it is: neither encoder nor guide need run again.
         self._static = next(iter(run.charts.items())) if len(run.charts) == 1 else None
         #: Whether every point has coordinates that can be found.
@@ -52,7 +52,7 @@ class BaseSpace:
 
     def draw(self) -> Float[Tensor, "chains batch dim"]:
         """Independent draws from the start, one for each chain."""
-        return self._flat(self._run(lambda name, chart: chart.draw()).coordinates)
+        return self._run(lambda name, chart: chart.draw()).coordinates.flat()
 
     def locate(self, latents: Latents) -> Float[Tensor, "chains batch dim"]:
         """The coordinates of given latents, ``(1, *plates, B, *event)`` by site, the same for every chain.
@@ -69,7 +69,7 @@ class BaseSpace:
                     f"latents of site {name!r} have no coordinates in the {self._start}: it does not draw them, or not "
                     f"within float precision. Pass another start."
                 )
-        return self._flat(run.coordinates)
+        return run.coordinates.flat()
 
     def log_densities(
         self, u: Float[Tensor, "chains batch dim"]
@@ -94,28 +94,22 @@ class BaseSpace:
             (target,) = torch.autograd.grad(log_target.sum(), u)
         return log_start.detach(), log_target.detach(), start, target
 
-    def _run(self, place: Callable[[str, "Chart"], Tensor]) -> "_Placed":
-        handler = _Placed(place, self._start)
-        with (
-            local_parameters(),
-            handler,
-            pyro.plate(PARTICLES, self._num_chains, dim=-self._model.max_plate_nesting - 1),
-        ):
+    def _run(self, place: Callable[[str, Chart], Tensor]) -> "_Placed":
+        handler, nesting = _Placed(place, self._start), self._model.max_plate_nesting
+        with local_parameters(), handler, pyro.plate(PARTICLES, self._num_chains, dim=-nesting - 1):
             self._program(*self._part)
+        handler.coordinates = Latents(handler.coordinates, nesting - 1)
         return handler
-
-    def _flat(self, coordinates: dict[str, Tensor]) -> Tensor:
-        return Latents(coordinates, self._model.max_plate_nesting - 1).flat()
 
 
 class _Placed(Messenger):
     """Runs a program with every latent put where ``place(name, chart)`` says."""
 
-    def __init__(self, place: Callable[[str, "Chart"], Tensor], start: Start) -> None:
+    def __init__(self, place: Callable[[str, Chart], Tensor], start: Start) -> None:
         super().__init__()
         self._place, self._start = place, start
         self.charts: dict[str, Chart] = {}
-        self.coordinates: dict[str, Tensor] = {}
+        self.coordinates: Any = {}
         self.latents: dict[str, Tensor] = {}
         self.log_base: Any = 0.0
         self.log_det: Any = 0.0

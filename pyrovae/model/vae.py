@@ -117,15 +117,6 @@ class VAE(VAEModel):
             pyro.sample("z", self.q(x))
 
 
-class _Flatten(nn.Module):
-    def __init__(self, event_dim: int) -> None:
-        super().__init__()
-        self.event_dim = event_dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(-self.event_dim)
-
-
 def _build(registry: dict[str, Any], kind: str, part: Any, options: Any, sizes: dict[str, Any]) -> Any:
     if isinstance(part, str):
         return lookup(registry, part, kind)(**sizes, **(options or {}))
@@ -146,10 +137,10 @@ def _networks(
     if name == "strided_conv":
         strided = StridedEncoder(event_shape, hidden[-1])
         return strided, StridedDecoder(latent_dim, event_shape, outputs * event_shape[0])
-    mlp = _MLPS[name]
+    mlp, flatten = _MLPS[name], nn.Flatten(-len(event_shape))
     if not hidden:
-        return _Flatten(len(event_shape)), mlp(latent_dim, (), outputs * prod(event_shape))
+        return flatten, mlp(latent_dim, (), outputs * prod(event_shape))
     encoder: nn.Module = mlp(prod(event_shape), hidden[:-1], hidden[-1], final_activation=True)
     if len(event_shape) > 1:
-        encoder = nn.Sequential(_Flatten(len(event_shape)), encoder)
+        encoder = nn.Sequential(flatten, encoder)
     return encoder, mlp(latent_dim, hidden[::-1], outputs * prod(event_shape))
