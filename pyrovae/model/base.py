@@ -1,6 +1,6 @@
 """``VAEModel``: what a Pyro model/guide pair gets for nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -76,20 +76,19 @@ class VAEModel(Generation, PyroModule):
             num_particles: K, draws of z per datum; the encoder runs once per datum.
         """
         with local_parameters():
-            options: dict[str, Any] = {"num_particles": num_particles, "max_plate_nesting": self.max_plate_nesting}
-            return log_terms(self.model, self.guide, x, *covariates, **options).read()
+            return self._on_waist(log_terms, self.model, self.guide, x, *covariates, num_particles=num_particles).read()
 
     def log_joint(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
     ) -> Float[Tensor, "particles batch"]:
         """log p(x, z) in nats at given ``latents``, each ``(K, *plates, B, *event)``."""
-        return total(self._log_densities(self.model, x, covariates, latents))
+        return total(self._on_waist(log_densities, self.model, x, *covariates, latents=latents))
 
     def log_prior(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
     ) -> dict[str, Float[Tensor, "particles batch"]]:
         """log p(z) in nats by latent site, given the sites before it, at given ``latents``."""
-        terms = self._log_densities(self.model, x, covariates, latents)
+        terms = self._on_waist(log_densities, self.model, x, *covariates, latents=latents)
         return {site: term for site, term in terms.items() if site in latents}
 
     def log_posterior(
@@ -100,7 +99,7 @@ class VAEModel(Generation, PyroModule):
         Raises:
             NotImplementedError: a flow that can score its own draws only (``can_score`` is False).
         """
-        return total(self._log_densities(self.guide, x, covariates, latents))
+        return total(self._on_waist(log_densities, self.guide, x, *covariates, latents=latents))
 
     def draw_posterior(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
@@ -108,9 +107,7 @@ class VAEModel(Generation, PyroModule):
         """Draws z ~ q(z | x), each site's ``(K, *plates, B, *event)``, and their log q(z | x) in nats. The decoder does
         not run.
         """
-        with local_parameters():
-            nesting = self.max_plate_nesting
-            return draw(self.guide, x, *covariates, num_particles=num_particles, max_plate_nesting=nesting)[:2]
+        return self._on_waist(draw, self.guide, x, *covariates, num_particles=num_particles)[:2]
 
     def draw_prior(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
@@ -118,16 +115,11 @@ class VAEModel(Generation, PyroModule):
         """Draws z ~ p(z), each site's ``(K, *plates, B, *event)``, with their log p(z) and the log p(x | z) of the
         data, in nats.
         """
-        with local_parameters():
-            nesting = self.max_plate_nesting
-            return draw(self.model, x, *covariates, num_particles=num_particles, max_plate_nesting=nesting)
+        return self._on_waist(draw, self.model, x, *covariates, num_particles=num_particles)
 
-    def _log_densities(
-        self, program: Any, x: Tensor, covariates: tuple[Any, ...], latents: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def _on_waist(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         with local_parameters():
-            nesting = self.max_plate_nesting
-            return log_densities(program, x, *covariates, latents=latents, max_plate_nesting=nesting)
+            return function(*args, max_plate_nesting=self.max_plate_nesting, **options)
 
     def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x") -> LogTerms:
         """Run two data with Pyro's and torch's validation on, so that mistakes surface before a long run. Neither

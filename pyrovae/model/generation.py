@@ -71,11 +71,11 @@ class Generation(Stored):
         Raises:
             ValueError: as from :meth:`sample`.
         """
-        return self._drawn(n, covariates, seed, data=True)
+        return self._from_prior(n, covariates, seed, data=True)
 
     def sample_latents(self, n: int, *covariates: Any, seed: int | None = None) -> Any:
         """Draw latents from the prior: ``(n, *latent)``, or a dict by site where there are several."""
-        latents = self._drawn(n, covariates, seed, data=False)[1]
+        latents = self._from_prior(n, covariates, seed, data=False)[1]
         return _only({name: z[0] for name, z in _data_first(latents).items()})
 
     def encode(
@@ -162,7 +162,7 @@ class Generation(Stored):
             if lead is None:
                 raise ValueError("decode needs a value for at least one latent site; got none.")
             n = lead.numel()
-            mean = self._center(template(self, n), self._placed(covariates, n), values)
+            mean = self._mean_or_mode(template(self, n), self._placed(covariates, n), values)
         return mean.reshape(*lead, *mean.shape[1:])
 
     def reconstruct(
@@ -177,7 +177,7 @@ class Generation(Stored):
             if not latents:
                 raise ValueError("the model has no latents: there is nothing to reconstruct from.")
             values = {name: of_one_particle(z, self.max_plate_nesting) for name, z in latents.items()}
-            return self._center(x, tuple(given), values)
+            return self._mean_or_mode(x, tuple(given), values)
 
     def interpolate(
         self,
@@ -272,7 +272,9 @@ class Generation(Stored):
         check_number(self, covariates)
         return as_covariates(covariates, n, self.like(), self.columns)
 
-    def _drawn(self, n: int, covariates: tuple[Any, ...], seed: int | None, *, data: bool) -> tuple[Tensor, Latents]:
+    def _from_prior(
+        self, n: int, covariates: tuple[Any, ...], seed: int | None, *, data: bool
+    ) -> tuple[Tensor, Latents]:
         """Draws of the latents from the prior, and of the data too or zeros."""
         at_least(1, n=n)
         covariates = self._placed(covariates, n)
@@ -284,7 +286,7 @@ class Generation(Stored):
                 x = sites[name]["fn"](*sites[name]["args"], **sites[name]["kwargs"])
         return x, as_latents(latent_sites(sites), self.max_plate_nesting)
 
-    def _center(self, x: Tensor, covariates: tuple[Any, ...], values: Mapping[str, Tensor]) -> Tensor:
+    def _mean_or_mode(self, x: Tensor, covariates: tuple[Any, ...], values: Mapping[str, Tensor]) -> Tensor:
         """The mean or mode of p(x | z) at values of latent sites."""
         trace = poutine.trace(poutine.condition(self.model, data=dict(values))).get_trace(x, *covariates)
         sites = sample_sites(trace)

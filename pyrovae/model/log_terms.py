@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import takewhile
 from typing import Any
 
 import pyro
@@ -107,10 +108,11 @@ class LogTerms:
         """
         if site not in self.prior or site not in self.posterior or site in self.masks:
             return None
-        before_in_guide = _before(site, self.posterior)
-        if not set(_before(site, self.prior)) <= set(before_in_guide):
-            return None
-        if isinstance(innermost(self.posterior[site]), Delta):  # the registered formula leaves out its log_density
+        before_in_model, before_in_guide = (
+            set(takewhile(lambda name: name != site, sites)) for sites in (self.prior, self.posterior)
+        )
+        # The registered formula of a Delta leaves out its log_density.
+        if not before_in_model <= before_in_guide or isinstance(innermost(self.posterior[site]), Delta):
             return None
         kl = expanded_kl(self.posterior[site], self.prior[site])
         # Plates nested between the particles and the data are summed, as in the log-densities.
@@ -186,11 +188,7 @@ def log_terms(
 
 
 def draw(
-    program: Callable[..., Any],
-    x: Tensor,
-    *covariates: Any,
-    num_particles: int = 1,
-    max_plate_nesting: int = 1,
+    program: Callable[..., Any], x: Tensor, *covariates: Any, num_particles: int = 1, max_plate_nesting: int = 1
 ) -> tuple[Latents, Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
     """Run a guide, or a model as the proposal it is: what it draws and how it scores that. Arguments are those of
     :func:`log_terms`.
@@ -213,16 +211,12 @@ def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> L
     for name, site in sites.items():
         z = site["value"]
         missing = 1 + max_plate_nesting + len(site["fn"].event_shape) - z.dim()
-        values[name] = z.reshape((1,) * missing + z.shape) if missing > 0 else z
+        values[name] = z.reshape((1,) * missing + z.shape)
     return Latents(values, max_plate_nesting - 1)
 
 
 def log_densities(
-    program: Callable[..., Any],
-    x: Tensor,
-    *covariates: Any,
-    latents: Mapping[str, Tensor],
-    max_plate_nesting: int = 1,
+    program: Callable[..., Any], x: Tensor, *covariates: Any, latents: Mapping[str, Tensor], max_plate_nesting: int = 1
 ) -> dict[str, Float[Tensor, "particles batch"]]:
     """log p(x, z) of a model, or log q(z | x) of a guide, by site, at given latents, in nats. Arguments are those of
     :func:`log_terms`.
@@ -370,8 +364,3 @@ def total(terms: Mapping[str, Tensor]) -> Any:
     for i, term in enumerate(terms.values()):
         total = total + term if i else term
     return total
-
-
-def _before(site: str, ordered: Mapping[str, Any]) -> list[str]:
-    names = list(ordered)
-    return names[: names.index(site)]
