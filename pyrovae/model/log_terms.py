@@ -28,10 +28,9 @@ from pyrovae.distributions.kl import expanded_kl, kl_by_dimension
 from pyrovae.distributions.support import innermost_support
 from pyrovae.model.latents import Latents, over_plates
 from pyrovae.model.modes import disable_param_statements
-from pyrovae.model.pairing import NotAPair, check_pair, masks_of
+from pyrovae.model.pairing import NotAPair, Sites, check_pair, masks_of
 
 PARTICLES = "_particles"
-Sites = Mapping[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
