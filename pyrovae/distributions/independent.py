@@ -15,6 +15,11 @@ def innermost(p: Any, wrappers: Any = Independent) -> Any:
     return p
 
 
+def family(p: Any) -> str:
+    """The name of the innermost distribution's class, for errors."""
+    return type(innermost(p)).__name__
+
+
 def element(p: Any) -> Any:
     """What lies under independence, masks, expansion and mixing: what every value comes from."""
     while (base := innermost(p, WRAPPERS)) is not p or isinstance(p, MixtureSameFamily):

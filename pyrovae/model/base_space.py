@@ -16,7 +16,7 @@ from torch import Tensor
 from pyrovae.distributions._capabilities import capabilities
 from pyrovae.distributions.charts import Chart, as_chart
 from pyrovae.distributions.density import mask_of
-from pyrovae.distributions.independent import innermost
+from pyrovae.distributions.independent import family
 from pyrovae.model.base import VAEModel
 from pyrovae.model.latents import Latents, over_plates
 from pyrovae.model.log_terms import PARTICLES
@@ -123,12 +123,12 @@ class _Placed(Messenger):
         can = capabilities(fn)
         if self._start == "posterior" and not can.rsample and not can.discrete:
             raise TypeError(
-                f"site {name!r} of the guide ({_describe(fn)}) is not reparameterised: no gradient passes through its "
+                f"site {name!r} of the guide ({family(fn)}) is not reparameterised: no gradient passes through its "
                 f"draws, so it has no base space to move in. Give it an rsample, or pass start='prior'."
             )
         if can.discrete or can.point_mass:
             raise TypeError(
-                f"site {name!r} ({_describe(fn)}) is discrete, or a point mass: Hamiltonian dynamics need a density "
+                f"site {name!r} ({family(fn)}) is discrete, or a point mass: Hamiltonian dynamics need a density "
                 f"on a continuum. Use log_marginal, or sum the site out of the model."
             )
         self.charts[name] = chart = as_chart(fn)
@@ -138,7 +138,3 @@ class _Placed(Messenger):
         message["done"] = True
         self.log_base = self.log_base + over_plates(chart.log_base(u))
         self.log_det = self.log_det + over_plates(log_det)
-
-
-def _describe(fn: Any) -> str:
-    return type(innermost(fn)).__name__

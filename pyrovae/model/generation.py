@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrovae._checks import as_covariates, as_data, as_tensor, at_least, placed, rows_of
 from pyrovae._random import seeded
 from pyrovae.distributions._capabilities import capabilities, center, moment
-from pyrovae.distributions.independent import innermost
+from pyrovae.distributions.independent import family
 from pyrovae.distributions.support import holds_integers, support_of
 from pyrovae.model.inputs import as_inputs, check_number
 from pyrovae.model.latents import Latents
@@ -110,7 +110,7 @@ class Generation(Stored):
             for name, site in sites.items():
                 can, mean = capabilities(site["fn"]), moment(site["fn"], "mean")
                 if (can.mean and mean is None) or not site["value"].is_floating_point():
-                    kind = "is discrete and" if can.discrete else f"({type(innermost(site['fn'])).__name__})"
+                    kind = "is discrete and" if can.discrete else f"({family(site['fn'])})"
                     raise ValueError(f"site {name!r} {kind} has no mean: pass num_samples.")
                 # Means of several sites depend on each other, and a point mass may be of an auxiliary draw.
                 if mean is not None and len(sites) == 1 and not can.point_mass:
@@ -294,7 +294,7 @@ class Generation(Stored):
         mean = center(sites[name]["fn"])
         if mean is None:
             raise ValueError(
-                f"the likelihood at site {name!r} ({type(innermost(sites[name]['fn'])).__name__}) states neither a "
+                f"the likelihood at site {name!r} ({family(sites[name]['fn'])}) states neither a "
                 f"finite mean nor a mode: give it a property `mean`, or average draws of your own."
             )
         return mean

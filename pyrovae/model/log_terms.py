@@ -161,9 +161,8 @@ def log_terms(
             model that observes nothing, or a scale that differs between sites; a term of a wrong shape when it is read.
     """
     k, b = num_particles, len(x)
-    drawn = _trace(guide, x, covariates, k, max_plate_nesting)
-    scored = _trace(poutine.replay(model, trace=drawn), x, covariates, k, max_plate_nesting)
-    guide_sites, model_sites = (_checked_sites(trace, k, b, max_plate_nesting) for trace in (drawn, scored))
+    drawn, guide_sites = _run(guide, x, covariates, k, max_plate_nesting)
+    _, model_sites = _run(poutine.replay(model, trace=drawn), x, covariates, k, max_plate_nesting)
     check_pair(guide_sites, model_sites)
     observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
     hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
@@ -195,8 +194,7 @@ def draw(
     Returns:
         The draws, each ``(K, *plates, B, *event)``; the sum of their log-densities; and that of the observed sites.
     """
-    trace = _trace(program, x, covariates, num_particles, max_plate_nesting)
-    sites = _checked_sites(trace, num_particles, len(x), max_plate_nesting)
+    _, sites = _run(program, x, covariates, num_particles, max_plate_nesting)
     totals = {observed: x.new_zeros(num_particles, len(x)) for observed in (False, True)}
     for name, site in sites.items():
         observed = site["is_observed"]
@@ -228,9 +226,9 @@ def log_densities(
     """
     k = next(iter(latents.values())).shape[0] if latents else 1
     values = dict(latents) if k > 1 else {site: of_one_particle(z, max_plate_nesting) for site, z in latents.items()}
-    trace = _trace(poutine.condition(program, data=values), x, covariates, k, max_plate_nesting)
+    _, sites = _run(poutine.condition(program, data=values), x, covariates, k, max_plate_nesting)
     terms = {}
-    for name, site in _checked_sites(trace, k, len(x), max_plate_nesting).items():
+    for name, site in sites.items():
         if not site["is_observed"]:
             raise ValueError(f"latents has no value for site {name!r}; it has {sorted(latents)}.")
         terms[name] = _log_prob(name, site, k, len(x), given=name in values)
@@ -245,15 +243,6 @@ def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
             break  # an outer plate that the site is in; plates of size 1 inside it have their place
         z = z[0]
     return z
-
-
-def _trace(
-    function: Callable[..., Any], x: Tensor, covariates: tuple[Any, ...], k: int, max_plate_nesting: int
-) -> Trace:
-    # No plate for one particle: a model that cannot be vectorised can still be trained.
-    particles = pyro.plate(PARTICLES, k, dim=-max_plate_nesting - 1) if k > 1 else nullcontext()
-    with particles, disable_param_statements():
-        return poutine.trace(function).get_trace(x, *covariates)
 
 
 def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
@@ -289,19 +278,25 @@ class _WhenRead(Mapping[str, Tensor]):
         return len(self._compute)
 
 
-def _checked_sites(trace: Trace, k: int, b: int, nesting: int) -> dict[str, dict[str, Any]]:
-    """The random sites of a trace, each in the data plate, in whole plates, and in no more than are stated."""
-    sites = sample_sites(trace)
+def _run(
+    program: Callable[..., Any], x: Tensor, covariates: tuple[Any, ...], k: int, nesting: int
+) -> tuple[Trace, dict[str, dict[str, Any]]]:
+    """A trace over k particles, and its random sites: in the data plate, in whole plates, in no more than stated."""
+    # No plate for one particle: a model that cannot be vectorised can still be trained.
+    particles = pyro.plate(PARTICLES, k, dim=-nesting - 1) if k > 1 else nullcontext()
+    with particles, disable_param_statements():
+        trace = poutine.trace(program).get_trace(x, *covariates)
+    sites, b = sample_sites(trace), len(x)
     for name, site in sites.items():
         frames = site["cond_indep_stack"]
         for frame in frames:
             whole = frame.size == b if frame.dim == -1 else frame.full_size in (None, frame.size)
             if not whole and frame.name != PARTICLES:
-                rows = f"has {frame.size} rows where {b} data came"
+                some = f"takes {frame.size} at random"
+                wrong = f"has {frame.size} rows where {b} data came" if frame.dim == -1 else some
                 raise NotAPair(
-                    f"plate {frame.name!r} of site {name!r} "
-                    f"{rows if frame.dim == -1 else f'takes {frame.size} at random'}: log p(x) needs all of it. Data "
-                    f"are len(x), or subsample=x; leave subsample_size out."
+                    f"plate {frame.name!r} of site {name!r} {wrong}: log p(x) needs all of it. Data are len(x), or "
+                    f"subsample=x; leave subsample_size out."
                 )
         if not any(frame.dim == -1 for frame in frames):
             raise ValueError(
@@ -312,7 +307,7 @@ def _checked_sites(trace: Trace, k: int, b: int, nesting: int) -> dict[str, dict
             raise ValueError(
                 f"site {name!r} is in more nested plates than the {nesting} stated: set max_plate_nesting on the model."
             )
-    return sites
+    return trace, sites
 
 
 def _log_prob(name: str, site: dict[str, Any], k: int, b: int, *, given: bool = False) -> Tensor:

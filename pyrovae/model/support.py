@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from pyrovae.distributions._capabilities import capabilities
 from pyrovae.distributions.density import is_everywhere_positive
-from pyrovae.distributions.independent import innermost
+from pyrovae.distributions.independent import family, innermost
 from pyrovae.distributions.levels import OnLevels
 from pyrovae.distributions.support import space, support_of, varies
 from pyrovae.model.log_terms import LogTerms, log_terms, sample_sites
@@ -71,13 +71,13 @@ def check_densities(terms: LogTerms) -> None:
         known = all(can.support is not None and not can.point_mass for can in (of_p, of_q))
         if known and space(of_p.support) != space(of_q.support):
             raise ValueError(
-                f"site {site!r} is {space(of_p.support)} in the model ({type(innermost(p)).__name__}) and "
-                f"{space(of_q.support)} in the guide ({type(innermost(q)).__name__}): their densities do not compare. "
+                f"site {site!r} is {space(of_p.support)} in the model ({family(p)}) and "
+                f"{space(of_q.support)} in the guide ({family(q)}): their densities do not compare. "
                 f"Give the guide a distribution on the same space."
             )
         if of_q.point_mass and not made and not (of_p.discrete or of_p.point_mass):
             raise ValueError(
-                f"site {site!r} of the guide is a point mass ({type(innermost(q)).__name__}) on a continuum, which has "
+                f"site {site!r} of the guide is a point mass ({family(q)}) on a continuum, which has "
                 f"no density: no log p(x) follows from it. Use a guide with a density, e.g. a narrow Normal."
             )
 
