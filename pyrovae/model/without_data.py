@@ -71,11 +71,11 @@ def sites_without_data(
     _check_same(sites, others, at)
     if labels and any(run["is_observed"] for site, run in sites.items() if site != name):
         _check_labels(sites, _run(model, x, covariates, seed=1), name)
-    first = second = sites
+    first = sites
     try:
         if x.device.type != "cpu":  # CUDA does not recover from a lookup out of range
             model, covariates = copy.deepcopy(model).cpu(), as_covariates(covariates, None, x.cpu())
-            first = second = _run(model, x.cpu(), covariates)
+            first = _run(model, x.cpu(), covariates)
         second = _run(model, normal.to(model.like()), covariates)
     except Exception:  # whatever a model says of numbers that it was not made for
         return name, sites
