@@ -20,7 +20,6 @@ import time
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ import pyrovae as pv
 from benchmarks._timing import RESULTS, arguments, write
 from benchmarks.log_marginal import products
 from benchmarks.training_step import Setting, adam, as_fit, mean_field_loss, own_store, svi
-from pyrovae.networks import RowGRU
 from pyrovae.posteriors import POSTERIORS
 
 BATCH, VALIDATION, EPOCHS, SVI_STEPS = 100, 1000, 4, 300
@@ -165,17 +163,29 @@ def train(seconds: float) -> tuple[list[Row], dict[str, Any]]:
         hand = statistics.median(islice(by_hand(setting, held_out), 4))
     slow = by_svi(setting, held_out)
     found |= {"by hand": hand, "SVI": slow}
-    captured = [name for name, f in found.items() if isinstance(f, dict) and f.get("engine") == "cudagraph" and not f["warnings"]]
+    captured = [
+        name
+        for name, f in found.items()
+        if isinstance(f, dict) and f.get("engine") == "cudagraph" and not f["warnings"]
+    ]
     rows: list[Row] = [
         ("epoch, mean-field MLP, pyrovae", ours, "s", None),
         ("epoch, captured by hand", hand, "s", None),
         ("epoch, SVI.step", slow, "s", None),
         ("pyrovae / by hand", ours / hand, "(at most 1.25)", ours / hand <= 1.25),
         ("SVI / pyrovae", slow / ours, "(at least 15)", slow / ours >= 15),
-        (f"of {len(POSTERIORS)} posteriors on cudagraph without a warning", len([p for p in POSTERIORS if p in captured]),
-         f"({len(POSTERIORS)})", all(p in captured for p in POSTERIORS)),
-        ("conv network on a captured engine", float("cudagraph" in found["conv"].get("engine", "")), "(1)",
-         "cudagraph" in found["conv"].get("engine", "")),
+        (
+            f"of {len(POSTERIORS)} posteriors on cudagraph without a warning",
+            len([p for p in POSTERIORS if p in captured]),
+            f"({len(POSTERIORS)})",
+            all(p in captured for p in POSTERIORS),
+        ),
+        (
+            "conv network on a captured engine",
+            float("cudagraph" in found["conv"].get("engine", "")),
+            "(1)",
+            "cudagraph" in found["conv"].get("engine", ""),
+        ),
     ]
     return rows, found
 

@@ -112,7 +112,7 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def refuse_differences(fix: str, **hashes: str) -> None:
+def check_same_everywhere(fix: str, **hashes: str) -> None:
     """Raise a ``ValueError`` where processes were given different things to work on together."""
     for name, value in hashes.items():
         values = gathered(value)

@@ -1,5 +1,6 @@
 """What pandas knows beyond the numbers: names of columns, labels of rows, kinds of values, what is missing."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ def column_names(frame: pd.DataFrame, name: str) -> list[str]:
         ValueError: two columns of one name.
     """
     names = [str(column) for column in frame.columns]
-    twice = [n for i, n in enumerate(names) if n in set(names[:i])] if len(set(names)) < len(names) else []
+    twice = [n for n, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"{name} has several columns named {_listed(twice)}: rename them, or pass {name}.to_numpy().")
     return names
@@ -31,7 +32,7 @@ def in_order(frame: pd.DataFrame, names: Sequence[str], name: str) -> pd.DataFra
         ValueError: columns that are missing, too many or of one name.
     """
     given = column_names(frame, name)
-    missing, surplus = [n for n in names if n not in set(given)], [n for n in given if n not in set(names)]
+    missing, surplus = ([n for n in a if n not in b] for a, b in ((names, set(given)), (given, set(names))))
     if missing or surplus:
         found = [f"lacks {_listed(missing)}"] * bool(missing) + [f"has {_listed(surplus)} besides"] * bool(surplus)
         raise ValueError(

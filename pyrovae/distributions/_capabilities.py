@@ -5,24 +5,17 @@ from typing import Any, Literal
 
 import torch
 from pyro.distributions import Delta
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.transforms import BlockAutoregressive, Polynomial, Sylvester
 from pyro.distributions.transforms.planar import ConditionedPlanar
 from pyro.distributions.transforms.radial import ConditionedRadial
 from torch import Tensor
-from torch.distributions import (
-    ComposeTransform,
-    Distribution,
-    Independent,
-    MixtureSameFamily,
-    Transform,
-    TransformedDistribution,
-)
+from torch.distributions import ComposeTransform, Distribution, Transform, TransformedDistribution
 
 from pyrovae.distributions import _zuko
-from pyrovae.distributions.density import support_of
 from pyrovae.distributions.flow import Flow
+from pyrovae.distributions.independent import WRAPPERS, element, innermost
 from pyrovae.distributions.point_mass import PointMass
+from pyrovae.distributions.support import support_of
 
 Inverse = Literal["exact", "numerical"]
 
@@ -60,7 +53,7 @@ class Capabilities:
 def capabilities(p: Any) -> Capabilities:
     """What can be asked of a distribution of torch's, Pyro's, ours or a user's own."""
     support = support_of(p)
-    core = _core(p)
+    core = element(p)
     mean, variance = (getattr(type(core), name) is not getattr(Distribution, name) for name in _MOMENTS)
     return Capabilities(
         support=support,
@@ -86,27 +79,14 @@ def center(p: Any) -> Tensor | None:
 
 
 def _mode(p: Any) -> Tensor | None:
-    if isinstance(p, (Independent, MaskedDistribution, ExpandedDistribution)):
-        mode = _mode(p.base_dist)
-        return None if mode is None else mode.expand(p.batch_shape + p.event_shape)
-    mode = p.mode if type(p).mode is not Distribution.mode else None
-    return mode if mode is not None and bool(mode.isfinite().all()) else None
-
-
-def _core(p: Any) -> Any:
-    """What lies under independence, masks, expansion and mixing."""
-    while True:
-        if isinstance(p, (Independent, MaskedDistribution, ExpandedDistribution)):
-            p = p.base_dist
-        elif isinstance(p, MixtureSameFamily):
-            p = p.component_distribution
-        else:
-            return p
+    core = innermost(p, WRAPPERS)
+    mode = core.mode if type(core).mode is not Distribution.mode else None
+    return mode.expand(p.batch_shape + p.event_shape) if mode is not None and bool(mode.isfinite().all()) else None
 
 
 def _is_point_mass(p: Any) -> bool:
     if isinstance(p, (Flow, TransformedDistribution)):
-        return _is_point_mass(_core(p.base if isinstance(p, Flow) else p.base_dist))
+        return _is_point_mass(element(p.base if isinstance(p, Flow) else p.base_dist))
     return isinstance(p, (Delta, PointMass))
 
 
@@ -116,7 +96,7 @@ def _inverse(p: Any) -> Inverse | None:
     if isinstance(p, Flow):
         return _worst([_inverse_of(t) for t in p.transform.transforms])
     if isinstance(p, TransformedDistribution):
-        return _worst([*(_inverse_of(t) for t in p.transforms), _inverse(_core(p.base_dist))])
+        return _worst([*(_inverse_of(t) for t in p.transforms), _inverse(element(p.base_dist))])
     return "exact"
 
 

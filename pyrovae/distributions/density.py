@@ -5,7 +5,6 @@ or an error (Categorical): an importance weight there must be zero.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,10 +13,12 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, VonMises, constraints
 
+from pyrovae.distributions.independent import WRAPPERS, element
+from pyrovae.distributions.support import innermost_support, support_of, varies
+
 _REAL = type(constraints.real)
 _CIRCULAR = (VonMises, SineBivariateVonMises)  # which state all reals and are normalised on one turn
 _ANGLES = constraints.interval(-math.pi, math.pi)
-_WRAPPERS = (Independent.log_prob, MaskedDistribution.log_prob, ExpandedDistribution.log_prob)
 
 
 def log_density(p: Any, value: Tensor) -> Tensor:
@@ -56,46 +57,21 @@ def log_density(p: Any, value: Tensor) -> Tensor:
 
 def is_everywhere_positive(p: Any) -> bool:
     """Whether the density is positive at all real values, or the support is not stated."""
-    if isinstance(p, (Independent, MaskedDistribution, ExpandedDistribution)):
-        return is_everywhere_positive(p.base_dist)
-    if isinstance(p, MixtureSameFamily):
-        return is_everywhere_positive(p.component_distribution)
+    p = element(p)
     if _inherits_log_prob(p, TransformedDistribution):
         return is_everywhere_positive(p.base_dist) and all(_is_real(t.codomain) for t in p.transforms)
     support = support_of(p)
     return support is None or (_is_real(support) and not isinstance(p, _CIRCULAR))
 
 
-def support_of(p: Any) -> Any:
-    """The support that a distribution states, a mixture's being that of its components; or ``None``."""
-    while isinstance(p, MixtureSameFamily):  # whose own can neither be mapped to nor compared
-        p = p.component_distribution
-    stated = getattr(type(p), "support", None) is not torch.distributions.Distribution.support
-    return p.support if stated else None
-
-
-def varies(support: Any) -> bool:
-    """Whether the support depends on what the distribution was made from."""
-    return (
-        any(isinstance(v, Tensor) for v in vars(innermost_support(support)).values()) if support is not None else False
-    )
-
-
 def is_zero_somewhere(p: Any) -> bool:
     """Whether a value in the support that ``p`` states may have density zero, or the support varies."""
     if is_everywhere_positive(p):
         return False
-    if isinstance(p, (Independent, MaskedDistribution, ExpandedDistribution)) and type(p).log_prob in _WRAPPERS:
+    if isinstance(p, WRAPPERS) and type(p).log_prob in [cls.log_prob for cls in WRAPPERS]:
         return is_zero_somewhere(p.base_dist)
     composed = _inherits_log_prob(p, MixtureSameFamily) or _inherits_log_prob(p, TransformedDistribution)
     return composed or varies(support_of(p))
-
-
-def innermost_support(support: Any) -> Any:
-    """The constraint on one element, where independent ones make up an event."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support
 
 
 def mask_of(p: Any, lead: Tensor | bool | None = None) -> Tensor | bool:
@@ -106,19 +82,14 @@ def mask_of(p: Any, lead: Tensor | bool | None = None) -> Tensor | bool:
         lead: a further mask over its batch, as of ``poutine.mask``.
     """
     masks = [] if lead is None else [_over_event(lead, len(p.event_shape))]
-    masks += [_over_event(part._mask, event_dim) for part, event_dim in _masked_parts(p)]
+    while isinstance(p, WRAPPERS):
+        if isinstance(p, MaskedDistribution):
+            masks.append(_over_event(p._mask, len(p.event_shape)))
+        p = p.base_dist
     total: Tensor | bool = True
     for mask in masks:
         total = mask if total is True else total if mask is True else mask & total
     return total
-
-
-def _masked_parts(p: Any) -> Iterator[tuple[Any, int]]:
-    """What is masked within ``p``, with the number of its event dimensions."""
-    while isinstance(p, (Independent, MaskedDistribution, ExpandedDistribution)):
-        if isinstance(p, MaskedDistribution):
-            yield p, len(p.event_shape)
-        p = p.base_dist
 
 
 def _over_event(mask: Tensor | bool, event_dim: int) -> Tensor | bool:

@@ -19,7 +19,7 @@ from pyrovae._random import reseed, seeded
 from pyrovae.evaluation.annealing import SCHEDULES, SETTLING, Annealing
 from pyrovae.evaluation.chunks import BLOCK, is_out_of_memory, probe
 from pyrovae.evaluation.stream import WeightStream
-from pyrovae.evaluation.strict import TestSet, as_test_set, fingerprint, model_name, refuse_to_mix, strict, with_density
+from pyrovae.evaluation.strict import TestSet, as_test_set, check_ranks, fingerprint, model_name, strict, with_density
 from pyrovae.evaluation.verdict import (
     combined_se,
     is_reliable,
@@ -198,7 +198,8 @@ def ais(
     data = as_test_set("ais", model, x, covariates)
     columns: dict[str, np.ndarray] = {}
     with strict(model, device), seeded(common_seed(seed)):
-        narrow = narrower_sites(data.check(model).terms)
+        terms = data.check(model).terms
+        narrow = narrower_sites(terms.posterior, terms.prior)
         if narrow and start == "posterior":
             raise ValueError(
                 f"the guide draws site {narrow[0]!r} on a part of the reals only, where its chains would have to stay: "
@@ -296,7 +297,8 @@ def bdmc(
         covariates = as_covariates(covariates, num_data, model.like(), model.columns)
         x, latents = model.simulate(num_data, *covariates)
         data = as_test_set("bdmc", model, x, covariates)
-        narrow = narrower_sites(data.check(model).terms)
+        terms = data.check(model).terms
+        narrow = narrower_sites(terms.posterior, terms.prior)
         if start == "auto":
             start = "posterior"
             if narrow or not BaseSpace(model, data.part(slice(2), model.like()), 2, start).invertible:
@@ -374,7 +376,7 @@ class _Runs:
         self._compile = compile
         moves = SETTLING + pilot + runs * (num_temperatures - 1)
         self.num_gradients = moves * num_leapfrog * num_chains * len(data)
-        refuse_to_mix(model, data)
+        check_ranks(model, data)
         self._seed = int(torch.randint(2**62, ()))
         cost = probe(lambda n, k: self._probe(slice(n), k))
         self._block = max(1, BLOCK[model.like().device.type] // (cost.per_datum + num_chains * cost.per_draw))

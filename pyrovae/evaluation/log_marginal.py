@@ -21,9 +21,9 @@ from pyrovae.evaluation.stream import WeightStream
 from pyrovae.evaluation.strict import (
     TestSet,
     as_test_set,
+    check_ranks,
     fingerprint,
     model_name,
-    refuse_to_mix,
     strict,
     weights_hash,
 )
@@ -106,7 +106,7 @@ def log_marginal(
 
     with strict(model, device), seeded(common_seed(seed)):
         terms, num_observed = data.check(model)
-        refuse_to_mix(model, data)
+        check_ranks(model, data)
         if target_mc_se is None:
             columns = estimate(data, num_samples)
         else:
@@ -199,7 +199,7 @@ def _bounds(model: VAEModel, data: TestSet, terms: LogTerms) -> np.ndarray:
     value of several, or it draws a part of the reals only.
     """
     discrete = [site for site, p in terms.prior.items() if capabilities(p).discrete]
-    out = np.full(len(data), bool(narrower_sites(terms)))
+    out = np.full(len(data), bool(narrower_sites(terms.posterior, terms.prior)))
     with seeded(0):
         for start in range(0, len(data) if discrete else 0, _AT_ONCE):
             part = model.log_terms(*data.part(slice(start, start + _AT_ONCE), model.like()), num_particles=2)

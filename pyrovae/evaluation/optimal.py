@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyrovae._random import seeded
 from pyrovae.distributions._capabilities import capabilities
-from pyrovae.distributions.density import innermost_support, varies
+from pyrovae.distributions.support import innermost_support, varies
 from pyrovae.evaluation.playback import Playback, record
 from pyrovae.model import Latents, LogTerms, VAEModel
 from pyrovae.model.latents import per_datum

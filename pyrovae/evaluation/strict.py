@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import as_covariates, resolve_device, rows_of
-from pyrovae._distributed import num_processes, refuse_differences
+from pyrovae._distributed import check_same_everywhere, num_processes
 from pyrovae._frames import check_same_index
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
@@ -144,11 +144,11 @@ def weights_hash(model: VAEModel) -> str:
     return content_hash(*(v for v in model.state_dict().values() if isinstance(v, Tensor)))
 
 
-def refuse_to_mix(model: VAEModel, data: TestSet) -> None:
+def check_ranks(model: VAEModel, data: TestSet) -> None:
     """Raise a ``ValueError`` where the processes that are to share the work have different models or data."""
     if num_processes() > 1:
-        refuse_differences("Give every process all the data: they share them out themselves.", x=data.hash)
-        refuse_differences("Train them together, load them, or seed them equally.", model=weights_hash(model))
+        check_same_everywhere("Give every process all the data: they share them out themselves.", x=data.hash)
+        check_same_everywhere("Train them together, load them, or seed them equally.", model=weights_hash(model))
 
 
 @contextmanager

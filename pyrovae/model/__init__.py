@@ -2,7 +2,7 @@
 
 from pyrovae.model.base import VAEModel
 from pyrovae.model.latents import Latents
-from pyrovae.model.log_terms import LogTerms, log_joint, log_terms
+from pyrovae.model.log_terms import LogTerms, log_terms
 from pyrovae.model.loss_model import LossModel
 from pyrovae.model.stored import load
 from pyrovae.model.vae import VAE
@@ -14,6 +14,5 @@ __all__ = [
     "LossModel",
     "VAEModel",
     "load",
-    "log_joint",
     "log_terms",
 ]

@@ -1,6 +1,6 @@
 """``VAEModel``: what a Pyro model/guide pair gets for nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -11,8 +11,8 @@ from torch import Tensor
 from pyrovae._checks import reason, rows_of
 from pyrovae.model.generation import Generation
 from pyrovae.model.latents import Latents
-from pyrovae.model.log_terms import LogTerms, draw, log_densities, log_joint, log_terms
-from pyrovae.model.modes import are_statements_unheard, local_parameters
+from pyrovae.model.log_terms import LogTerms, draw, log_densities, log_terms, total
+from pyrovae.model.modes import local_parameters, param_statements_disabled
 from pyrovae.model.pairing import check_auxiliary, check_precision
 from pyrovae.model.support import checked_terms
 
@@ -59,7 +59,7 @@ class VAEModel(Generation, PyroModule):
 
     def __getattr__(self, name: str) -> Any:
         # Reaching for a part makes a param statement for each of its parameters, a sixth of a small model's step.
-        if are_statements_unheard():
+        if param_statements_disabled():
             part = self.__dict__.get("_modules", {}).get(name)
             if part is not None and not isinstance(part, PyroModule):
                 return part
@@ -76,29 +76,19 @@ class VAEModel(Generation, PyroModule):
             num_particles: K, draws of z per datum; the encoder runs once per datum.
         """
         with local_parameters():
-            return log_terms(
-                self.model,
-                self.guide,
-                x,
-                *covariates,
-                num_particles=num_particles,
-                max_plate_nesting=self.max_plate_nesting,
-            ).read()
+            return self._on_waist(log_terms, self.model, self.guide, x, *covariates, num_particles=num_particles).read()
 
     def log_joint(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
     ) -> Float[Tensor, "particles batch"]:
         """log p(x, z) in nats at given ``latents``, each ``(K, *plates, B, *event)``."""
-        with local_parameters():
-            return log_joint(self.model, x, *covariates, latents=latents, max_plate_nesting=self.max_plate_nesting)
+        return total(self._on_waist(log_densities, self.model, x, *covariates, latents=latents))
 
     def log_prior(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
     ) -> dict[str, Float[Tensor, "particles batch"]]:
         """log p(z) in nats by latent site, given the sites before it, at given ``latents``."""
-        with local_parameters():
-            nesting = self.max_plate_nesting
-            terms = log_densities(self.model, x, *covariates, latents=latents, max_plate_nesting=nesting)
+        terms = self._on_waist(log_densities, self.model, x, *covariates, latents=latents)
         return {site: term for site, term in terms.items() if site in latents}
 
     def log_posterior(
@@ -109,8 +99,7 @@ class VAEModel(Generation, PyroModule):
         Raises:
             NotImplementedError: a flow that can score its own draws only (``can_score`` is False).
         """
-        with local_parameters():
-            return log_joint(self.guide, x, *covariates, latents=latents, max_plate_nesting=self.max_plate_nesting)
+        return total(self._on_waist(log_densities, self.guide, x, *covariates, latents=latents))
 
     def draw_posterior(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
@@ -118,9 +107,7 @@ class VAEModel(Generation, PyroModule):
         """Draws z ~ q(z | x), each site's ``(K, *plates, B, *event)``, and their log q(z | x) in nats. The decoder does
         not run.
         """
-        with local_parameters():
-            nesting = self.max_plate_nesting
-            return draw(self.guide, x, *covariates, num_particles=num_particles, max_plate_nesting=nesting)[:2]
+        return self._on_waist(draw, self.guide, x, *covariates, num_particles=num_particles)[:2]
 
     def draw_prior(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
@@ -128,9 +115,11 @@ class VAEModel(Generation, PyroModule):
         """Draws z ~ p(z), each site's ``(K, *plates, B, *event)``, with their log p(z) and the log p(x | z) of the
         data, in nats.
         """
+        return self._on_waist(draw, self.model, x, *covariates, num_particles=num_particles)
+
+    def _on_waist(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         with local_parameters():
-            nesting = self.max_plate_nesting
-            return draw(self.model, x, *covariates, num_particles=num_particles, max_plate_nesting=nesting)
+            return function(*args, max_plate_nesting=self.max_plate_nesting, **options)
 
     def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x") -> LogTerms:
         """Run two data with Pyro's and torch's validation on, so that mistakes surface before a long run. Neither

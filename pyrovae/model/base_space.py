@@ -16,9 +16,9 @@ from torch import Tensor
 from pyrovae.distributions._capabilities import capabilities
 from pyrovae.distributions.charts import Chart, as_chart
 from pyrovae.distributions.density import mask_of
-from pyrovae.distributions.independent import innermost
+from pyrovae.distributions.independent import family
 from pyrovae.model.base import VAEModel
-from pyrovae.model.latents import Latents
+from pyrovae.model.latents import Latents, over_plates
 from pyrovae.model.log_terms import PARTICLES
 from pyrovae.model.modes import local_parameters
 
@@ -44,7 +44,7 @@ class BaseSpace:
         run = self._run(lambda name, chart: chart.draw())
         if not run.coordinates:
             raise ValueError(f"{type(model).__name__} has no latents to move: log_marginal gives its exact log p(x).")
-        self._places = Latents(run.coordinates, model.max_plate_nesting - 1)
+        self._places = run.coordinates
         # A single latent's distribution does not depend on where it is: neither encoder nor guide need run again.
         self._static = next(iter(run.charts.items())) if len(run.charts) == 1 else None
         #: Whether every point has coordinates that can be found.
@@ -52,7 +52,7 @@ class BaseSpace:
 
     def draw(self) -> Float[Tensor, "chains batch dim"]:
         """Independent draws from the start, one for each chain."""
-        return self._flat(self._run(lambda name, chart: chart.draw()).coordinates)
+        return self._run(lambda name, chart: chart.draw()).coordinates.flat()
 
     def locate(self, latents: Latents) -> Float[Tensor, "chains batch dim"]:
         """The coordinates of given latents, ``(1, *plates, B, *event)`` by site, the same for every chain.
@@ -69,7 +69,7 @@ class BaseSpace:
                     f"latents of site {name!r} have no coordinates in the {self._start}: it does not draw them, or not "
                     f"within float precision. Pass another start."
                 )
-        return self._flat(run.coordinates)
+        return run.coordinates.flat()
 
     def log_densities(
         self, u: Float[Tensor, "chains batch dim"]
@@ -79,7 +79,7 @@ class BaseSpace:
         if self._static is not None:
             name, chart = self._static
             z, log_det = chart(placed[name])
-            latents, log_start, log_dets = {name: z}, _over_plates(chart.log_base(placed[name])), _over_plates(log_det)
+            latents, log_start, log_dets = {name: z}, over_plates(chart.log_base(placed[name])), over_plates(log_det)
         else:
             run = self._run(lambda name, chart: placed[name])
             latents, log_start, log_dets = run.latents, run.log_base, run.log_det
@@ -94,28 +94,22 @@ class BaseSpace:
             (target,) = torch.autograd.grad(log_target.sum(), u)
         return log_start.detach(), log_target.detach(), start, target
 
-    def _run(self, place: Callable[[str, "Chart"], Tensor]) -> "_Placed":
-        handler = _Placed(place, self._start)
-        with (
-            local_parameters(),
-            handler,
-            pyro.plate(PARTICLES, self._num_chains, dim=-self._model.max_plate_nesting - 1),
-        ):
+    def _run(self, place: Callable[[str, Chart], Tensor]) -> "_Placed":
+        handler, nesting = _Placed(place, self._start), self._model.max_plate_nesting
+        with local_parameters(), handler, pyro.plate(PARTICLES, self._num_chains, dim=-nesting - 1):
             self._program(*self._part)
+        handler.coordinates = Latents(handler.coordinates, nesting - 1)
         return handler
-
-    def _flat(self, coordinates: dict[str, Tensor]) -> Tensor:
-        return Latents(coordinates, self._model.max_plate_nesting - 1).flat()
 
 
 class _Placed(Messenger):
     """Runs a program with every latent put where ``place(name, chart)`` says."""
 
-    def __init__(self, place: Callable[[str, "Chart"], Tensor], start: Start) -> None:
+    def __init__(self, place: Callable[[str, Chart], Tensor], start: Start) -> None:
         super().__init__()
         self._place, self._start = place, start
         self.charts: dict[str, Chart] = {}
-        self.coordinates: dict[str, Tensor] = {}
+        self.coordinates: Any = {}
         self.latents: dict[str, Tensor] = {}
         self.log_base: Any = 0.0
         self.log_det: Any = 0.0
@@ -129,12 +123,12 @@ class _Placed(Messenger):
         can = capabilities(fn)
         if self._start == "posterior" and not can.rsample and not can.discrete:
             raise TypeError(
-                f"site {name!r} of the guide ({_describe(fn)}) is not reparameterised: no gradient passes through its "
+                f"site {name!r} of the guide ({family(fn)}) is not reparameterised: no gradient passes through its "
                 f"draws, so it has no base space to move in. Give it an rsample, or pass start='prior'."
             )
         if can.discrete or can.point_mass:
             raise TypeError(
-                f"site {name!r} ({_describe(fn)}) is discrete, or a point mass: Hamiltonian dynamics need a density "
+                f"site {name!r} ({family(fn)}) is discrete, or a point mass: Hamiltonian dynamics need a density "
                 f"on a continuum. Use log_marginal, or sum the site out of the model."
             )
         self.charts[name] = chart = as_chart(fn)
@@ -142,14 +136,5 @@ class _Placed(Messenger):
         z, log_det = chart(u)
         self.latents[name] = message["value"] = z
         message["done"] = True
-        self.log_base = self.log_base + _over_plates(chart.log_base(u))
-        self.log_det = self.log_det + _over_plates(log_det)
-
-
-def _over_plates(term: Tensor) -> Tensor:
-    """Summed over the plates between chains and data."""
-    return term.flatten(1, -2).sum(1) if term.dim() > 2 else term
-
-
-def _describe(fn: Any) -> str:
-    return type(innermost(fn)).__name__
+        self.log_base = self.log_base + over_plates(chart.log_base(u))
+        self.log_det = self.log_det + over_plates(log_det)

@@ -1,7 +1,6 @@
 """What a model and its guide are there for: drawing data, encoding, decoding."""
 
-import copy
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,24 +8,21 @@ import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, as_data, as_tensor, at_least, placed, reason, rows_of
+from pyrovae._checks import as_covariates, as_data, as_tensor, at_least, placed, rows_of
 from pyrovae._random import seeded
 from pyrovae.distributions._capabilities import capabilities, center, moment
-from pyrovae.distributions.independent import innermost
+from pyrovae.distributions.independent import family
+from pyrovae.distributions.support import holds_integers, support_of
 from pyrovae.model.inputs import as_inputs, check_number
 from pyrovae.model.latents import Latents
-from pyrovae.model.log_terms import as_latents, draw, log_terms, of_one_particle, sample_sites
+from pyrovae.model.log_terms import Sites, as_latents, latent_sites, log_terms, of_one_particle, sample_sites
 from pyrovae.model.modes import evaluation_mode, local_parameters
 from pyrovae.model.stored import Stored
-from pyrovae.model.support import takes_integers
-
-Sites = dict[str, dict[str, Any]]
+from pyrovae.model.without_data import data_site, sites_without_data, template
 
 _MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
-_LOOK = 16  # data in a run that shows what a model is
 
 
 class Generation(Stored):
@@ -37,6 +33,7 @@ class Generation(Stored):
 
     model: Any
     guide: Any
+    draw_posterior: Any
     max_plate_nesting: int = 1
 
     def sample(self, n: int, *covariates: Any, seed: int | None = None) -> Float[Tensor, "n *event"]:
@@ -74,34 +71,11 @@ class Generation(Stored):
         Raises:
             ValueError: as from :meth:`sample`.
         """
-        at_least(1, n=n)
-        check_number(self, covariates)
-        covariates = as_covariates(covariates, n, self.like(), self.columns)
-        with self._inference(seed):
-            data, sites = self._without_data(covariates, labels=True)
-            labels = [name for name, site in sites.items() if site["is_observed"] and name != data]
-            again = self._look(covariates, seed=1)[0] if labels else {}
-            for label in labels:
-                if not _same_density(sites[label], again[label], sites[label]["value"]):
-                    raise ValueError(
-                        f"site {label!r} is observed and depends on what is drawn before it: data given {label!r} need "
-                        f"draws from p(z | {label}), which drawing site by site does not give. Give the model "
-                        f"obs=None for it, and it is drawn too, or let the latents depend on {label!r} instead."
-                    )
-            model = _Unobserved(data)(self.model)
-            sites = sample_sites(poutine.trace(model).get_trace(self._template(n), *covariates))
-        x = sites.pop(data)["value"]
-        return x, as_latents({n: s for n, s in sites.items() if not s["is_observed"]}, self.max_plate_nesting)
+        return self._from_prior(n, covariates, seed, data=True)
 
     def sample_latents(self, n: int, *covariates: Any, seed: int | None = None) -> Any:
         """Draw latents from the prior: ``(n, *latent)``, or a dict by site where there are several."""
-        at_least(1, n=n)
-        check_number(self, covariates)
-        covariates = as_covariates(covariates, n, self.like(), self.columns)
-        with self._inference(seed):
-            self._without_data(covariates, data=False)
-            sites = sample_sites(poutine.trace(self.model).get_trace(self._template(n), *covariates))
-        latents = as_latents({n: s for n, s in sites.items() if not s["is_observed"]}, self.max_plate_nesting)
+        latents = self._from_prior(n, covariates, seed, data=False)[1]
         return _only({name: z[0] for name, z in _data_first(latents).items()})
 
     def encode(
@@ -131,23 +105,20 @@ class Generation(Stored):
             at_least(1, num_samples=num_samples)
         with self._inference(seed):
             if num_samples is not None:
-                return _only(_data_first(self._draw(x, *given, num_samples=num_samples)))
+                return _only(_data_first(self.draw_posterior(x, *given, num_particles=num_samples)[0]))
             sites = self._guide_sites(x, *given)
             for name, site in sites.items():
-                can = capabilities(site["fn"])
-                if (can.mean and moment(site["fn"], "mean") is None) or not site["value"].is_floating_point():
-                    kind = "is discrete and" if can.discrete else f"({type(innermost(site['fn'])).__name__})"
+                can, mean = capabilities(site["fn"]), moment(site["fn"], "mean")
+                if (can.mean and mean is None) or not site["value"].is_floating_point():
+                    kind = "is discrete and" if can.discrete else f"({family(site['fn'])})"
                     raise ValueError(f"site {name!r} {kind} has no mean: pass num_samples.")
-            match list(sites.items()):  # means of several sites depend on each other
-                case [(name, site)] if (
-                    not capabilities(site["fn"]).point_mass  # of an auxiliary draw, say
-                    and (mean := moment(site["fn"], "mean")) is not None
-                ):
+                # Means of several sites depend on each other, and a point mass may be of an auxiliary draw.
+                if mean is not None and len(sites) == 1 and not can.point_mass:
                     latents = as_latents({name: site | {"value": mean}}, self.max_plate_nesting)
                     return _data_first(latents)[name][0]
             sums: dict[str, Tensor] = {}
             for _ in range(_MEAN_BLOCKS):
-                for name, z in _data_first(self._draw(x, *given, num_samples=_MEAN_BLOCK)).items():
+                for name, z in _data_first(self.draw_posterior(x, *given, num_particles=_MEAN_BLOCK)[0]).items():
                     sums[name] = sums.get(name, 0.0) + z.mean(0) / _MEAN_BLOCKS
         return _only(sums)
 
@@ -166,39 +137,32 @@ class Generation(Stored):
             ValueError: a site that the model does not have, latents that are empty, not finite or of another shape, a
                 likelihood that states neither mean nor mode, a model whose distributions depend on the values of x.
         """
-        check_number(self, covariates)
-        like = self.like()
         with self._inference(0):
-            data, sites = self._without_data(as_covariates(covariates, None, like, self.columns))
-            hidden = {name: site for name, site in sites.items() if not site["is_observed"]}
-            if not isinstance(z, Mapping):
-                if len(hidden) != 1:
-                    raise ValueError(
-                        f"the model has the latent sites {list(hidden)}: pass decode() a dict with a value for each."
-                    )
-                z, lead, rows = {next(iter(hidden)): z}, None, "..."
-            elif z:
-                lead, rows = as_tensor(next(iter(z.values())), "z").shape[:1], "n"
-            else:
-                raise ValueError("decode needs a value for at least one latent site; got none.")
-            values = {}
-            for name, value in z.items():
+            hidden = latent_sites(sites_without_data(self, self._placed(covariates, None))[1])
+            if not isinstance(z, Mapping) and len(hidden) != 1:
+                raise ValueError(
+                    f"the model has the latent sites {list(hidden)}: pass decode() a dict with a value for each."
+                )
+            by_site = z if isinstance(z, Mapping) else {next(iter(hidden)): z}
+            lead, values = None, {}
+            for name, value in by_site.items():
                 if name not in hidden:
                     raise ValueError(f"the model has no latent site {name!r}: it has {', '.join(map(repr, hidden))}.")
                 value, (plates, event) = as_tensor(value, name), _latent_shape(hidden[name])
-                own = value.dim() - len(plates + event)
-                lead = value.shape[: max(own, 0)] if lead is None else lead
-                if value.shape != lead + plates + event:
-                    needed = ", ".join(map(str, (rows, *plates, *event)))
+                own = value.shape[: max(value.dim() - len(plates + event), 0)]
+                lead = own if lead is None else lead
+                if value.shape != lead + plates + event or (by_site is z and len(lead) != 1):
+                    needed = ", ".join(map(str, ("n" if by_site is z else "...", *plates, *event)))
                     raise ValueError(f"latents {name!r} have shape {tuple(value.shape)}; ({needed}) is needed.")
                 if not value.numel():
                     raise ValueError(f"latents {name!r} are empty, of shape {tuple(value.shape)}: pass at least one.")
                 if bad := int((~value.isfinite()).sum()):
                     raise ValueError(f"latents {name!r} hold {bad} NaN or infinite value(s): drop them.")
                 values[name] = value.to(hidden[name]["value"]).reshape(-1, *plates, *event).movedim(0, len(plates))
-            assert lead is not None
-            covariates = as_covariates(covariates, lead.numel(), like, self.columns)
-            mean = self._observation(self._template(lead.numel()), covariates, values, data)
+            if lead is None:
+                raise ValueError("decode needs a value for at least one latent site; got none.")
+            n = lead.numel()
+            mean = self._mean_or_mode(template(self, n), self._placed(covariates, n), values)
         return mean.reshape(*lead, *mean.shape[1:])
 
     def reconstruct(
@@ -209,11 +173,11 @@ class Generation(Stored):
         """
         x, *given = self._given(x, covariates)
         with self._inference(seed):
-            latents = self._draw(x, *given, num_samples=1)
+            latents = self.draw_posterior(x, *given, num_particles=1)[0]
             if not latents:
                 raise ValueError("the model has no latents: there is nothing to reconstruct from.")
             values = {name: of_one_particle(z, self.max_plate_nesting) for name, z in latents.items()}
-            return self._observation(x, tuple(given), values)
+            return self._mean_or_mode(x, tuple(given), values)
 
     def interpolate(
         self,
@@ -265,12 +229,11 @@ class Generation(Stored):
         x = as_data(value, name, self.event_shape, self.columns, integers=True)
         if x.is_floating_point():
             return x
-        check_number(self, covariates)
+        head = rows_of(self._placed(covariates, None), slice(2))
         like = self.like()
         floats = x.to(like.dtype)
         if not torch.equal(floats.to(x.dtype), x):
             raise ValueError(f"{name} holds integers that {like.dtype} does not have: pass model.double() such data.")
-        head = rows_of(as_covariates(covariates, None, like, self.columns), slice(2))
         failed = []
         for candidate in (floats, x):
             part = candidate[:2].to(like.device)
@@ -282,7 +245,7 @@ class Generation(Stored):
                 failed.append(f"{candidate.dtype}: {str(error).splitlines()[0]}")
                 continue
             observed = [site for site, v in terms.observed.items() if v is part] or list(terms.observed)
-            if all(takes_integers(terms.likelihood[site]) for site in observed):
+            if all(holds_integers(support_of(terms.likelihood[site])) for site in observed):
                 return candidate
             return super().as_data(value, name)  # which says what to do instead
         raise ValueError(
@@ -298,145 +261,47 @@ class Generation(Stored):
         with evaluation_mode(self), torch.no_grad(), local_parameters(), seeded(seed):
             yield
 
-    def _given(self, x: Any, covariates: Sequence[Any], name: str = "x") -> tuple[Any, ...]:
+    def _given(self, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Any, ...]:
         """``(x, *covariates)`` as the model takes them, checked."""
-        check_number(self, tuple(covariates))
-        like = self.like()
-        x, covariates = as_inputs(self, x, tuple(covariates), name)
-        return placed(x, like), *as_covariates(covariates, len(x), like)
+        check_number(self, covariates)
+        x, covariates = as_inputs(self, x, covariates, name)
+        return placed(x, self.like()), *as_covariates(covariates, len(x), self.like())
 
-    def _template(self, n: int) -> Tensor:
-        """Data of the right shape, for a model that is run without observing."""
-        if self.event_shape is None:
-            raise ValueError(
-                f"{type(self).__name__} does not know the shape of its data: set self.event_shape in __init__."
-            )
-        return self.like().new_zeros(n, *tuple(self.event_shape))
+    def _placed(self, covariates: tuple[Any, ...], n: int | None) -> tuple[Any, ...]:
+        """Covariates of ``n`` data, if it is known how many, as the model takes them, checked."""
+        check_number(self, covariates)
+        return as_covariates(covariates, n, self.like(), self.columns)
 
-    def _look(self, covariates: tuple[Any, ...], x: Tensor | None = None, *, seed: int = 0) -> tuple[Sites, Tensor]:
-        """The sites of a run on a few rows of the covariates, over and over, and on made-up data: zeros by default."""
-        x = self._template(_LOOK) if x is None else x
-        shortest = min((len(c) for c in covariates if isinstance(c, Tensor) and c.dim()), default=1)
-        some = rows_of(covariates, torch.arange(_LOOK) % shortest)
-        with seeded(seed), pyro.distributions.validation_enabled(False):
-            try:
-                return sample_sites(poutine.trace(self.model).get_trace(x, *some)), x
-            except (IndexError, RuntimeError, TypeError) as error:
-                raise ValueError(
-                    f"the model fails without data, on an x of zeros or ones of shape {tuple(x.shape)} and {x.dtype}: "
-                    f"{reason(error)} Use x in it for its length alone, and pass what else it needs as a covariate."
-                ) from error
+    def _from_prior(
+        self, n: int, covariates: tuple[Any, ...], seed: int | None, *, data: bool
+    ) -> tuple[Tensor, Latents]:
+        """Draws of the latents from the prior, and of the data too or zeros."""
+        at_least(1, n=n)
+        covariates = self._placed(covariates, n)
+        with self._inference(seed):
+            name = sites_without_data(self, covariates, data=data, labels=data)[0]
+            x = template(self, n)
+            sites = sample_sites(poutine.trace(self.model).get_trace(x, *covariates))
+            if data:  # on which nothing else depends
+                x = sites[name]["fn"](*sites[name]["args"], **sites[name]["kwargs"])
+        return x, as_latents(latent_sites(sites), self.max_plate_nesting)
 
-    def _without_data(
-        self, covariates: tuple[Any, ...], *, data: bool = True, labels: bool = False
-    ) -> tuple[str, Sites]:
-        """The name of the data's site, and the model's sites where data are unknown.
-
-        Args:
-            covariates: as in the model, for any number of data.
-            data: whether the distribution of the data matters.
-            labels: whether those of other observed sites do.
-
-        Raises:
-            ValueError: a distribution that matters depends on the values of x.
-        """
-        sites, x = self._look(covariates)
-        named = self._data_site(sites, x)
-        relevant = [n for n, s in sites.items() if not s["is_observed"] or (data if n == named else labels)]
-        generator, by_row = torch.Generator().manual_seed(0), (-1, *[1] * (x.dim() - 1))
-        # Lookups take zeros and ones. Normal rows, of sizes from 0.1 to 1000, tell apart what agrees there.
-        binary = torch.rand(x.shape, generator=generator) < torch.linspace(0, 1, _LOOK).reshape(by_row)
-        normal = torch.randn(x.shape, generator=generator) * torch.logspace(-1, 3, _LOOK).reshape(by_row)
-        others, _ = self._look(covariates, binary.to(x))
-        at: dict[str, list[Tensor]] = {n: [] for n in relevant}
-        for n in relevant:
-            if sites[n]["is_observed"]:
-                fn = sites[n]["fn"]  # at its mean, too: where 0 and 1 are impossible they tell nothing
-                middle = None if capabilities(fn).discrete else center(fn)
-                at[n] = [v for v in (sites[n]["value"], others[n]["value"], middle) if v is not None]
-        _check_same(sites, others, at)
-        try:
-            if x.device.type != "cpu":  # CUDA does not recover from a lookup out of range
-                twin, given = copy.deepcopy(self).cpu(), as_covariates(covariates, None, x.cpu())
-                at = {n: [v.cpu() for v in values] for n, values in at.items()}
-            else:
-                twin, given = self, covariates
-            first, second = (twin._look(given, fill.to(twin.like()))[0] for fill in (torch.zeros(x.shape), normal))
-        except Exception:  # whatever a model says of numbers that it was not made for
-            return named, sites
-        _check_same(first, second, at)
-        return named, sites
-
-    def _data_site(self, sites: Sites, x: Tensor, given: Container[str] = ()) -> str:
-        """The name of the observed site that stands for the data."""
-        observed = {name: site for name, site in sites.items() if site["is_observed"] and name not in given}
-        alike = [n for n, s in observed.items() if tuple(s["fn"].event_shape) == tuple(self.event_shape or ())]
-        for name in [n for n, s in observed.items() if s["value"] is x] or alike or list(observed):
-            if observed[name]["value"].shape == x.shape:
-                return name
-            break
-        raise ValueError(
-            f"no observed site of the model has values of shape (n, {', '.join(map(str, self.event_shape or ()))}), "
-            f"as the data have: where x is rearranged before it is observed, sample and decode with Pyro's handlers."
-        )
-
-    def _observation(
-        self, x: Tensor, covariates: tuple[Any, ...], values: Mapping[str, Tensor], data: str | None = None
-    ) -> Tensor:
+    def _mean_or_mode(self, x: Tensor, covariates: tuple[Any, ...], values: Mapping[str, Tensor]) -> Tensor:
         """The mean or mode of p(x | z) at values of latent sites."""
         trace = poutine.trace(poutine.condition(self.model, data=dict(values))).get_trace(x, *covariates)
         sites = sample_sites(trace)
-        name = self._data_site(sites, x, given=values) if data is None else data
+        name = data_site(self, sites, x, given=values)
         mean = center(sites[name]["fn"])
         if mean is None:
             raise ValueError(
-                f"the likelihood at site {name!r} ({type(innermost(sites[name]['fn'])).__name__}) states neither a "
+                f"the likelihood at site {name!r} ({family(sites[name]['fn'])}) states neither a "
                 f"finite mean nor a mode: give it a property `mean`, or average draws of your own."
             )
         return mean
 
-    def _draw(self, x: Tensor, *covariates: Any, num_samples: int) -> Latents:
-        return draw(self.guide, x, *covariates, num_particles=num_samples, max_plate_nesting=self.max_plate_nesting)[0]
-
     def _guide_sites(self, x: Tensor, *covariates: Any) -> Sites:
         """The guide's latent sites; auxiliary ones are none."""
-        sites = sample_sites(poutine.trace(self.guide).get_trace(x, *covariates))
-        return {n: s for n, s in sites.items() if not (s["is_observed"] or s["infer"].get("is_auxiliary"))}
-
-
-class _Unobserved(UnconditionMessenger):
-    """Draws one observed site anew."""
-
-    def __init__(self, site: str) -> None:
-        super().__init__()
-        self._site = site
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == self._site:
-            super()._pyro_sample(msg)
-
-
-def _check_same(sites: Sites, others: Sites, values: Mapping[str, list[Tensor]]) -> None:
-    """Raise a ``ValueError`` where the distribution of a site differs between two runs on different x: of an observed
-    one at the values given, of a latent one as its draws show.
-    """
-    for name, at in values.items():
-        site, other = sites[name], others[name]
-        if site["is_observed"]:
-            same = all(_same_density(site, other, value) for value in at)
-        else:
-            same = torch.equal(site["value"], other["value"])
-        if not same:
-            raise ValueError(
-                f"the distribution of site {name!r} depends on the values of x, which are not known where data are "
-                f"drawn or latents decoded. Pass what it needs as a covariate; where dimensions are drawn given "
-                f"those before them, use pyrovae.distributions.Autoregressive."
-            )
-
-
-def _same_density(site: dict[str, Any], other: dict[str, Any], value: Tensor) -> bool:
-    a, b = (s["fn"].log_prob(value) for s in (site, other))
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, equal_nan=True)
+        return latent_sites(sample_sites(poutine.trace(self.guide).get_trace(x, *covariates)))
 
 
 def _latent_shape(site: dict[str, Any]) -> tuple[torch.Size, torch.Size]:

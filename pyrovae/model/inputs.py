@@ -41,7 +41,7 @@ def as_inputs(model: Stored, x: Any, covariates: tuple[Any, ...], name: str = "x
 
 def check_number(model: Stored, covariates: tuple[Any, ...]) -> None:
     """Raise a ``ValueError`` unless the model takes so many covariates."""
-    least, most = num_covariates(model, required=True), num_covariates(model)
+    least, most = num_covariates(model)
     if not least <= len(covariates) <= most:
         wanted = str(most) if least == most else f"{least} to {most}" if most < _ANY else f"at least {least}"
         raise ValueError(
@@ -50,13 +50,12 @@ def check_number(model: Stored, covariates: tuple[Any, ...]) -> None:
         )
 
 
-def num_covariates(model: Stored, *, required: bool = False) -> int:
-    """How many arguments ``model.model``, or ``loss``, takes after ``x``, or how many of them it cannot do without."""
-    parameters = list(inspect.signature(takes(model)).parameters.values())
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters) and not required:
-        return _ANY
+def num_covariates(model: Stored) -> tuple[int, int]:
+    """How many arguments ``model.model``, or ``loss``, needs after ``x``, and how many it takes."""
+    parameters = inspect.signature(takes(model)).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len([p for p in positional if not required or p.default is p.empty]) - 1
+    most = _ANY if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional) - 1
+    return len([p for p in positional if p.default is p.empty]) - 1, most
 
 
 def takes(model: Stored) -> Callable[..., Any]:

@@ -76,6 +76,11 @@ class Latents(Mapping[str, Tensor]):
         return Latents({site: z[index] for site, z in self.items()}, self.num_plates)
 
 
+def over_plates(term: Tensor) -> Float[Tensor, "particles batch"]:
+    """``(K, *plates, B)``, summed over the plates between particles and data."""
+    return term.flatten(1, -2).sum(1) if term.dim() > 2 else term
+
+
 def per_datum(term: Tensor, num_plates: int) -> Float[Tensor, "particles batch"]:
     """``(K, *plates, B, ...)``, summed over the plates and whatever follows the data."""
     return term.movedim(1 + num_plates, 1).flatten(2).sum(2) if term.dim() > 2 else term

@@ -4,9 +4,10 @@ Objectives and estimators are functions of :class:`LogTerms`; only this file rea
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import takewhile
 from typing import Any
 
 import pyro
@@ -21,12 +22,13 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyrovae.distributions._capabilities import capabilities
-from pyrovae.distributions.density import innermost_support, is_zero_somewhere, log_density, mask_of
+from pyrovae.distributions.density import is_zero_somewhere, log_density, mask_of
 from pyrovae.distributions.independent import innermost
 from pyrovae.distributions.kl import expanded_kl, kl_by_dimension
-from pyrovae.model.latents import Latents
-from pyrovae.model.modes import without_statements
-from pyrovae.model.pairing import NotAPair, check_pair, masks_of
+from pyrovae.distributions.support import innermost_support
+from pyrovae.model.latents import Latents, over_plates
+from pyrovae.model.modes import disable_param_statements
+from pyrovae.model.pairing import NotAPair, Sites, check_pair, masks_of
 
 PARTICLES = "_particles"
 
@@ -74,12 +76,12 @@ class LogTerms:
     @cached_property
     def log_weight(self) -> Float[Tensor, "particles batch"]:
         """log p(x, z) - log q(z | x)."""
-        return _total(self.log_likelihood) + _total(self.log_prior) - _total(self.log_posterior)
+        return total(self.log_likelihood) + total(self.log_prior) - total(self.log_posterior)
 
     @property
     def reconstruction(self) -> Float[Tensor, "particles batch"]:
         """log p(x | z), summed over observed sites."""
-        return _total(self.log_likelihood)
+        return total(self.log_likelihood)
 
     @cached_property
     def num_observed(self) -> Float[Tensor, "batch"] | None:
@@ -105,10 +107,11 @@ class LogTerms:
         """
         if site not in self.prior or site not in self.posterior or site in self.masks:
             return None
-        before_in_guide = _before(site, self.posterior)
-        if not set(_before(site, self.prior)) <= set(before_in_guide):
-            return None
-        if isinstance(innermost(self.posterior[site]), Delta):  # the registered formula leaves out its log_density
+        before_in_model, before_in_guide = (
+            set(takewhile(lambda name: name != site, sites)) for sites in (self.prior, self.posterior)
+        )
+        # The registered formula of a Delta leaves out its log_density.
+        if not before_in_model <= before_in_guide or isinstance(innermost(self.posterior[site]), Delta):
             return None
         kl = expanded_kl(self.posterior[site], self.prior[site])
         # Plates nested between the particles and the data are summed, as in the log-densities.
@@ -157,40 +160,46 @@ def log_terms(
         ValueError: a site outside the data plate, a latent site that only one of model and guide has, a
             model that observes nothing, or a scale that differs between sites; a term of a wrong shape when it is read.
     """
-    drawn = _trace(guide, x, covariates, num_particles, max_plate_nesting)
-    scored = _trace(poutine.replay(model, trace=drawn), x, covariates, num_particles, max_plate_nesting)
-    return _split(drawn, scored, num_particles, len(x), max_plate_nesting)
+    k, b = num_particles, len(x)
+    drawn, guide_sites = _run(guide, x, covariates, k, max_plate_nesting)
+    _, model_sites = _run(poutine.replay(model, trace=drawn), x, covariates, k, max_plate_nesting)
+    check_pair(guide_sites, model_sites)
+    observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
+    hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
+    log_likelihood, log_prior, log_posterior = (
+        _WhenRead({n: partial(_log_prob, n, s, k, b, given=sites is hidden) for n, s in sites.items()})
+        for sites in (observed, hidden, guide_sites)
+    )
+    return LogTerms(
+        log_likelihood=log_likelihood,
+        log_prior=log_prior,
+        log_posterior=log_posterior,
+        latents=as_latents(guide_sites, max_plate_nesting),
+        observed={n: s["value"] for n, s in observed.items()},
+        likelihood={n: s["fn"] for n, s in observed.items()},
+        prior={n: s["fn"] for n, s in hidden.items()},
+        posterior={n: s["fn"] for n, s in guide_sites.items()},
+        shape=(k, b),
+        masks=masks_of(guide_sites, hidden),
+        _count=partial(_num_observed, observed, k, b),
+    )
 
 
 def draw(
-    program: Callable[..., Any],
-    x: Tensor,
-    *covariates: Any,
-    num_particles: int = 1,
-    max_plate_nesting: int = 1,
+    program: Callable[..., Any], x: Tensor, *covariates: Any, num_particles: int = 1, max_plate_nesting: int = 1
 ) -> tuple[Latents, Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
-    """Run a guide, or a model as the proposal it is: what it draws and how it scores that.
-
-    Args:
-        program: ``guide(x, *covariates)`` or ``model(x, *covariates)``.
-        x: data ``(B, *event_shape)``.
-        covariates: passed on unchanged.
-        num_particles: K.
-        max_plate_nesting: as in :func:`log_terms`.
+    """Run a guide, or a model as the proposal it is: what it draws and how it scores that. Arguments are those of
+    :func:`log_terms`.
 
     Returns:
         The draws, each ``(K, *plates, B, *event)``; the sum of their log-densities; and that of the observed sites.
     """
-    trace = _trace(program, x, covariates, num_particles, max_plate_nesting)
-    sites, hidden = sample_sites(trace), {}
+    _, sites = _run(program, x, covariates, num_particles, max_plate_nesting)
     totals = {observed: x.new_zeros(num_particles, len(x)) for observed in (False, True)}
     for name, site in sites.items():
-        _check_plates(name, site, num_particles, len(x), max_plate_nesting)
         observed = site["is_observed"]
         totals[observed] = totals[observed] + _log_prob(name, site, num_particles, len(x))
-        if not (observed or site["infer"].get("is_auxiliary")):
-            hidden[name] = site
-    return as_latents(hidden, max_plate_nesting), totals[False], totals[True]
+    return as_latents(latent_sites(sites), max_plate_nesting), totals[False], totals[True]
 
 
 def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> Latents:
@@ -199,48 +208,29 @@ def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> L
     for name, site in sites.items():
         z = site["value"]
         missing = 1 + max_plate_nesting + len(site["fn"].event_shape) - z.dim()
-        values[name] = z.reshape((1,) * missing + z.shape) if missing > 0 else z
+        values[name] = z.reshape((1,) * missing + z.shape)
     return Latents(values, max_plate_nesting - 1)
 
 
-def log_joint(
-    program: Callable[..., Any],
-    x: Tensor,
-    *covariates: Any,
-    latents: Mapping[str, Tensor],
-    max_plate_nesting: int = 1,
-) -> Float[Tensor, "particles batch"]:
-    """log p(x, z) of a model, or log q(z | x) of a guide, at given latents, in nats.
+def log_densities(
+    program: Callable[..., Any], x: Tensor, *covariates: Any, latents: Mapping[str, Tensor], max_plate_nesting: int = 1
+) -> dict[str, Float[Tensor, "particles batch"]]:
+    """log p(x, z) of a model, or log q(z | x) of a guide, by site, at given latents, in nats. Arguments are those of
+    :func:`log_terms`.
 
     Args:
-        program: ``model(x, *covariates)`` or ``guide(x, *covariates)``.
-        x: data ``(B, *event_shape)``.
-        covariates: passed on unchanged.
         latents: a value for every latent site, ``(K, *plates, B, *event)``. Where there are none, K is 1.
-        max_plate_nesting: as in :func:`log_terms`.
 
     Raises:
         ValueError: a latent site without a value.
     """
-    return _total(log_densities(program, x, *covariates, latents=latents, max_plate_nesting=max_plate_nesting))
-
-
-def log_densities(
-    program: Callable[..., Any],
-    x: Tensor,
-    *covariates: Any,
-    latents: Mapping[str, Tensor],
-    max_plate_nesting: int = 1,
-) -> dict[str, Float[Tensor, "particles batch"]]:
-    """The terms of :func:`log_joint` by site."""
     k = next(iter(latents.values())).shape[0] if latents else 1
     values = dict(latents) if k > 1 else {site: of_one_particle(z, max_plate_nesting) for site, z in latents.items()}
-    trace = _trace(poutine.condition(program, data=values), x, covariates, k, max_plate_nesting)
+    _, sites = _run(poutine.condition(program, data=values), x, covariates, k, max_plate_nesting)
     terms = {}
-    for name, site in sample_sites(trace).items():
+    for name, site in sites.items():
         if not site["is_observed"]:
             raise ValueError(f"latents has no value for site {name!r}; it has {sorted(latents)}.")
-        _check_plates(name, site, k, len(x), max_plate_nesting)
         terms[name] = _log_prob(name, site, k, len(x), given=name in values)
     return terms
 
@@ -255,23 +245,6 @@ def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
     return z
 
 
-def _trace(
-    function: Callable[..., Any], x: Tensor, covariates: tuple[Any, ...], k: int, max_plate_nesting: int
-) -> Trace:
-    with _particle_plate(k, max_plate_nesting), without_statements():
-        return poutine.trace(function).get_trace(x, *covariates)
-
-
-@contextmanager
-def _particle_plate(k: int, max_plate_nesting: int) -> Iterator[None]:
-    """No plate for one particle: a model that cannot be vectorised can still be trained."""
-    if k == 1:
-        yield
-    else:
-        with pyro.plate(PARTICLES, k, dim=-max_plate_nesting - 1):
-            yield
-
-
 def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
     """A trace's random sites by name: neither plates' subsampling nor ``pyro.deterministic``."""
     return {
@@ -281,30 +254,9 @@ def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
     }
 
 
-def _split(drawn: Trace, scored: Trace, k: int, b: int, nesting: int) -> LogTerms:
-    guide_sites, model_sites = sample_sites(drawn), sample_sites(scored)
-    for name, site in (*guide_sites.items(), *model_sites.items()):
-        _check_plates(name, site, k, b, nesting)
-    check_pair(guide_sites, model_sites)
-    observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
-    hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
-    log_likelihood, log_prior, log_posterior = (
-        _WhenRead({n: partial(_log_prob, n, s, k, b, given=sites is hidden) for n, s in sites.items()})
-        for sites in (observed, hidden, guide_sites)
-    )
-    return LogTerms(
-        log_likelihood=log_likelihood,
-        log_prior=log_prior,
-        log_posterior=log_posterior,
-        latents=as_latents(guide_sites, nesting),
-        observed={n: s["value"] for n, s in observed.items()},
-        likelihood={n: s["fn"] for n, s in observed.items()},
-        prior={n: s["fn"] for n, s in hidden.items()},
-        posterior={n: s["fn"] for n, s in guide_sites.items()},
-        shape=(k, b),
-        masks=masks_of(guide_sites, hidden),
-        _count=partial(_num_observed, observed, k, b),
-    )
+def latent_sites(sites: Sites) -> dict[str, dict[str, Any]]:
+    """Those that are neither observed nor auxiliary."""
+    return {n: s for n, s in sites.items() if not (s["is_observed"] or s["infer"].get("is_auxiliary"))}
 
 
 class _WhenRead(Mapping[str, Tensor]):
@@ -326,24 +278,36 @@ class _WhenRead(Mapping[str, Tensor]):
         return len(self._compute)
 
 
-def _check_plates(name: str, site: dict[str, Any], k: int, b: int, nesting: int) -> None:
-    for frame in site["cond_indep_stack"]:
-        whole = frame.size == b if frame.dim == -1 else frame.full_size in (None, frame.size)
-        if not whole and frame.name != PARTICLES:
-            wrong = f"has {frame.size} rows where {b} data came" if frame.dim == -1 else f"takes {frame.size} at random"
-            raise NotAPair(
-                f"plate {frame.name!r} of site {name!r} {wrong}: log p(x) needs all of it. Data are len(x), or "
-                f"subsample=x; leave subsample_size out."
+def _run(
+    program: Callable[..., Any], x: Tensor, covariates: tuple[Any, ...], k: int, nesting: int
+) -> tuple[Trace, dict[str, dict[str, Any]]]:
+    """A trace over k particles, and its random sites: in the data plate, in whole plates, in no more than stated."""
+    # No plate for one particle: a model that cannot be vectorised can still be trained.
+    particles = pyro.plate(PARTICLES, k, dim=-nesting - 1) if k > 1 else nullcontext()
+    with particles, disable_param_statements():
+        trace = poutine.trace(program).get_trace(x, *covariates)
+    sites, b = sample_sites(trace), len(x)
+    for name, site in sites.items():
+        frames = site["cond_indep_stack"]
+        for frame in frames:
+            whole = frame.size == b if frame.dim == -1 else frame.full_size in (None, frame.size)
+            if not whole and frame.name != PARTICLES:
+                some = f"takes {frame.size} at random"
+                wrong = f"has {frame.size} rows where {b} data came" if frame.dim == -1 else some
+                raise NotAPair(
+                    f"plate {frame.name!r} of site {name!r} {wrong}: log p(x) needs all of it. Data are len(x), or "
+                    f"subsample=x; leave subsample_size out."
+                )
+        if not any(frame.dim == -1 for frame in frames):
+            raise ValueError(
+                f"site {name!r} is not inside the data plate: open `with pyro.plate('data', len(x)):` around it, "
+                f"at dimension -1. Latent variables shared by all data are not supported."
             )
-    if not any(frame.dim == -1 for frame in site["cond_indep_stack"]):
-        raise ValueError(
-            f"site {name!r} is not inside the data plate: open `with pyro.plate('data', len(x)):` around it, "
-            f"at dimension -1. Latent variables shared by all data are not supported."
-        )
-    if any(frame.dim is not None and frame.dim < -nesting - (k > 1) for frame in site["cond_indep_stack"]):
-        raise ValueError(
-            f"site {name!r} is in more nested plates than the {nesting} stated: set max_plate_nesting on the model."
-        )
+        if any(frame.dim is not None and frame.dim < -nesting - (k > 1) for frame in frames):
+            raise ValueError(
+                f"site {name!r} is in more nested plates than the {nesting} stated: set max_plate_nesting on the model."
+            )
+    return trace, sites
 
 
 def _log_prob(name: str, site: dict[str, Any], k: int, b: int, *, given: bool = False) -> Tensor:
@@ -368,11 +332,8 @@ def _log_prob(name: str, site: dict[str, Any], k: int, b: int, *, given: bool = 
 
 def _to_particles_and_batch(term: Tensor, k: int, b: int) -> Tensor:
     """``(K, *plates, B)``, or ``(*plates, B)`` for one particle, summed over the plates between: ``(K, B)``."""
-    if term.dim() < 2:
-        return term.expand(k, b)
-    if k > 1:
-        return term.flatten(1, -2).sum(1).expand(k, b) if term.dim() > 2 else term.expand(k, b)
-    return term.reshape(-1, term.shape[-1]).sum(0).expand(k, b)
+    term = term if k > 1 or not term.dim() else term.unsqueeze(0)
+    return over_plates(term).expand(k, b)
 
 
 def _num_observed(sites: Mapping[str, dict[str, Any]], k: int, b: int) -> Tensor | None:
@@ -391,14 +352,9 @@ def _num_observed(sites: Mapping[str, dict[str, Any]], k: int, b: int) -> Tensor
     return total
 
 
-def _total(terms: Mapping[str, Tensor]) -> Any:
+def total(terms: Mapping[str, Tensor]) -> Any:
     """The sum of all terms; 0 where there are none, of a model without latents."""
     total: Any = 0.0
     for i, term in enumerate(terms.values()):
         total = total + term if i else term
     return total
-
-
-def _before(site: str, ordered: Mapping[str, Any]) -> list[str]:
-    names = list(ordered)
-    return names[: names.index(site)]

@@ -8,7 +8,7 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 
-_ours = _unheard = False
+_ours = _disabled = False
 
 
 @contextmanager
@@ -24,19 +24,19 @@ def local_parameters() -> Iterator[None]:
 
 
 @contextmanager
-def without_statements() -> Iterator[None]:
+def disable_param_statements() -> Iterator[None]:
     """Inside, in a run of our own, nobody listens to Pyro's param statements: the parameters are known."""
-    global _unheard
-    before, _unheard = _unheard, _ours
+    global _disabled
+    before, _disabled = _disabled, _ours
     try:
         yield
     finally:
-        _unheard = before
+        _disabled = before
 
 
-def are_statements_unheard() -> bool:
+def param_statements_disabled() -> bool:
     """Whether a model is being run for which param statements are wasted."""
-    return _unheard
+    return _disabled
 
 
 class UnscaledData(Messenger):
@@ -66,23 +66,13 @@ def full_precision() -> Iterator[None]:
     parents = [torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn]
     parts = [getattr(p, name, None) for p in parents for name in ("matmul", "conv", "rnn")]
     backends: list[Any] = [part for part in parts if hasattr(part, "fp32_precision")]
-    reduced = [backend for backend in backends if backend.fp32_precision not in ("none", "ieee")]
-    if backends:
-        before = [backend.fp32_precision for backend in reduced]
-        _set_precision(reduced, ["ieee"] * len(reduced))
-        try:
-            yield
-        finally:
-            _set_precision(reduced, before)
-    else:  # torch before 2.9
-        matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
-
-
-def _set_precision(backends: list[Any], values: list[str]) -> None:
-    for backend, value in zip(backends, values, strict=True):
-        backend.fp32_precision = value
+    name, full = ("fp32_precision", "ieee") if backends else ("allow_tf32", False)
+    backends = backends or [torch.backends.cuda.matmul, torch.backends.cudnn]  # torch before 2.9
+    before = {part: value for part in backends if (value := getattr(part, name)) not in ("none", full)}
+    for part in before:
+        setattr(part, name, full)
+    try:
+        yield
+    finally:
+        for part, value in before.items():
+            setattr(part, name, value)

@@ -7,10 +7,11 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta, Unit
 from torch import Tensor
-from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, biject_to
+from torch.distributions import Distribution, biject_to
 
 from pyrovae.distributions.density import mask_of
 from pyrovae.distributions.independent import innermost
+from pyrovae.distributions.multivariate_normal import rounding_error
 
 Sites = Mapping[str, dict[str, Any]]
 _LOOKS = 8  # draws at which a transformation is compared with the density that it states
@@ -96,21 +97,10 @@ def check_masks(masks: Mapping[str, tuple[Tensor | bool, Tensor | bool]]) -> Non
 
 
 def check_precision(posterior: Mapping[str, Distribution]) -> None:
-    """Raise a ``ValueError`` where a site's own draws cannot be scored in its precision: solving for the noise of a
-    correlated normal that is nearly degenerate is wrong by any amount.
-    """
+    """Raise a ``ValueError`` where a site's own draws cannot be scored in its precision."""
     for name, q in posterior.items():
         core = innermost(q)
-        if isinstance(core, LowRankMultivariateNormal):
-            exact: Any = LowRankMultivariateNormal(
-                core.loc.double(), core.cov_factor.double(), core.cov_diag.double(), validate_args=False
-            )
-        elif getattr(type(core), "log_prob", None) is MultivariateNormal.log_prob:
-            exact = MultivariateNormal(core.loc.double(), scale_tril=core.scale_tril.double(), validate_args=False)
-        else:
-            continue
-        z = exact.sample(torch.Size((32,)))
-        wrong = float((core.log_prob(z.to(core.loc)) - exact.log_prob(z)).abs().max())
+        wrong = rounding_error(core)
         if not wrong < _MAX_ROUNDING:
             raise ValueError(
                 f"log q of a draw at site {name!r} is wrong by {wrong:.3g} nats: its covariance is nearly degenerate "

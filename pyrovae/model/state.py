@@ -26,9 +26,7 @@ _ELSEWHERE = ("training", "event_shape", "columns", "validated_on")  # in the he
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, those that ``state_dict`` leaves out as well."""
-    found = dict(model.state_dict(keep_vars=True))
-    for path, module in model.named_modules():
-        found |= {f"{path}.{name}".lstrip("."): value for name, value in module._buffers.items() if value is not None}
+    found = model.state_dict(keep_vars=True) | dict(model.named_buffers(remove_duplicate=False))
     for name, value in found.items():
         if is_lazy(value) or not isinstance(value, Tensor):
             reason = (

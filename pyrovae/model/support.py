@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 
 from pyrovae.distributions._capabilities import capabilities
-from pyrovae.distributions.density import innermost_support, is_everywhere_positive, support_of, varies
-from pyrovae.distributions.independent import innermost
+from pyrovae.distributions.density import is_everywhere_positive
+from pyrovae.distributions.independent import family, innermost
 from pyrovae.distributions.levels import OnLevels
+from pyrovae.distributions.support import space, support_of, varies
 from pyrovae.model.log_terms import LogTerms, log_terms, sample_sites
 from pyrovae.model.modes import local_parameters
 from pyrovae.model.pairing import check_masks
@@ -66,40 +67,26 @@ def check_densities(terms: LogTerms) -> None:
     made = any(site not in terms.prior for site in terms.posterior)  # of auxiliary draws, with their density
     for site, p in terms.prior.items():
         q = terms.posterior[site]
-        known = all(capabilities(d).support is not None and not capabilities(d).point_mass for d in (q, p))
-        if known and _measure(q) != _measure(p):
+        of_p, of_q = capabilities(p), capabilities(q)
+        known = all(can.support is not None and not can.point_mass for can in (of_p, of_q))
+        if known and space(of_p.support) != space(of_q.support):
             raise ValueError(
-                f"site {site!r} is {_measure(p).lower()} in the model ({type(innermost(p)).__name__}) and "
-                f"{_measure(q).lower()} in the guide ({type(innermost(q)).__name__}): their densities do not compare. "
+                f"site {site!r} is {space(of_p.support)} in the model ({family(p)}) and "
+                f"{space(of_q.support)} in the guide ({family(q)}): their densities do not compare. "
                 f"Give the guide a distribution on the same space."
             )
-        if capabilities(q).point_mass and not made and not (capabilities(p).discrete or capabilities(p).point_mass):
+        if of_q.point_mass and not made and not (of_p.discrete or of_p.point_mass):
             raise ValueError(
-                f"site {site!r} of the guide is a point mass ({type(innermost(q)).__name__}) on a continuum, which has "
+                f"site {site!r} of the guide is a point mass ({family(q)}) on a continuum, which has "
                 f"no density: no log p(x) follows from it. Use a guide with a density, e.g. a narrow Normal."
             )
 
 
-def narrower_sites(terms: LogTerms) -> list[str]:
-    """The latent sites whose prior has mass on all reals, and the guide on part of them."""
-    return _on_all_reals(terms.prior, terms.posterior)
-
-
-def wider_sites(terms: LogTerms) -> list[str]:
-    """The latent sites whose guide has mass on all reals, and the prior on part of them."""
-    return _on_all_reals(terms.posterior, terms.prior)
-
-
-def _on_all_reals(ours: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
-    partial = {site: p for site, p in others.items() if site in ours and not is_everywhere_positive(p)}
+def narrower_sites(distributions: Mapping[str, Distribution], others: Mapping[str, Distribution]) -> list[str]:
+    """The sites at which a distribution has mass on a part of the reals, and the other one on all."""
+    partial = {site: p for site, p in distributions.items() if site in others and not is_everywhere_positive(p)}
     can = {site: capabilities(p) for site, p in partial.items()}
-    return [s for s in partial if is_everywhere_positive(ours[s]) and not (can[s].discrete or can[s].point_mass)]
-
-
-def _measure(p: Any) -> str:
-    """What a density is taken with respect to: a count, volume, or the volume of a simplex, a sphere, ..."""
-    core = innermost_support(capabilities(p).support)
-    return "discrete" if core.is_discrete else type(core).__name__.strip("_") if core.event_dim else "continuous"
+    return [s for s in partial if is_everywhere_positive(others[s]) and not (can[s].discrete or can[s].point_mass)]
 
 
 def check_values(site: str, likelihood: Distribution, value: Tensor, name: str = "x") -> None:
@@ -123,19 +110,6 @@ def check_values(site: str, likelihood: Distribution, value: Tensor, name: str =
             f"{name} holds {int((~inside).sum())} value(s) outside the support of the likelihood at site "
             f"{site!r} ({type(element).__name__}: {shown}), e.g. {bad.flatten()[0].item():.6g}.{fix}"
         )
-
-
-def takes_integers(likelihood: Distribution) -> bool:
-    """Whether values are integers: counts, classes, one-hot vectors. Those of a Bernoulli are kept as floats, as the
-    levels of images are.
-    """
-    support = innermost_support(support_of(likelihood))
-    return (
-        support is not None
-        and support.is_discrete
-        and support is not constraints.boolean
-        and not isinstance(support, OnLevels)
-    )
 
 
 def same_for_all(terms: LogTerms, x: Tensor) -> tuple[str, Distribution] | None:

@@ -77,30 +77,14 @@ class VAE(VAEModel):
             raise ValueError("hidden must name at least one width, the context's, for this encoder; got none.")
         context_dim = hidden[-1] if hidden else prod(self.event_shape)
         self.latent_dim = latent_dim
-        parts = {"posterior": posterior, "prior": prior, "likelihood": likelihood}
-        options = {
-            "posterior": dict(posterior_options or {}),
-            "prior": dict(prior_options or {}),
-            "likelihood": dict(likelihood_options or {}),
-        }
-        for kind, part in parts.items():
-            if not isinstance(part, str) and options[kind]:
-                raise ValueError(f"{kind}_options are for a {kind} given by name; this one is already built.")
-
-        self.likelihood = _build(
-            LIKELIHOODS, "likelihood", likelihood, event_dim=len(self.event_shape), **options["likelihood"]
-        )
-        self.posterior = _build(
-            POSTERIORS,
-            "posterior",
-            posterior,
-            latent_dim=latent_dim,
-            context_dim=context_dim,
-            **options["posterior"],
-        )
+        of_prior: dict[str, Any] = {"latent_dim": latent_dim}
         if isinstance(prior, str) and lookup(PRIORS, prior, "prior").uses_posterior:
-            options["prior"]["event_shape"] = self.event_shape
-        self.prior = _build(PRIORS, "prior", prior, latent_dim=latent_dim, **options["prior"])
+            of_prior["event_shape"] = self.event_shape
+        of_posterior = {"latent_dim": latent_dim, "context_dim": context_dim}
+        of_likelihood = {"event_dim": len(self.event_shape)}
+        self.likelihood = _build(LIKELIHOODS, "likelihood", likelihood, likelihood_options, of_likelihood)
+        self.posterior = _build(POSTERIORS, "posterior", posterior, posterior_options, of_posterior)
+        self.prior = _build(PRIORS, "prior", prior, prior_options, of_prior)
         if getattr(self.prior, "uses_posterior", False) and not getattr(self.posterior, "can_score", True):
             scorable = [name for name, family in POSTERIORS.items() if family.can_score]
             raise ValueError(
@@ -133,17 +117,12 @@ class VAE(VAEModel):
             pyro.sample("z", self.q(x))
 
 
-class _Flatten(nn.Module):
-    def __init__(self, event_dim: int) -> None:
-        super().__init__()
-        self.event_dim = event_dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(-self.event_dim)
-
-
-def _build(registry: dict[str, Any], kind: str, part: Any, **arguments: Any) -> Any:
-    return lookup(registry, part, kind)(**arguments) if isinstance(part, str) else part
+def _build(registry: dict[str, Any], kind: str, part: Any, options: Any, sizes: dict[str, Any]) -> Any:
+    if isinstance(part, str):
+        return lookup(registry, part, kind)(**sizes, **(options or {}))
+    if options:
+        raise ValueError(f"{kind}_options are for a {kind} given by name; this one is already built.")
+    return part
 
 
 def _networks(
@@ -158,10 +137,10 @@ def _networks(
     if name == "strided_conv":
         strided = StridedEncoder(event_shape, hidden[-1])
         return strided, StridedDecoder(latent_dim, event_shape, outputs * event_shape[0])
-    mlp = _MLPS[name]
+    mlp, flatten = _MLPS[name], nn.Flatten(-len(event_shape))
     if not hidden:
-        return _Flatten(len(event_shape)), mlp(latent_dim, (), outputs * prod(event_shape))
+        return flatten, mlp(latent_dim, (), outputs * prod(event_shape))
     encoder: nn.Module = mlp(prod(event_shape), hidden[:-1], hidden[-1], final_activation=True)
     if len(event_shape) > 1:
-        encoder = nn.Sequential(_Flatten(len(event_shape)), encoder)
+        encoder = nn.Sequential(flatten, encoder)
     return encoder, mlp(latent_dim, hidden[::-1], outputs * prod(event_shape))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import not_negative
-from pyrovae.distributions.independent import innermost
+from pyrovae.distributions.independent import family
 from pyrovae.model import LogTerms
 from pyrovae.objectives.base import Objective
 from pyrovae.objectives.schedules import has_ended, value_at
@@ -120,7 +120,7 @@ class ELBO(Objective):
         """Per datum, so that its mean over the batch is what the class says: λ where that of a dimension is below."""
         kl = terms.closed_form_kl_by_dimension(site)
         if kl is None:
-            q, p = (type(innermost(d[site])).__name__ if site in d else "none" for d in (terms.posterior, terms.prior))
+            q, p = (family(d[site]) if site in d else "none" for d in (terms.posterior, terms.prior))
             raise ValueError(
                 f"free_bits={self.free_bits:g} needs the KL of every dimension of site {site!r} in closed form, which "
                 f"posterior ({q}) and prior ({p}) do not have: use ones that factorise, such as posterior='mean_field' "

@@ -107,7 +107,7 @@ class Batches(ABC):
         if first is None:
             raise ValueError(f"{self.name} is empty. Pass at least one datum.")
         x = as_data(first[0], self.name, model.event_shape, integers=True)
-        needed = num_covariates(model, required=True)
+        needed = num_covariates(model)[0]
         if len(first) - 1 < needed:
             raise ValueError(
                 f"{type(model).__name__}.{takes(model).__name__} takes {needed} covariate(s) and {self.name} has "
@@ -137,7 +137,7 @@ class Batches(ABC):
         """What identifies the data: their content, as far as that can be had."""
         return f"{type(self).__name__} of {self.num_steps} batches"
 
-    def refuse_if_exhausted(self, epoch: int, count: float) -> None:
+    def check_not_exhausted(self, epoch: int, count: float) -> None:
         """Raise a ``ValueError`` if an epoch brought no data."""
         if not count:
             raise ValueError(
@@ -221,7 +221,7 @@ class LoaderBatches(Batches):
         name: str,
     ) -> None:
         super().__init__(model.like(), transform, name)
-        self._loader, self._num_fields, self.size = loader, 1 + num_covariates(model), loader.batch_size
+        self._loader, self._num_fields, self.size = loader, 1 + num_covariates(model)[1], loader.batch_size
         self._columns = [*(model.columns or [])]
         self._model = model
         self._dtype: torch.dtype | None = None  # of x, which the first batch decides
@@ -325,7 +325,7 @@ def as_fields(data: Any) -> tuple[Any, ...]:
 
 def in_memory(model: Model, data: Any, name: str) -> Batch:
     """x and the covariates of data in memory as tensors, checked; see :func:`as_batches`."""
-    fields, most = as_fields(data), 1 + num_covariates(model)
+    fields, most = as_fields(data), 1 + num_covariates(model)[1]
     if len(fields) > most:
         fix = f"{name}[:{most}]" if most > 1 else f"{name}[0]"
         raise ValueError(

@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyrovae._checks import at_least, one_of, placed, resolve_device
-from pyrovae._distributed import connect, from_main, num_processes, rank, refuse_differences
+from pyrovae._distributed import check_same_everywhere, connect, from_main, num_processes, rank
 from pyrovae._random import reseed, seeded
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model.inputs import columns_kept
 from pyrovae.model.modes import local_parameters
-from pyrovae.model.support import wider_sites
+from pyrovae.model.support import narrower_sites
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.training.batches import Splits, Transform, as_batches, as_fields, split
 from pyrovae.training.checkpoint import Checkpoints, Resume
@@ -175,7 +175,7 @@ def fit(
                     terms = batches.check(model, particles, paired=ours)
                     if isinstance(objective, Objective) and terms is not None:
                         objective.check(terms)
-                    elif not ours and terms is not None and (wider := wider_sites(terms)):
+                    elif not ours and terms is not None and (wider := narrower_sites(terms.prior, terms.posterior)):
                         raise ValueError(
                             f"the guide draws site {wider[0]!r} outside the prior's support, where log p(z) and the "
                             f"ELBO are -inf, which {type(objective).__name__} does not notice: give it a guide on the "
@@ -200,7 +200,7 @@ def fit(
         )
         if num_processes() > 1:
             hashes = {"data": train.hash()} | ({} if held_out is None else {"validation": held_out.hash()})
-            refuse_differences("Give all of it to each: fit divides it.", **hashes)
+            check_same_everywhere("Give all of it to each: fit divides it.", **hashes)
             task.share = lambda: (train.total / num_processes(), train.weight)
             for tensor in (*model.parameters(), *model.buffers()):
                 from_main(tensor.detach())

@@ -203,7 +203,7 @@ class Trainer:
                 self.seconds = now - started
                 self._save()
                 signals.pass_on()
-        self.train.refuse_if_exhausted(self.epoch, self.count)
+        self.train.check_not_exhausted(self.epoch, self.count)
         self.loss = self._total(ended=True)
         for buffer in self.model.buffers():
             from_main(buffer)  # running means and such, which every process has updated by its own data
@@ -252,7 +252,7 @@ class Trainer:
                     held_out.in_first_epoch(self.model, raw)
                 self.validation(*raw)
                 count += held_out.weight * len(raw[0])
-        held_out.refuse_if_exhausted(self.epoch, count)
+        held_out.check_not_exhausted(self.epoch, count)
         both = summed(torch.stack([self.validation.work.total, torch.full_like(self.validation.work.total, count)]))
         total, count = both.tolist()
         if not math.isfinite(total):
