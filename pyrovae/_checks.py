@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pyrovae._frames import Columns, as_numbers, in_order
 
@@ -219,6 +220,13 @@ def rows_of(covariates: Sequence[Any], rows: slice | Tensor) -> tuple[Any, ...]:
 def placed(value: Tensor, like: Tensor) -> Tensor:
     """The tensor on the device of ``like`` and, unless it holds integers, in its precision."""
     return value.to(like if value.is_floating_point() else like.device)
+
+
+def all_on(values: Any, device: torch.device) -> Any:
+    """A nest of anything, its tensors on a device."""
+    if all(value.device == device for value in tree_leaves(values) if isinstance(value, Tensor)):
+        return values
+    return tree_map_only(Tensor, lambda value: value.to(device), values)
 
 
 def reason(error: Exception) -> str:

@@ -2,21 +2,18 @@
 
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
 import torch
-import torch._inductor.decomposition
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.node import map_arg
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from pyrovae._code import compiled, fold, move_constants
 from pyrovae._random import others_state, set_others_state
 
 Compile = Literal["auto", "off", "inductor"]
@@ -27,7 +24,6 @@ _PER_CALL = 4e-6  # seconds of launching one operation, and of writing one byte 
 _PER_BYTE = {"cpu": 1.6e-10, "cuda": 1e-12}
 _WARM_UP = 30  # calls of one shape before tracing pays, on a CPU
 _WARM_UP_ELSEWHERE = 2  # where every operation is launched
-_COMPILED: dict[Any, Callable[..., Any]] = {}  # by code and shapes: models of one architecture share machine code
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parent)
 
 
@@ -53,48 +49,10 @@ def trace(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
         raise RuntimeError("the shape of one of its tensors depends on values")
     module.graph.eliminate_dead_code()  # random operations stay
     module.recompile()
+    elsewhere = [t.device for t in inputs if t.device.type != "cpu"]
+    if elsewhere:
+        move_constants(module, elsewhere[0])
     return module
-
-
-def compiled(module: GraphModule, *inputs: Tensor) -> Callable[..., Any]:
-    """The graph as machine code (inductor), with the same random numbers. It keeps reading the module's tensors.
-
-    Code is kept for the rest of the process, by graph and shapes, and by inductor itself on the disk.
-
-    Args:
-        module: from :func:`trace`.
-        inputs: tensors of the shapes that it will take.
-
-    Raises:
-        Exception: whatever inductor raises, e.g. where there is no C++ compiler.
-    """
-    lifted, constants = _lifted(module)
-    _unfuse_biases(lifted)
-    every = (*constants, *inputs)
-    key = (lifted.code, *((t.shape, t.stride(), t.dtype, t.device) for t in every))
-    if key not in _COMPILED:
-        # Its own random numbers would be others than those that everybody else draws from the same seed.
-        with _random_operations_whole():
-            _COMPILED[key] = torch._inductor.compile(lifted, list(every), options={"fallback_random": True})
-    code = _COMPILED[key]
-    return lambda *tensors: code(*constants, *tensors)
-
-
-@contextmanager
-def _random_operations_whole() -> Iterator[None]:
-    """Inductor takes some random operations apart (bernoulli: uniforms below p), into other draws than theirs."""
-    table = torch._inductor.decomposition.decompositions
-    random = [op for op in table if isinstance(op, OpOverload) and is_random(op) and not op._can_decompose()]
-    apart = {op: table.pop(op) for op in random}
-    try:
-        yield
-    finally:
-        table.update(apart)
-
-
-def is_random(target: Any) -> bool:
-    """Whether an operation draws from torch's generators."""
-    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
 
 
 def is_worthwhile(module: GraphModule, calls: int) -> bool:
@@ -173,7 +131,7 @@ class Graph:
         try:
             module = trace(flat, *tensors)
             much = self._compile == "inductor" or (self._compile == "auto" and is_worthwhile(module, self._expected))
-            _fold(module)
+            fold(module)
         except Exception:  # whatever a user's code does that cannot be traced
             return None, None
         if much:
@@ -187,59 +145,3 @@ class Graph:
 
 def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-
-
-def _lifted(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
-    """The same graph with the tensors that it holds as its first inputs, and these tensors."""
-    graph = torch.fx.Graph()
-    held = [node for node in module.graph.nodes if node.op == "get_attr"]
-    targets = list(dict.fromkeys(node.target for node in held))
-    inputs = {target: graph.placeholder(f"held_{i}") for i, target in enumerate(targets)}
-    copies = {node: inputs[node.target] for node in held}
-    for node in module.graph.nodes:
-        if node.op != "get_attr":
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    return GraphModule(torch.nn.Module(), graph), [_attribute(module, target).detach() for target in targets]
-
-
-def _unfuse_biases(module: GraphModule) -> None:
-    """``addmm`` as a product and a sum: on a CPU it first copies the bias into every row, which a kernel that has to
-    pass over the rows anyway, for the activation say, does for nothing.
-    """
-    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.addmm.default):
-        if not node.kwargs:
-            bias, left, right = node.args
-            with module.graph.inserting_before(node):
-                product = module.graph.call_function(torch.ops.aten.mm.default, (left, right))
-                total = module.graph.call_function(torch.ops.aten.add.Tensor, (product, bias))
-            node.replace_all_uses_with(total)
-            module.graph.erase_node(node)
-    module.recompile()
-
-
-def _attribute(module: torch.nn.Module, target: str) -> Tensor:
-    *path, name = target.split(".")
-    return getattr(module.get_submodule(".".join(path)), name)
-
-
-def _fold(module: GraphModule) -> None:
-    """Compute what depends on no input in advance."""
-    known = {node: _attribute(module, node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    calls = [node for node in module.graph.nodes if node.op == "call_function"]
-    shared = True
-    for node in calls:
-        constant = [used in known for used in node.all_input_nodes]
-        if is_random(node.target) or node.is_impure():  # what it changes in place must be made anew every time
-            shared = shared and not any(constant)
-        elif all(constant):
-            args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
-            known[node] = node.target(*args, **kwargs)
-    if shared:
-        for i, node in enumerate(n for n in calls if isinstance(known.get(n), Tensor)):
-            if all(user in known for user in node.users):
-                continue  # only the last of a chain is read
-            setattr(module, f"_folded_{i}", known[node])
-            with module.graph.inserting_before(node):
-                node.replace_all_uses_with(module.graph.create_node("get_attr", f"_folded_{i}"))
-        module.graph.eliminate_dead_code()
-    module.recompile()

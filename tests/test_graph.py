@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import pyrovae as pv
-from pyrovae import _graph
+from pyrovae import _code, _graph
 from pyrovae._graph import Graph
 from tests.models import TwoSites, binary
 
@@ -175,14 +175,14 @@ def test_machine_code_draws_the_same_and_scores_alike(posterior: str) -> None:
 @torch.no_grad()
 def test_models_of_one_architecture_share_machine_code_and_keep_their_weights() -> None:
     x, z = torch.rand(2, 6), torch.rand(5, 2, 3)
-    before = len(_graph._COMPILED)
+    before = len(_code._COMPILED)
     for seed in (0, 1):
         torch.manual_seed(seed)
         decoder = pv.networks.MLP(3, [7], 6)
         graph = Graph(lambda z, x, decoder=decoder: (decoder(z) - x).square().sum(-1), compile="inductor")
         for _ in range(3):
             torch.testing.assert_close(graph(z, x), (decoder(z) - x).square().sum(-1))
-    assert len(_graph._COMPILED) == before + 1
+    assert len(_code._COMPILED) == before + 1
 
 
 def test_without_a_compiler_graphs_are_traced_and_say_so(monkeypatch) -> None:
@@ -209,3 +209,97 @@ def test_random_numbers_of_others_are_refused() -> None:
         _graph.trace(lambda x: x + float(np.random.rand()), torch.rand(2))  # noqa: NPY002
     with pytest.raises(RuntimeError, match="not torch's"):
         _graph.trace(lambda x: x + random.random(), torch.rand(2))
+
+
+P = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
+RANDOM = {
+    "bernoulli": torch.bernoulli,
+    "bernoulli in place": lambda p: torch.empty_like(p).bernoulli_(0.3),
+    "cauchy": lambda p: torch.empty_like(p).cauchy_(),
+    "dropout": lambda p: torch.nn.functional.dropout(p, 0.3),
+    "exponential": lambda p: torch.empty_like(p).exponential_(),
+    "gamma": lambda p: torch._standard_gamma(p + 1.0),
+    "geometric": lambda p: torch.empty_like(p).geometric_(0.3),
+    "log normal": lambda p: torch.empty_like(p).log_normal_(),
+    "multinomial": lambda p: torch.multinomial(p + 0.1, 3),
+    "normal": lambda p: torch.normal(p, 1.0),
+    "normal of two": lambda p: torch.normal(p, p + 1.0),
+    "poisson": torch.poisson,
+    "rand": lambda p: torch.rand(3, 4) + p.sum(),
+    "rand_like": torch.rand_like,
+    "randint": lambda p: torch.randint(0, 7, (5,)) + p.sum(),
+    "randn": lambda p: torch.randn(3, 4) * p.sum(),
+    "randn_like": lambda p: torch.randn_like(p.T) + p.T,
+    "randperm": lambda p: torch.randperm(5) + p.sum(),
+    "uniform": lambda p: torch.empty_like(p).uniform_(),
+}
+
+
+def test_random_operations_are_all_that_torch_says_are() -> None:
+    """Those named above, in one spelling or another; the rest are parts of layers."""
+    tagged = set()
+    for name in dir(torch.ops.aten):
+        packet = getattr(torch.ops.aten, name)
+        if hasattr(packet, "overloads"):
+            tagged |= {name for o in packet.overloads() if _code.is_random(getattr(packet, o))}
+    named = {op.__name__.split(".")[0].rstrip("_") for f in RANDOM.values() for op in drawn(f, P)}
+    layers = ("attention", "rnn", "gru", "lstm", "dropout", "rrelu")
+    forgotten = {n for n in tagged if n.rstrip("_") not in named and not any(layer in n for layer in layers)}
+    assert forgotten <= {"randint_like", "normal_functional", "rand_like", "randn_like", "_standard_gamma"}
+
+
+def drawn(function, *inputs: torch.Tensor) -> list:
+    """The random operations of a traced function, in order."""
+    nodes = _graph.trace(lambda *p: [function(*p)], *inputs).graph.nodes
+    return [node.target for node in nodes if _code.is_random(node.target)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_operations_stay_whole_and_in_order_in_machine_code(name: str, monkeypatch) -> None:
+    """Before and after draws of other kinds, some of which depend on it: the same numbers, and inductor sees none of them."""
+    seen = []
+    compile = torch._inductor.compile
+    monkeypatch.setattr(torch._inductor, "compile", lambda m, *rest, **o: (seen.append(m), compile(m, *rest, **o))[1])
+
+    def function(p: torch.Tensor) -> list[torch.Tensor]:
+        first = RANDOM[name](p.sqrt())
+        noise = torch.randn(3, 4)
+        weight = torch.rand_like(p * first.double().mean())
+        second = RANDOM[name](weight * p)
+        return [first, noise * first.double().sum(), second, torch.nn.functional.dropout(second.double().exp())]
+
+    module = _graph.trace(function, P)
+    order = [node.target for node in module.graph.nodes if _code.is_random(node.target)]
+    assert len(order) >= 5
+    code = _code.compiled(module, P)
+    assert seen
+    assert not any(_code.is_random(node.target) for m in seen for node in m.graph.nodes)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        expected, state = function(P), torch.get_rng_state()
+        torch.manual_seed(seed)
+        got = code(P)
+        assert torch.equal(torch.get_rng_state(), state)
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_changed_in_place_is_drawn_from_as_it_was() -> None:
+    """A buffer that is drawn from, changed and drawn from again."""
+
+    def function(rate: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
+        first = torch.bernoulli(rate)
+        rate.mul_(0.5).add_(0.25 * x.mean())
+        return [first, torch.bernoulli(rate), torch.zeros(6).add_(x[0]).bernoulli_(0.5)]
+
+    x, rate = P[:2], torch.full((100, 6), 0.9)
+    code = _code.compiled(_graph.trace(function, rate, x), rate, x)
+    expected, got = rate.clone(), rate.clone()
+    for _ in range(3):
+        torch.manual_seed(1)
+        a = function(expected, x)
+        torch.manual_seed(1)
+        b = code(got, x)
+        assert all(torch.equal(u, v) for u, v in zip(a, b, strict=True))
+        torch.testing.assert_close(got, expected)

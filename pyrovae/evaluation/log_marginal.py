@@ -149,7 +149,7 @@ def _estimate(
     """The columns of all data, from K draws each, shared among the processes."""
     half, tenth = max(num_samples // 2, 1), max(num_samples // 10, 1)
     reached = {k for k in sizes if k <= num_samples} | {1, tenth, half, num_samples}
-    columns: dict[str, np.ndarray] = {}
+    columns: dict[str, Tensor] = {}
     weights = LogWeights(model, data, num_samples, proposal, memory_budget, compile)
     mine = weights.share()
     total = (mine.stop - mine.start) * num_samples
@@ -161,10 +161,11 @@ def _estimate(
                 stream.update(log_weight)
                 bar.update(log_weight.numel())
             for name, values in stream_columns(stream, num_samples, sizes).items():
-                # Whole columns from the start: small pieces kept between chunks would fragment the heap.
-                column = columns.setdefault(name, np.empty(len(data), dtype=values.dtype))
+                # Whole columns from the start: small pieces kept between chunks would fragment the heap. They are
+                # read at the end alone, so that a device need not wait.
+                column = columns.setdefault(name, values.new_empty(len(data)))
                 column[rows] = values
-    return joined(columns, mine)
+    return joined({name: column.cpu().numpy() for name, column in columns.items()}, mine)
 
 
 def _reach(
@@ -208,7 +209,7 @@ def _bounds(model: VAEModel, data: TestSet, terms: LogTerms) -> np.ndarray:
     return out
 
 
-def stream_columns(stream: WeightStream, num_samples: int, sizes: Sequence[int]) -> dict[str, np.ndarray]:
+def stream_columns(stream: WeightStream, num_samples: int, sizes: Sequence[int]) -> dict[str, Tensor]:
     """What :class:`~pyrovae.MarginalResult` has of the K draws in a stream, with L_k for these sizes k."""
     log_px, tenth = stream.log_mean, stream.bound(max(num_samples // 10, 1))[0]
     columns = {
@@ -226,4 +227,4 @@ def stream_columns(stream: WeightStream, num_samples: int, sizes: Sequence[int])
     nothing = torch.full_like(log_px, torch.nan)
     for k in sizes:
         columns[f"L_{k}"], columns[f"L_{k}_se"] = stream.bound(k) if k <= num_samples else (nothing, nothing)
-    return {name: value.cpu().numpy() for name, value in columns.items()}
+    return columns

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
-from pyrovae._checks import reason, rows_of
+from pyrovae._checks import all_on, reason, rows_of
 from pyrovae.model.generation import Generation
 from pyrovae.model.latents import Latents
 from pyrovae.model.log_terms import LogTerms, draw, log_densities, log_terms, total
@@ -22,8 +22,8 @@ _AUXILIARY = 64  # data whose guide's transformations are compared with the dens
 class VAEModel(Generation, PyroModule):
     """A VAE: subclass it and write ``model(self, x, *covariates)`` and ``guide(self, x, *covariates)`` in Pyro.
 
-    Data are ``x`` of shape ``(B, *event_shape)``. Every sample site stands inside
-    ``with pyro.plate("data", len(x)):`` (dimension -1), and every network keeps leading dimensions, because
+    Data are ``x`` of shape ``(B, *event_shape)``, on any device: results are on the model's. Every sample site stands
+    inside ``with pyro.plate("data", len(x)):`` (dimension -1), and every network keeps leading dimensions, because
     particles are vectorised over a plate outside.
 
     Parameters live in the module, never in Pyro's global param store; plain ``pyro.infer.SVI`` trains it too.
@@ -118,6 +118,7 @@ class VAEModel(Generation, PyroModule):
         return self._on_waist(draw, self.model, x, *covariates, num_particles=num_particles)
 
     def _on_waist(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        args, options = all_on((args, options), self.like().device)
         with local_parameters():
             return function(*args, max_plate_nesting=self.max_plate_nesting, **options)
 

@@ -173,6 +173,7 @@ class Trainer:
             self.model.load_state_dict(self.best)
         self.model.eval()
         run.engine = self.engine.in_use
+        run.compile_seconds = self.engine.seconds + (0.0 if self.validation is None else self.validation.seconds)
         return run
 
     def _epoch(self, bar: Any, signals: Deferred, started: float) -> float:

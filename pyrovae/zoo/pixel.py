@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, lookup, one_of
+from pyrovae._checks import at_least, lookup, one_of, placed
 from pyrovae.distributions import Autoregressive
 from pyrovae.distributions.independent import innermost
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
@@ -140,7 +140,7 @@ class PixelCNN(VAEModel):
 
     def log_prob(self, x: Float[Tensor, "*batch channels height width"]) -> Float[Tensor, "*batch"]:
         """log p(x) in nats: exact, and differentiable."""
-        return self.decoder(None).log_prob(x)
+        return self.decoder(None).log_prob(placed(x, self.like()))
 
     def model(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):

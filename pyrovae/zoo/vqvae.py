@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pyrovae._checks import as_data, at_least, lookup
+from pyrovae._checks import as_data, at_least, lookup, placed
 from pyrovae.distributions import PointMass
 from pyrovae.likelihoods import LIKELIHOODS
 from pyrovae.model import VAEModel
@@ -157,7 +157,7 @@ class VQVAE(VAEModel):
 
     def quantize(self, x: Float[Tensor, "batch channels height width"]) -> Quantized:
         """What the codebook makes of the encoder's outputs, with straight-through gradient."""
-        return self.quantizer(self._features(x))
+        return self.quantizer(self._features(placed(x, self.like())))
 
     # -- stage two ---------------------------------------------------------------------------------------
 

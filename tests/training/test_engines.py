@@ -449,7 +449,7 @@ def test_machine_code_that_is_wrong_or_fails_is_left_out(monkeypatch) -> None:
         monkeypatch.setattr(
             torch._inductor, "compile", lambda module, *rest, code=code, **options: (graph.insert(0, module), code)[1]
         )
-        monkeypatch.setattr("pyrovae._graph._COMPILED", {})
+        monkeypatch.setattr("pyrovae._code._COMPILED", {})
         model = build("mean_field")
         with pytest.warns(UserWarning, match=message) as caught:
             run = pv.fit(model, X, compile="inductor", device="cpu", **STEPS)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from pyrovae._graph import compiled, trace
+from pyrovae._code import compiled
+from pyrovae._graph import trace
 from pyrovae.objectives import Objective
 from pyrovae.training.engines.task import Task
 
