@@ -257,7 +257,7 @@ def drawn(function, *inputs: torch.Tensor) -> list:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RANDOM)
 def test_random_operations_stay_whole_and_in_order_in_machine_code(name: str, monkeypatch) -> None:
-    """Before and after draws of other kinds, some of which depend on it: the same numbers, and inductor sees none of them."""
+    """Before and after draws of other kinds, some of which depend on it: the same numbers, none of them inductor's."""
     seen = []
     compile = torch._inductor.compile
     monkeypatch.setattr(torch._inductor, "compile", lambda m, *rest, **o: (seen.append(m), compile(m, *rest, **o))[1])
