@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, interpolate
 
-from pyrovae._capture import Capture
+from pyrovae._capture import replayed
 from pyrovae._graph import Compile, Graph
-from pyrovae.evaluation.chunks import is_out_of_memory
 from pyrovae.model.base_space import BaseSpace
 
 SETTLING = 20  # moves at the start before the pilot run
@@ -71,7 +70,7 @@ class Annealing:
     ) -> None:
         self._space, self._betas, self._num_leapfrog = space, betas, num_leapfrog
         self._leap, self._moved = Graph(self._leapfrog, compile=compile, calls=calls), moved
-        self._recorded = Capture(self._trajectory, betas.device) if betas.device.type == "cuda" else None
+        self._trajectory = replayed(self._leapfrogs, betas.device)
         self._log_step = self._tune(target_acceptance, pilot)
 
     def forward(self) -> tuple[Float[Tensor, "chains batch"], Float[Tensor, "batch"]]:
@@ -123,19 +122,10 @@ class Annealing:
     def _move(self, state: "_State", beta: Tensor, log_step: Tensor) -> tuple["_State", Float[Tensor, "chains batch"]]:
         """One Hamiltonian move of every chain at β, and the probability with which it was accepted."""
         self._moved()
-        arguments = (*state.tensors, beta, log_step)
-        results = None
-        if self._recorded is not None:
-            try:
-                results = [t.clone() for t in self._recorded(*arguments)]
-            except Exception as error:  # of work that cannot be recorded; it is done as it is then
-                if isinstance(error, RuntimeError) and is_out_of_memory(error):
-                    raise
-                self._recorded = None
-        *new, acceptance = self._trajectory(*arguments) if results is None else results
+        *new, acceptance = self._trajectory(*state.tensors, beta, log_step)
         return _State(*new), acceptance
 
-    def _trajectory(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+    def _leapfrogs(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         """A move, all leapfrog steps of it, on tensors: a state, β, and the logarithm of the step sizes."""
         *tensors, beta, log_step = arguments
         state = new = _State(*tensors)

@@ -16,6 +16,7 @@ from torch.distributions import Normal, biject_to
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
+from pyrovae._capture import replayed
 from pyrovae._random import seeded
 from pyrovae.distributions._capabilities import capabilities
 from pyrovae.distributions.support import innermost_support, varies
@@ -306,8 +307,9 @@ def fit(
     groups = [{"params": [p], "lr": learning_rate * factor} for p, factor in q.parameters]
     optimizer = torch.optim.Adam(groups, fused=parameters[0].device.type in ("cpu", "cuda"))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    slope = replayed(lambda: gradients(q, model, part, num_particles), parameters[0].device)
     for _ in range(steps):
-        for p, gradient in zip(parameters, gradients(q, model, part, num_particles), strict=True):
+        for p, gradient in zip(parameters, slope(), strict=True):
             p.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
         optimizer.step()
         schedule.step()
