@@ -57,7 +57,7 @@ def line(ax: Axes, label: str):
 
 def test_curves_show_bounds_from_the_first_epoch() -> None:
     x = torch.zeros(20, 6)
-    runs = {"a": pv.fit(pv.VAE((6,), 2, hidden=(8,)), x, validation=x, epochs=3, progress=False)}
+    runs = {"a": pv.fit(pv.VAE((6,), 2, hidden=(8,)), x, validation=x, epochs=3, progress=False, device="cpu")}
     line = pv.plots.curves(runs).get_lines()[0]
     assert line.get_xdata().tolist() == [1, 2, 3]
     assert line.get_ydata().tolist() == pytest.approx((-runs["a"].history["val_loss"]).tolist())

@@ -99,7 +99,7 @@ def test_a_guide_whose_draws_cannot_be_scored_is_refused() -> None:
         dist.LowRankMultivariateNormal(torch.zeros(60), factor, torch.full((60,), 1e-9)),
     )
     for q in wrong:
-        for run in (pv.log_marginal, lambda model, x, **_: pv.fit(model, x, epochs=1, progress=False)):
+        for run in (pv.log_marginal, lambda model, x, **_: pv.fit(model, x, epochs=1, progress=False, device="cpu")):
             with pytest.raises(ValueError, match=r"site 'z' is wrong by .* pyrovae.distributions.MultivariateNormal"):
                 run(Guided(q), x, progress=False)
     right = (

@@ -350,7 +350,16 @@ def test_a_collapsed_vae_and_a_healthy_one() -> None:
     for beta in (1.0, 20.0):
         torch.manual_seed(0)
         model = pv.VAE((6,), 2, hidden=(16,))
-        pv.fit(model, data, objective=pv.ELBO(beta=beta), epochs=60, learning_rate=1e-2, seed=0, progress=False)
+        pv.fit(
+            model,
+            data,
+            objective=pv.ELBO(beta=beta),
+            epochs=60,
+            learning_rate=1e-2,
+            seed=0,
+            progress=False,
+            device="cpu",
+        )
         reports[beta] = report(model, data, num_data=400)
     healthy, dead = reports[1.0], reports[20.0]
     assert healthy.dimensions["active"].any()
@@ -414,6 +423,7 @@ def train(beta, callbacks=(), *, epochs: int = 12, seed: int = 0, **options) -> 
         learning_rate=1e-2,
         batch_size=20,
         seed=seed,
+        device="cpu",
         progress=False,
         callbacks=callbacks,
         **options,
@@ -474,7 +484,7 @@ def test_monitor_leaves_the_trajectory_as_it_was_bit_for_bit() -> None:
 
 def test_monitor_records_every_site_where_there_are_several() -> None:
     x = binary(30)
-    run = pv.fit(TwoSites(), x, epochs=3, seed=0, callbacks=[pv.CollapseMonitor(x)], progress=False)
+    run = pv.fit(TwoSites(), x, epochs=3, seed=0, callbacks=[pv.CollapseMonitor(x)], progress=False, device="cpu")
     assert (run.history["kl_z1"] + run.history["kl_z2"]).tolist() == pytest.approx(run.history["rate"].tolist())
     terms = run.model.log_terms(x, num_particles=2000)
     for site in ("z2", "z1"):  # in closed form given the draws before it: none for z2

@@ -491,7 +491,9 @@ def test_refitting_leaves_the_model_and_finds_its_better_posterior() -> None:
     x, test = model.sample(1000, seed=0), model.sample(40, seed=1)
     other = Amortised(pv.posteriors.FullRankNormal(4, 8), model.w.detach().clone())
     weights_before = {k: v.clone() for k, v in model.state_dict().items()}
-    refitted, run = pv.refit_posterior(model, x, other, epochs=40, learning_rate=1e-2, seed=0, progress=False)
+    refitted, run = pv.refit_posterior(
+        model, x, other, epochs=40, learning_rate=1e-2, seed=0, progress=False, device="cpu"
+    )
     assert len(run.history) == 40
     for module in (model, refitted.generative):
         assert all(torch.equal(v, weights_before[k]) for k, v in module.state_dict().items())
@@ -570,7 +572,7 @@ def test_what_cannot_be_refitted_says_so() -> None:
     with pytest.raises(TypeError, match="must be a name, a Posterior or a VAEModel; got float"):
         pv.refit_posterior(vae, x, 1.0)
     with pytest.raises(ValueError, match="missing from the"):
-        pv.refit_posterior(vae, x, TwoSites(), epochs=1, progress=False)
+        pv.refit_posterior(vae, x, TwoSites(), epochs=1, progress=False, device="cpu")
 
 
 def test_poisoned_data_are_not_dropped() -> None:

@@ -130,7 +130,7 @@ def test_data_that_chose_the_epoch() -> None:
     x, val, test = (model().sample(n, seed=n) for n in (60, 41, 40))
     vae = pv.VAE((12,), 2, hidden=(8,), likelihood="gaussian")
     plain = pv.log_marginal(vae, val, num_samples=10, progress=False)
-    pv.fit(vae, x, validation=val, epochs=2, progress=False)
+    pv.fit(vae, x, validation=val, epochs=2, progress=False, device="cpu")
     on_val = pv.log_marginal(vae, val, num_samples=10, progress=False)
     assert (plain.validation_data, on_val.validation_data) == (False, True)
     assert "fit chose the epoch by these data" in on_val.verdict
@@ -138,8 +138,10 @@ def test_data_that_chose_the_epoch() -> None:
         pv.compare({"untrained": plain, "trained": on_val})
     assert not pv.log_marginal(vae, test, num_samples=10, progress=False).validation_data
     # Fitted again by other data, by a loader, and as the generative part of another model.
-    pv.fit(vae, x, validation=torch.utils.data.TensorDataset(test, torch.zeros(40)), epochs=1, progress=False)
-    refitted, _ = pv.refit_posterior(vae, x, "mean_field", epochs=1, progress=False)
+    pv.fit(
+        vae, x, validation=torch.utils.data.TensorDataset(test, torch.zeros(40)), epochs=1, progress=False, device="cpu"
+    )
+    refitted, _ = pv.refit_posterior(vae, x, "mean_field", epochs=1, progress=False, device="cpu")
     for trained in (vae, refitted):
         for data in (val, test):
             assert pv.log_marginal(trained, data.numpy(), num_samples=10, progress=False).validation_data

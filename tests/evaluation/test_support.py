@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 
-QUIET: dict[str, Any] = {"progress": False}
+QUIET: dict[str, Any] = {"device": "cpu", "progress": False}
 X = torch.tensor([[0.1], [0.5], [2.0]])
 
 

@@ -98,7 +98,7 @@ def test_a_vae_with_it_trains_and_is_evaluated(name: str) -> None:
     options = {"num_levels": 17} if discrete else {}
     vae = pv.VAE(data.event_shape, 4, hidden=(32,), likelihood=name, likelihood_options=options)
     before = pv.log_marginal(vae, data.test[:50], num_samples=50, progress=False)
-    run = pv.fit(vae, data, epochs=5, seed=0, progress=False)
+    run = pv.fit(vae, data, epochs=5, seed=0, progress=False, device="cpu")
     after = pv.log_marginal(vae, data.test[:50], num_samples=50, progress=False)
     gain = after.pointwise["log_px"] - before.pointwise["log_px"]
     assert gain.mean() > 4 * gain.std() / math.sqrt(50)
@@ -114,4 +114,4 @@ def test_a_vae_with_it_trains_and_is_evaluated(name: str) -> None:
         with pytest.raises(ValueError, match=r"1 value\(s\) outside the support"):
             evaluate(vae, wrong, num_samples=2, progress=False)
     with pytest.raises(ValueError, match="17 levels.*num_levels" if discrete else "outside the support"):
-        pv.fit(vae, wrong, epochs=1, progress=False)
+        pv.fit(vae, wrong, epochs=1, progress=False, device="cpu")

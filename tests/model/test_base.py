@@ -118,7 +118,7 @@ def test_plain_svi_trains_composed_and_subclassed_models(make, elbo) -> None:
 def test_models_live_side_by_side() -> None:
     pyro.clear_param_store()
     a, b = small(), small()
-    pv.fit(a, binary(50), epochs=2, progress=False)
+    pv.fit(a, binary(50), epochs=2, progress=False, device="cpu")
     before = copy.deepcopy(b.state_dict())
     pv.log_marginal(b, binary(5), num_samples=10, progress=False)
     assert len(pyro.get_param_store()) == 0

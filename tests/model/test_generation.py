@@ -14,7 +14,7 @@ from pyrovae.testing import DiscreteMixture
 from tests.models import Conditional, binary
 
 CENTERS = torch.tensor([[-9.0], [0.0], [9.0]])
-QUIET = {"progress": False, "compile": "off"}
+QUIET = {"device": "cpu", "progress": False, "compile": "off"}
 
 
 class Labelled(pv.VAEModel):

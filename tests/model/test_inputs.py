@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyrovae as pv
 from tests.models import Conditional, binary
 
-QUIET = {"progress": False}
+QUIET = {"device": "cpu", "progress": False}
 NAMES = list("abcdef")
 
 
@@ -30,7 +30,7 @@ def frame(n: int = 40) -> pd.DataFrame:
 
 
 def fit(model: pv.VAEModel, data, **kwargs) -> pv.Run:
-    return pv.fit(model, data, **{"epochs": 1, "seed": 0, "device": "cpu", "compile": "off", **QUIET, **kwargs})
+    return pv.fit(model, data, **{"epochs": 1, "seed": 0, "compile": "off", **QUIET, **kwargs})
 
 
 def evaluate(model: pv.VAEModel, *data) -> pv.MarginalResult:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 
-QUIET: dict[str, Any] = {"progress": False}
+QUIET: dict[str, Any] = {"device": "cpu", "progress": False}
 
 
 def pair(model: Callable[..., Any], guide: Callable[..., Any], event: int = 2) -> pv.VAEModel:
@@ -204,7 +204,7 @@ def test_no_pair_trains_under_pyros_objectives_alone(how: str) -> None:
     model, data = NoPair(how), torch.randn(40, 2)
     twin = NoPair(how)
     twin.load_state_dict(model.state_dict())
-    settings: dict[str, Any] = {"epochs": 2, "device": "cpu", "compile": "off", **QUIET}
+    settings: dict[str, Any] = {"epochs": 2, "compile": "off", **QUIET}
     for objective in (None, pv.ELBO(), pv.IWAE(3)):
         with pytest.raises(ValueError, match=NO_PAIRS[how]):
             pv.fit(model, data, objective=objective, **settings)

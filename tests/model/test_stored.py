@@ -528,7 +528,7 @@ class Shapeless(pv.VAEModel):
 
 def test_the_shape_that_fit_found_is_kept(tmp_path) -> None:
     model = Shapeless()
-    pv.fit(model, binary(20), epochs=1, progress=False)
+    pv.fit(model, binary(20), epochs=1, progress=False, device="cpu")
     again = there_and_back(model, tmp_path)
     assert again.event_shape == (6,)
     assert torch.equal(again.sample(3, seed=0), model.sample(3, seed=0))

@@ -146,7 +146,7 @@ def test_a_function_as_schedule_is_checked_at_each_time(bad: float) -> None:
             objective.anneal(2.0)
     objective = pv.ELBO(beta=lambda t: bad if t >= 1 else 1.0)
     with pytest.raises(ValueError, match="beta, a schedule, at time t=1 must not"):
-        pv.fit(MODELS["iaf"](), binary(), objective=objective, epochs=3, validation=None, progress=False)
+        pv.fit(MODELS["iaf"](), binary(), objective=objective, epochs=3, validation=None, progress=False, device="cpu")
 
 
 def test_refusals() -> None:

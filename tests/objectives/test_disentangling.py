@@ -54,7 +54,7 @@ def test_trained_rate_is_the_capacity() -> None:
         torch.manual_seed(0)
         model = pv.VAE((64,), 4, hidden=(64,))
         objective = CapacityELBO(pv.linear_warmup(10, end=capacity), gamma=100.0)
-        run = pv.fit(model, data.train, objective=objective, epochs=25, seed=0, progress=False)
+        run = pv.fit(model, data.train, objective=objective, epochs=25, seed=0, progress=False, device="cpu")
         assert run.engine == "graph"  # the schedule is an input of the traced step
         with torch.no_grad():
             rate = model.log_terms(data.train).kl("z")[0]
@@ -162,7 +162,7 @@ def test_training_lowers_the_total_correlation(objective: BetaTCVAE) -> None:
     for name, chosen in {"elbo": pv.ELBO(), "tc": objective}.items():
         torch.manual_seed(0)
         model = pv.VAE((64,), 4, hidden=(64,))
-        run = pv.fit(model, data.train, objective=chosen, epochs=25, seed=0, progress=False)
+        run = pv.fit(model, data.train, objective=chosen, epochs=25, seed=0, progress=False, device="cpu")
         assert run.engine == "graph"
         torch.manual_seed(0)
         with torch.no_grad():
@@ -241,4 +241,6 @@ def test_refusals() -> None:
 def test_fit_refuses_before_it_trains(make, objective, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objective, "per_datum", lambda terms: pytest.fail("a step was taken"))
     with pytest.raises(ValueError, match=message):
-        pv.fit(make(), torch.zeros(60, 1, 4, 4), objective=objective, epochs=1, compile="off", progress=False)
+        pv.fit(
+            make(), torch.zeros(60, 1, 4, 4), objective=objective, epochs=1, compile="off", progress=False, device="cpu"
+        )

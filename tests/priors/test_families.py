@@ -65,7 +65,7 @@ def test_training_moves_vamps_pseudo_inputs() -> None:
     torch.manual_seed(0)
     vae = pv.VAE((6,), LATENT, prior="vamp", prior_options={"num_pseudo_inputs": 5}, hidden=(16,))
     before = vae.prior.pseudo_inputs.detach().clone()
-    pv.fit(vae, (torch.rand(40, 6) < 0.4).float(), epochs=2, seed=0, progress=False)
+    pv.fit(vae, (torch.rand(40, 6) < 0.4).float(), epochs=2, seed=0, progress=False, device="cpu")
     moved = (vae.prior.pseudo_inputs - before).abs()
     assert (moved > 1e-5).all(), "every coordinate of every pseudo-input"
 

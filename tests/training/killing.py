@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--binarize", action="store_true")
     parser.add_argument("--finish", type=Path, help="only go on from this folder, and write the weights there")
     args = parser.parse_args(argv)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # seeds are set on every GPU, which a forked child cannot
     torch.set_num_threads(1)
     if args.finish:
         torch.save(train(args.engine, args.binarize, args.finish), args.finish / "weights.pt")

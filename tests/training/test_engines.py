@@ -109,7 +109,7 @@ def test_objectives_and_covariates_in_a_graph(objective) -> None:
     for engine in ("off", "graph"):
         torch.manual_seed(1)
         model = Conditional()
-        pv.fit(model, (X, y), compile=engine, objective=objective, **STEPS)
+        pv.fit(model, (X, y), compile=engine, objective=objective, device="cpu", **STEPS)
         weights.append(model.state_dict())
     assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
 
@@ -257,7 +257,7 @@ def test_models_that_cannot_be_traced_train_through_pyro_with_one_warning(case: 
         model.numbers = np.random.default_rng(0)
         np.random.seed(0)  # noqa: NPY002
         if engine == "off":
-            pv.fit(model, X, compile=engine, **STEPS)
+            pv.fit(model, X, compile=engine, device="cpu", **STEPS)
         else:
             with pytest.warns(UserWarning, match=message) as caught:
                 pv.fit(model, X, compile=engine, device="cpu", **STEPS)

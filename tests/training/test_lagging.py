@@ -96,4 +96,4 @@ def test_bad_arguments() -> None:
             pv.lagging_inference(vae.decoder, learning_rate=bad)
     for slow, which in ((other.decoder, "none"), (vae, "all")):
         with pytest.raises(ValueError, match=f"{which} of the trained parameters"):
-            pv.fit(vae, DATA, optimizer=pv.lagging_inference(slow), epochs=1, progress=False)
+            pv.fit(vae, DATA, optimizer=pv.lagging_inference(slow), epochs=1, progress=False, device="cpu")

@@ -1,5 +1,7 @@
 """Models that train by a loss of their own, and penalties."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
+
+QUIET: dict[str, Any] = {"device": "cpu", "progress": False}
 
 
 class Line(pv.LossModel):
@@ -29,7 +33,7 @@ def line() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("compile", ["off", "graph"])
 def test_a_loss_is_minimised(line: tuple[Tensor, Tensor], compile: str) -> None:
     model = Line()
-    run = pv.fit(model, line, validation=0.2, epochs=40, learning_rate=0.05, seed=0, compile=compile, progress=False)
+    run = pv.fit(model, line, validation=0.2, epochs=40, learning_rate=0.05, seed=0, compile=compile, **QUIET)
     torch.testing.assert_close(model.slope.detach(), torch.tensor([1.0, -2.0, 0.5]), atol=1e-3, rtol=0)
     assert run.engine == compile
     assert run.history["val_loss"].iloc[-1] < 1e-4 < run.history["val_loss"].iloc[0]
@@ -37,16 +41,16 @@ def test_a_loss_is_minimised(line: tuple[Tensor, Tensor], compile: str) -> None:
 
 def test_it_is_saved_and_loaded(line: tuple[Tensor, Tensor], tmp_path) -> None:
     model = Line()
-    pv.fit(model, line, epochs=2, seed=0, progress=False)
+    pv.fit(model, line, epochs=2, seed=0, **QUIET)
     model.save(tmp_path / "line.safetensors")
     assert torch.equal(pv.load(tmp_path / "line.safetensors").slope, model.slope)
 
 
 def test_it_resumes_from_a_checkpoint(line: tuple[Tensor, Tensor], tmp_path) -> None:
     whole, part = Line(), Line()
-    pv.fit(whole, line, epochs=4, seed=0, progress=False)
-    pv.fit(part, line, epochs=2, seed=0, progress=False, checkpoint_dir=tmp_path)
-    pv.fit(part, line, epochs=4, seed=0, progress=False, checkpoint_dir=tmp_path)
+    pv.fit(whole, line, epochs=4, seed=0, **QUIET)
+    pv.fit(part, line, epochs=2, seed=0, checkpoint_dir=tmp_path, **QUIET)
+    pv.fit(part, line, epochs=4, seed=0, checkpoint_dir=tmp_path, **QUIET)
     assert torch.equal(whole.slope, part.slope)
 
 
@@ -56,7 +60,7 @@ def test_what_has_no_density_is_refused(line: tuple[Tensor, Tensor]) -> None:
         with pytest.raises(TypeError, match="no density"):
             estimate(Line(), *([] if estimate is pv.bdmc else [x]))
     with pytest.raises(TypeError, match="no density"):
-        pv.fit(Line(), line, epochs=1, callbacks=[pv.CollapseMonitor(x)], progress=False)
+        pv.fit(Line(), line, epochs=1, callbacks=[pv.CollapseMonitor(x)], **QUIET)
 
 
 def test_mistakes_are_named(line: tuple[Tensor, Tensor]) -> None:
@@ -69,15 +73,15 @@ def test_mistakes_are_named(line: tuple[Tensor, Tensor]) -> None:
             return super().loss(x, y) / (x[:, 0] > -9.0).logical_not()
 
     with pytest.raises(ValueError, match="one number for each datum"):
-        pv.fit(Mean(), line, progress=False)
+        pv.fit(Mean(), line, **QUIET)
     with pytest.raises(ValueError, match=r"the loss fails on data of shape \(100, 2\)"):
-        pv.fit(Line(), (line[0][:, :2], line[1]), progress=False)
+        pv.fit(Line(), (line[0][:, :2], line[1]), **QUIET)
     with pytest.raises(ValueError, match="takes 1 covariate"):
-        pv.fit(Line(), line[0], progress=False)
+        pv.fit(Line(), line[0], **QUIET)
     with pytest.raises(TypeError, match="leave objective out"):
-        pv.fit(Line(), line, objective=pv.ELBO(), progress=False)
+        pv.fit(Line(), line, objective=pv.ELBO(), **QUIET)
     with pytest.raises(pv.NonFiniteLoss, match=r"Infinite\.loss is infinite for 100 of 100 data"):
-        pv.fit(Infinite(), line, seed=0, progress=False)
+        pv.fit(Infinite(), line, seed=0, **QUIET)
 
 
 class Penalised(pv.VAEModel):
@@ -109,11 +113,11 @@ def test_a_penalty_counts_once_for_every_datum(compile: str) -> None:
         torch.manual_seed(0)
         model = Penalised(weight)
         objective = pv.ELBO(num_particles=20)
-        options = {"compile": compile, "seed": 0, "progress": False}
+        options = {"compile": compile, "seed": 0, **QUIET}
         pv.fit(model, x, objective=objective, epochs=60, learning_rate=0.03, batch_size=250, **options)
         pv.fit(model, x, objective=objective, epochs=20, learning_rate=0.002, batch_size=1000, **options)
         assert model.shift.item() == pytest.approx(x.mean().item() / (1 + 4 * weight), abs=0.01)
-    loss = pv.fit(Penalised(3.0), x, validation=x, epochs=1, learning_rate=1e-9, seed=0, progress=False).history
+    loss = pv.fit(Penalised(3.0), x, validation=x, epochs=1, learning_rate=1e-9, seed=0, **QUIET).history
     assert loss["loss"][0] == pytest.approx(loss["val_loss"][0], abs=0.2)  # shift is 0: no penalty in either
 
 
@@ -143,7 +147,7 @@ def test_a_loss_that_overflows_leaves_no_trace_in_buffers_and_is_named(compile: 
     x[50] = 100.0  # e^100 is infinite in float32
     model = Overflowing()
     with pytest.raises(pv.NonFiniteLoss, match=r"Overflowing\.loss is NaN"):
-        pv.fit(model, x, batch_size=10, epochs=5, seed=0, compile=compile, progress=False)
+        pv.fit(model, x, batch_size=10, epochs=5, seed=0, compile=compile, **QUIET)
     assert all(bool(b.isfinite().all()) for b in model.buffers())
 
 
@@ -165,7 +169,7 @@ def test_a_module_of_two_names_is_traced_and_put_back() -> None:
     for compile in ("off", "graph"):
         torch.manual_seed(0)
         model = Shared()
-        assert pv.fit(model, x, epochs=2, seed=0, compile=compile, progress=False).engine == compile
+        assert pv.fit(model, x, epochs=2, seed=0, compile=compile, **QUIET).engine == compile
         weights[compile] = model.first.weight
     assert torch.equal(weights["off"], weights["graph"])
 
@@ -190,7 +194,7 @@ def test_values_of_all_data_are_looked_at() -> None:
     x[-1] = 7.0
     for transform in (None, lambda x: x.clone()):
         with pytest.raises(ValueError, match=r"values from .* to 7; .* Rescale them"):
-            pv.fit(model, x, batch_size=20, batch_transform=transform, seed=0, progress=False)
+            pv.fit(model, x, batch_size=20, batch_transform=transform, seed=0, **QUIET)
     with pytest.raises(ValueError, match="Rescale them"):
         model.reconstruction_error(x)
 
@@ -203,7 +207,7 @@ def test_a_part_called_loss_is_none() -> None:
 
     x = torch.randn(100, 1)
     torch.manual_seed(0)
-    own = pv.fit(WithPart(), x, epochs=2, seed=0, progress=False).history
+    own = pv.fit(WithPart(), x, epochs=2, seed=0, **QUIET).history
     torch.manual_seed(0)
-    other = pv.fit(Penalised(0.0), x, epochs=2, seed=0, progress=False).history
+    other = pv.fit(Penalised(0.0), x, epochs=2, seed=0, **QUIET).history
     assert own["loss"].tolist() == other["loss"].tolist()

@@ -33,7 +33,7 @@ RECIPES: dict[str, Callable[[], zoo.Autoencoder]] = {
 
 
 def trained(model: zoo.Autoencoder, epochs: int = 60, **options) -> zoo.Autoencoder:
-    options = {"learning_rate": 3e-3, "seed": 0, "progress": False, "compile": "graph"} | options
+    options = {"learning_rate": 3e-3, "seed": 0, "device": "cpu", "progress": False, "compile": "graph"} | options
     pv.fit(model, DIGITS.train, epochs=epochs, **options)
     return model
 
@@ -211,7 +211,7 @@ def test_gradients_pass_through_hutchinson() -> None:
 def test_pretraining_gives_a_better_start(options: dict) -> None:
     stacked = built(zoo.deep_autoencoder, 8, hidden=(64, 32), **options)
     random = stacked.reconstruction_error(DIGITS.test)
-    runs = zoo.pretrain(stacked, DIGITS, epochs=20, learning_rate=3e-3, seed=0, progress=False)
+    runs = zoo.pretrain(stacked, DIGITS, epochs=20, learning_rate=3e-3, seed=0, progress=False, device="cpu")
     assert len(runs) == 3
     assert all(run.history["loss"].iloc[-1] < run.history["loss"].iloc[0] for run in runs)
     start = stacked.reconstruction_error(DIGITS.test)
@@ -223,9 +223,9 @@ def test_pretraining_gives_a_better_start(options: dict) -> None:
 def test_pretraining_leaves_other_layers_alone() -> None:
     model = built(zoo.deep_autoencoder, 8, hidden=(16, 12))
     before = {name: p.clone() for name, p in model.named_parameters()}
-    zoo.pretrain(model, DIGITS.train[:100], epochs=0, progress=False)
+    zoo.pretrain(model, DIGITS.train[:100], epochs=0, progress=False, device="cpu")
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    zoo.pretrain(model, DIGITS.train[:100], epochs=1, progress=False)
+    zoo.pretrain(model, DIGITS.train[:100], epochs=1, progress=False, device="cpu")
     assert not any(torch.equal(p, before[name]) for name, p in model.named_parameters())
     with pytest.raises(TypeError, match=r"needs a pyrovae.zoo.Autoencoder"):
         zoo.pretrain(pv.VAE((64,), 2), DIGITS)
@@ -242,7 +242,7 @@ def test_training_by_graph_and_step_by_step(name: str) -> None:
     models = [RECIPES[name]()]
     models.append(copy.deepcopy(models[0]))
     runs = [
-        pv.fit(m, DIGITS, epochs=3, seed=0, compile=engine, progress=False)
+        pv.fit(m, DIGITS, epochs=3, seed=0, compile=engine, progress=False, device="cpu")
         for m, engine in zip(models, ("off", "graph"), strict=True)
     ]
     assert runs[1].engine == "graph"
@@ -324,8 +324,8 @@ def test_noises() -> None:
 def test_images_keep_their_shape() -> None:
     model = zoo.denoising_autoencoder((1, 8, 8), 10, hidden=(32,), tied=True)
     x = DIGITS.train.reshape(-1, 1, 8, 8)
-    zoo.pretrain(model, x, epochs=1, progress=False)
-    pv.fit(model, x, epochs=1, progress=False)
+    zoo.pretrain(model, x, epochs=1, progress=False, device="cpu")
+    pv.fit(model, x, epochs=1, progress=False, device="cpu")
     assert model.reconstruct(x[:7]).shape == (7, 1, 8, 8)
     assert model.squared_jacobian_norm(x[:7]).shape == (7,)
 
@@ -386,4 +386,4 @@ def test_bad_data() -> None:
         zoo.sparse_autoencoder((64,), 5, penalty="contraction")
     for train in (pv.fit, zoo.pretrain):
         with pytest.raises(ValueError, match=r"data holds values from 0 to 16; reconstruction='bernoulli'"):
-            train(RECIPES["bernoulli"](), 16 * DIGITS.train, progress=False)
+            train(RECIPES["bernoulli"](), 16 * DIGITS.train, progress=False, device="cpu")

@@ -24,7 +24,7 @@ def test_no_datum_has_a_rate_under_delta(digits, beta: float) -> None:
     objective = pv.ELBO(beta=beta)
     rates = {}
     for name, model in {"delta": vae, "plain": plain}.items():
-        pv.fit(model, digits.train, objective=objective, epochs=12, seed=0, progress=False)
+        pv.fit(model, digits.train, objective=objective, epochs=12, seed=0, progress=False, device="cpu")
         terms = pv.elbo_terms(model, digits.test, num_samples=200, progress=False).pointwise
         rates[name] = terms["kl_exact"]
         report = pv.collapse(model, digits.test, num_samples=200, progress=False)

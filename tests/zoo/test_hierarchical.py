@@ -188,7 +188,9 @@ def test_the_graph_engine_trains_it_to_the_same_weights(digits: Tensor, kind: st
         trained[compile] = model = small(kind)
         before = elbo(model, digits[:300])
         objective = pv.ELBO(beta=pv.linear_warmup(2), num_particles=2)
-        run = pv.fit(model, digits[:300], objective=objective, epochs=3, seed=0, compile=compile, progress=False)
+        run = pv.fit(
+            model, digits[:300], objective=objective, epochs=3, seed=0, compile=compile, progress=False, device="cpu"
+        )
         assert run.engine == compile
         gain = elbo(model, digits[:300]) - before
         assert gain.mean() > 4 * gain.sem()
@@ -255,7 +257,7 @@ def test_the_penalty_lowers_the_singular_values_that_training_ends_with(digits: 
     ends = {}
     for weight in (0.0, 1.0):
         model = small("nvae", spectral_weight=weight)
-        pv.fit(model, digits[:300], epochs=4, learning_rate=3e-3, seed=0, progress=False)
+        pv.fit(model, digits[:300], epochs=4, learning_rate=3e-3, seed=0, progress=False, device="cpu")
         layers = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
         ends[weight] = sum(torch.linalg.svdvals(m.weight.flatten(1))[0].item() for m in layers)
     assert ends[1.0] < 0.9 * ends[0.0]
@@ -305,6 +307,6 @@ def test_bad_nvaes_are_named(options: dict, message: str) -> None:
 def test_bad_data_are_named(digits: Tensor, kind: str) -> None:
     model = small(kind)
     with pytest.raises(ValueError, match=r"the model needs \(N, 1, 8, 8\)"):
-        pv.fit(model, digits[:, :, :6], epochs=1, progress=False)
+        pv.fit(model, digits[:, :, :6], epochs=1, progress=False, device="cpu")
     with pytest.raises(ValueError, match="NaN"):
         pv.log_marginal(model, digits[:3] * math.nan, progress=False)

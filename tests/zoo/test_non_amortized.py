@@ -106,7 +106,7 @@ def test_bad_arguments_are_named() -> None:
         pv.zoo.NonAmortizedVAE(vae, 3, posterior="iafs")
     model, x = pv.zoo.NonAmortizedVAE(vae, 10), binary(10)
     with pytest.raises(ValueError, match=r"row number as a covariate, integers of shape \(2,\); got nothing"):
-        pv.fit(model, x, epochs=1, progress=False)
+        pv.fit(model, x, epochs=1, progress=False, device="cpu")
     with pytest.raises(ValueError, match=r"got torch.float32 of shape \(2,\)"):
         pv.elbo_terms(model, x, torch.zeros(10), progress=False)
 

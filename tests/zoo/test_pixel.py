@@ -166,7 +166,7 @@ def test_other_likelihoods_networks_and_posteriors() -> None:
             posterior="iaf",
             prior="mixture",
         )
-        pv.fit(vae, x, epochs=1, progress=False)
+        pv.fit(vae, x, epochs=1, progress=False, device="cpu")
         assert math.isfinite(pv.log_marginal(vae, x, num_samples=20, progress=False).pointwise["log_px"].mean())
         levels = vae.sample(2, seed=0) * 3
         torch.testing.assert_close(levels, levels.round())
@@ -175,7 +175,7 @@ def test_other_likelihoods_networks_and_posteriors() -> None:
 def test_with_a_committed_rate_it_cannot_collapse() -> None:
     prior = {"prior": "ar1", "prior_options": {"delta": 1.5}}
     vae = PixelVAE(SHAPE, 4, hidden=[8], decoder_options=SMALL["pixelcnn"], **prior)
-    pv.fit(vae, EVERY, epochs=3, progress=False)  # every image once: nothing to encode
+    pv.fit(vae, EVERY, epochs=3, progress=False, device="cpu")  # every image once: nothing to encode
     report = pv.collapse(vae, EVERY, progress=False)
     assert report.rate > 1.5
 
@@ -233,7 +233,7 @@ def test_bad_dropout_context_and_data() -> None:
     with pytest.raises(ValueError, match="conditioning must be one of 'map', 'vector'"):
         PixelVAE(SHAPE, 2, conditioning="bias")
     with pytest.raises(ValueError, match="outside the support"):
-        pv.fit(PixelCNN(SHAPE), torch.full((4, *SHAPE), 0.5), epochs=1, progress=False)
+        pv.fit(PixelCNN(SHAPE), torch.full((4, *SHAPE), 0.5), epochs=1, progress=False, device="cpu")
     with pytest.raises(ValueError, match="NaN"):
         pv.log_marginal(PixelCNN(SHAPE), torch.full((4, *SHAPE), math.nan), progress=False)
     with pytest.raises(ValueError, match="has shape"):

@@ -12,7 +12,7 @@ import pyrovae as pv
 from pyrovae.networks import perplexity
 from pyrovae.zoo import VQVAE, PixelCNNPrior
 
-QUIET = {"seed": 0, "progress": False}
+QUIET = {"seed": 0, "device": "cpu", "progress": False}
 
 
 @pytest.fixture(scope="module")
