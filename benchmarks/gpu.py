@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -127,13 +127,15 @@ def models() -> dict[str, Callable[[], Any]]:
     return out
 
 
-def train(seconds: float) -> tuple[list[Row], dict[str, Any]]:
+def train(seconds: float, names: Sequence[str]) -> tuple[list[Row], dict[str, Any]]:
     deadline = time.perf_counter() + seconds
     data = pv.datasets.load("mnist", binarize="dynamic")
     held_out = data.val.cuda()
     setting = Setting(data.train.cuda(), data.batch_transform, BATCH, "mean_field", "mlp")
     found: dict[str, Any] = {}
     for name, make in models().items():
+        if names and name not in names:
+            continue
         if time.perf_counter() > deadline:
             found[name] = {"skipped": "no time was left"}
             continue
@@ -163,6 +165,8 @@ def train(seconds: float) -> tuple[list[Row], dict[str, Any]]:
             "warnings": [str(w.message)[:400] for w in caught if issubclass(w.category, UserWarning)],
         }
         print(name, found[name], flush=True)
+    if names:
+        return [], found
     ours = statistics.median(found["mean_field"]["epochs"][1:])
     with as_fit():
         hand = statistics.median(islice(by_hand(setting, held_out), 4))
@@ -247,18 +251,23 @@ def tests(seconds: float) -> tuple[list[Row], dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["tests", "train", "evaluate"], required=True)
+    parser.add_argument("--models", nargs="*", help="of training, these alone: their code is on the disk then")
     parser.add_argument("--seconds", type=float, default=200.0, help="after which nothing new is begun")
     args = arguments(parser)
+    if args.models:
+        train(args.seconds, args.models)
+        return
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    rows, facts = {"tests": tests, "train": train, "evaluate": evaluate}[args.part](args.seconds)
+    parts: dict[str, Any] = {"tests": tests, "train": partial(train, names=()), "evaluate": evaluate}
+    rows, facts = parts[args.part](args.seconds)
     path = RESULTS / "gpu.json"
-    parts = json.loads(path.read_text())["parts"] if path.exists() else {}
+    known = json.loads(path.read_text())["parts"] if path.exists() else {}
     device = torch.cuda.get_device_name()
-    parts[args.part] = {"commit": commit, "device": device, "torch": torch.__version__, "rows": rows, **facts}
+    known[args.part] = {"commit": commit, "device": device, "torch": torch.__version__, "rows": rows, **facts}
     print(f"\n{device}, torch {torch.__version__}, commit {commit[:10]}")
     for what, figure, unit, met in rows:
         print(f"{what:55} {figure:10.3f} {unit} {'' if met is None else 'met' if met else 'MISSED'}")
-    print(write("gpu", {"parts": parts}))
+    print(write("gpu", {"parts": known}))
 
 
 if __name__ == "__main__":

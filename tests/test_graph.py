@@ -13,6 +13,7 @@ from torch import nn
 import pyrovae as pv
 from pyrovae import _code, _graph
 from pyrovae._graph import Graph
+from pyrovae._random import get_state
 from tests.models import TwoSites, binary
 
 
@@ -215,7 +216,9 @@ P = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
 RANDOM = {
     "bernoulli": torch.bernoulli,
     "bernoulli in place": lambda p: torch.empty_like(p).bernoulli_(0.3),
+    "binomial": lambda p: torch.binomial((10.0 * p).round(), p.sigmoid()),
     "cauchy": lambda p: torch.empty_like(p).cauchy_(),
+    "dirichlet": lambda p: torch._sample_dirichlet(p + 1.0),
     "dropout": lambda p: torch.nn.functional.dropout(p, 0.3),
     "exponential": lambda p: torch.empty_like(p).exponential_(),
     "gamma": lambda p: torch._standard_gamma(p + 1.0),
@@ -225,27 +228,31 @@ RANDOM = {
     "normal": lambda p: torch.normal(p, 1.0),
     "normal of two": lambda p: torch.normal(p, p + 1.0),
     "poisson": torch.poisson,
-    "rand": lambda p: torch.rand(3, 4) + p.sum(),
+    "rand": lambda p: torch.rand(3, 4, device=p.device) + p.sum(),
     "rand_like": torch.rand_like,
-    "randint": lambda p: torch.randint(0, 7, (5,)) + p.sum(),
-    "randn": lambda p: torch.randn(3, 4) * p.sum(),
+    "random": lambda p: torch.empty_like(p).random_(0, 9),
+    "randint": lambda p: torch.randint(0, 7, (5,), device=p.device) + p.sum(),
+    "randn": lambda p: torch.randn(3, 4, device=p.device) * p.sum(),
     "randn_like": lambda p: torch.randn_like(p.T) + p.T,
-    "randperm": lambda p: torch.randperm(5) + p.sum(),
+    "randperm": lambda p: torch.randperm(5, device=p.device) + p.sum(),
     "uniform": lambda p: torch.empty_like(p).uniform_(),
 }
 
 
 def test_random_operations_are_all_that_torch_says_are() -> None:
     """Those named above, in one spelling or another; the rest are parts of layers."""
+    overloads = [name.removeprefix("aten::") for name in torch._C._dispatch_get_all_op_names() if name[:6] == "aten::"]
     tagged = set()
-    for name in dir(torch.ops.aten):
-        packet = getattr(torch.ops.aten, name)
-        if hasattr(packet, "overloads"):
-            tagged |= {name for o in packet.overloads() if _code.is_random(getattr(packet, o))}
-    named = {op.__name__.split(".")[0].rstrip("_") for f in RANDOM.values() for op in drawn(f, P)}
+    for packet, _, overload in (name.partition(".") for name in overloads):
+        if _code.is_random(getattr(getattr(torch.ops.aten, packet), overload or "default")):
+            tagged.add(packet.strip("_"))
+    named = {op.__name__.split(".")[0].strip("_") for f in RANDOM.values() for op in drawn(f, P)}
     layers = ("attention", "rnn", "gru", "lstm", "dropout", "rrelu")
-    forgotten = {n for n in tagged if n.rstrip("_") not in named and not any(layer in n for layer in layers)}
-    assert forgotten <= {"randint_like", "normal_functional", "rand_like", "randn_like", "_standard_gamma"}
+    assert len(tagged) > 30
+    assert {n for n in tagged if not any(layer in n for layer in layers)} - named <= {
+        "randint_like",
+        "normal_functional",
+    }
 
 
 def drawn(function, *inputs: torch.Tensor) -> list:
@@ -256,7 +263,7 @@ def drawn(function, *inputs: torch.Tensor) -> list:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RANDOM)
-def test_random_operations_stay_whole_and_in_order_in_machine_code(name: str, monkeypatch) -> None:
+def test_random_operations_stay_whole_and_in_order_in_machine_code(name: str, device, monkeypatch) -> None:
     """Before and after draws of other kinds, some of which depend on it: the same numbers, none of them inductor's."""
     seen = []
     compile = torch._inductor.compile
@@ -264,23 +271,24 @@ def test_random_operations_stay_whole_and_in_order_in_machine_code(name: str, mo
 
     def function(p: torch.Tensor) -> list[torch.Tensor]:
         first = RANDOM[name](p.sqrt())
-        noise = torch.randn(3, 4)
+        noise = torch.randn(3, 4, device=p.device)
         weight = torch.rand_like(p * first.double().mean())
         second = RANDOM[name](weight * p)
         return [first, noise * first.double().sum(), second, torch.nn.functional.dropout(second.double().exp())]
 
-    module = _graph.trace(function, P)
+    x = P.to(device)
+    module = _graph.trace(function, x)
     order = [node.target for node in module.graph.nodes if _code.is_random(node.target)]
     assert len(order) >= 5
-    code = _code.compiled(module, P)
+    code = _code.compiled(module, x)
     assert seen
     assert not any(_code.is_random(node.target) for m in seen for node in m.graph.nodes)
     for seed in range(3):
         torch.manual_seed(seed)
-        expected, state = function(P), torch.get_rng_state()
+        expected, state = function(x), get_state()
         torch.manual_seed(seed)
-        got = code(P)
-        assert torch.equal(torch.get_rng_state(), state)
+        got = code(x)
+        assert all(torch.equal(a, b) for a, b in zip(get_state(), state, strict=True))
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 

@@ -485,3 +485,16 @@ def test_blocks_are_halved_when_memory_runs_out_and_code_changes_rounding_alone(
     plain, code = (run(model, x, num_temperatures=5, num_chains=2, compile=way) for way in ("off", "inductor"))
     # Rounding may turn an acceptance around, after which a chain is another one: not for most of so short chains.
     assert np.median(abs(plain.pointwise["log_px"] - code.pointwise["log_px"])) < 1e-3
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("posterior", ["mean_field", "iaf"])
+def test_captured_moves_are_the_moves(posterior: str, monkeypatch) -> None:
+    """Replays draw anew, and end where the same moves end that are launched kernel by kernel."""
+    model, x = pv.VAE((6,), 3, hidden=(16,), posterior=posterior).cuda(), (torch.rand(20, 6) < 0.5).float()
+    options = {"num_temperatures": 30, "num_chains": 8, "num_leapfrog": 3, "compile": "off", "progress": False}
+    captured = pv.ais(model, x, **options).pointwise
+    monkeypatch.setattr("pyrovae.evaluation.annealing.replayed", lambda function, device: function)
+    launched = pv.ais(model, x, **options).pointwise
+    np.testing.assert_allclose(captured["log_px"], launched["log_px"], rtol=1e-3, atol=1e-3)
+    assert (captured["log_weight_variance"] > 0).all()

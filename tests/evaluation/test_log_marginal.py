@@ -439,3 +439,33 @@ def test_compiled_results_differ_by_rounding_alone(monkeypatch) -> None:
     np.testing.assert_allclose(code["ess"], plain["ess"], rtol=1e-4)
     with pytest.raises(ValueError, match="compile must be one of 'auto', 'off', 'inductor'; got 'fast'"):
         pv.log_marginal(model, x, compile="fast", progress=False)
+
+
+def test_blocks_are_halved_when_memory_runs_out_in_drawing(monkeypatch) -> None:
+    """Their draws are others, of the same law; where one draw of a datum is too much, the error is the allocator's."""
+    model, x = pv.VAE((6,), 3, hidden=(16,)), binary(20)
+    options = {"num_samples": 400, "progress": False}
+    expected = pv.log_marginal(model, x, **options).pointwise
+    draw, sizes = type(model).draw_posterior, []
+
+    def short(self, part, *covariates, num_particles):
+        sizes.append((len(part), num_particles))
+        if len(part) * num_particles > limit:
+            raise torch.OutOfMemoryError
+        return draw(self, part, *covariates, num_particles=num_particles)
+
+    monkeypatch.setattr(type(model), "draw_posterior", short)
+    limit = 1000
+    halved = pv.log_marginal(model, x, **options).pointwise
+    assert {(20, 400), (10, 400), (5, 400), (3, 400), (2, 400)} <= set(sizes)
+    error = np.hypot(halved["mc_se"], expected["mc_se"])
+    assert ((halved["log_px"] - expected["log_px"]).abs() < 4 * error).all()
+    assert not np.allclose(halved["log_px"], expected["log_px"], rtol=0, atol=1e-9)
+    limit = 150
+    assert (pv.log_marginal(model, x, **options).pointwise["mc_se"] > 0).all()
+    assert {(1, 200), (1, 100)} <= set(sizes)
+    limit = 0
+    monkeypatch.setattr(weights, "probe", lambda run: Cost(0, 1))
+    monkeypatch.setattr(type(model), "draw_posterior", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        pv.log_marginal(model, x, **options)

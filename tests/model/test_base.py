@@ -260,3 +260,18 @@ def test_param_statements_are_left_out_in_runs_of_our_own_alone(objective) -> No
     with pyro.poutine.trace() as heard:
         model.model(x)
     assert any(site["type"] == "param" for site in heard.trace.nodes.values())
+
+
+@pytest.mark.cuda
+def test_data_and_latents_from_any_device_give_results_on_the_models() -> None:
+    model, x = pv.VAE((6,), 3, hidden=(16,)), (torch.rand(5, 6) < 0.5).float()
+    here = model.log_terms(x)
+    model.cuda()
+    terms = model.log_terms(x)
+    assert terms.log_weight.device.type == "cuda"
+    latents, log_q = model.draw_posterior(x, num_particles=3)
+    on_cpu = {site: z.cpu() for site, z in latents.items()}
+    torch.testing.assert_close(model.log_posterior(x, latents=on_cpu), log_q)
+    assert model.log_joint(x, latents=on_cpu).device.type == model.encode(x).device.type == "cuda"
+    assert model.log_prior(x, latents=on_cpu)["z"].shape == here.log_weight.expand(3, 5).shape
+    assert model.draw_prior(x, num_particles=2)[1].device.type == model.reconstruct(x).device.type == "cuda"

@@ -133,6 +133,51 @@ def test_cuda_graph_follows_pyro_on_cuda(name: str) -> None:
 
 
 @pytest.mark.cuda
+def test_validation_is_captured_too() -> None:
+    """With a ragged last batch of either; validation draws the same every epoch."""
+    options = {"validation": X[:130], "objective": pv.ELBO(num_particles=2, analytic_kl=False), "epochs": 20}
+    expected, run = (trained("iaf", engine, "cuda", **options)[1] for engine in ("off", "cudagraph"))
+    assert run.engine == "cudagraph"
+    np.testing.assert_allclose(run.history["val_loss"], expected.history["val_loss"], rtol=1e-3)
+    frozen = {**options, "optimizer": lambda p: torch.optim.SGD(p, lr=0.0)}
+    assert trained("iaf", "cudagraph", "cuda", **frozen)[1].history["val_loss"].nunique() == 1
+
+
+@pytest.mark.cuda
+def test_a_step_that_cannot_be_captured_keeps_its_machine_code() -> None:
+    """A check of values that waits for the device."""
+
+    class Checked(pv.VAE):
+        def q(self, x):
+            torch.linalg.cholesky(torch.eye(3, device=x.device) * (2.0 + x.mean()))
+            return super().q(x)
+
+    states = []
+    for engine in ("off", "cudagraph"):
+        torch.manual_seed(1)
+        model = Checked((6,), 3, hidden=(16,))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            run = pv.fit(model, X * 0.7, compile=engine, device="cuda", batch_transform=torch.bernoulli, **STEPS)
+        states.append(model.state_dict())
+    assert run.engine in ("inductor", "graph")
+    assert "is not captured as a CUDA graph" in str(caught[-1].message)
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-3, atol=1e-4)
+    assert torch.rand(3, device="cuda").unique().numel() == 3  # the generator is as it was
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", ["gru", "vqvae"])
+def test_recurrent_and_quantised_models_are_captured(kind: str) -> None:
+    x = torch.nn.functional.pad(X, (0, 58)).reshape(-1, 1, 8, 8)
+    torch.manual_seed(1)
+    model = pv.zoo.PixelCNN((1, 8, 8), decoder="gru") if kind == "gru" else pv.zoo.VQVAE((1, 8, 8), downsampling=2)
+    run = pv.fit(model, x, device="cuda", **STEPS)
+    assert run.engine.startswith("cudagraph")
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize("kind", ["SGD", "Adagrad", "Adam not fused"])
 def test_cuda_graphs_with_other_optimisers(kind: str) -> None:
     optimizer = {
