@@ -230,7 +230,7 @@ RANDOM = {
     "poisson": torch.poisson,
     "rand": lambda p: torch.rand(3, 4, device=p.device) + p.sum(),
     "rand_like": torch.rand_like,
-    "random": lambda p: torch.empty_like(p).random_(0, 9),
+    "random": lambda p: torch.empty_like(p).random_(9),
     "randint": lambda p: torch.randint(0, 7, (5,), device=p.device) + p.sum(),
     "randn": lambda p: torch.randn(3, 4, device=p.device) * p.sum(),
     "randn_like": lambda p: torch.randn_like(p.T) + p.T,
