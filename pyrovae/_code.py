@@ -142,11 +142,12 @@ def _lifted(module: GraphModule) -> tuple[Graph, list[Tensor]]:
 
 
 def _prepare(graph: Graph) -> None:
-    """Two rewritings that change nothing but the time it takes.
+    """Three rewritings that change no result.
 
     ``addmm`` becomes a product and a sum: on a CPU it first copies the bias into every row, which a kernel that has to
     pass over the rows anyway, for the activation say, does for nothing. Random numbers and empty memory "like" a tensor
-    become those of its shape, for which it need not be computed before.
+    become those of its shape, for which it need not be computed before. What convolutions take becomes contiguous, so
+    that what they give is: of other layouts cuDNN gives other strides than those that were traced.
     """
     aten = torch.ops.aten
     alike = {
@@ -166,6 +167,15 @@ def _prepare(graph: Graph) -> None:
                 value = node.meta["val"]
                 options = {"dtype": value.dtype, "device": value.device}
                 new = graph.call_function(alike[node.target], (list(value.shape),), options)
+            elif node.target in (aten.convolution.default, aten.convolution_backward.default):
+                for source in node.all_input_nodes:
+                    if "val" in source.meta and not source.meta["val"].is_contiguous():
+                        whole = graph.call_function(
+                            aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
+                        )
+                        whole.meta["val"] = source.meta["val"].contiguous()
+                        node.replace_input_with(source, whole)
+                continue
             else:
                 continue
         new.meta |= node.meta
