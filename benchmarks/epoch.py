@@ -19,8 +19,10 @@ from torch import Tensor
 import pyrovae as pv
 from benchmarks._timing import arguments, ratio, write
 from benchmarks.training_step import Setting, adam, finite, mean_field_loss
+from pyrovae.training.engines import Name
 
 VALIDATION, EPOCHS = 1000, 3
+ENGINES: tuple[Name, ...] = ("inductor", "graph")
 
 
 def by_hand(setting: Setting, held_out: Tensor, *, compiled: bool) -> Iterator[float]:
@@ -46,7 +48,7 @@ def by_hand(setting: Setting, held_out: Tensor, *, compiled: bool) -> Iterator[f
         yield time.perf_counter() - start
 
 
-def fitted(setting: Setting, held_out: Tensor, engine: str) -> list[float]:
+def fitted(setting: Setting, held_out: Tensor, engine: Name) -> list[float]:
     run = pv.fit(
         setting.vae(),
         setting.x,
@@ -74,7 +76,7 @@ def main() -> None:
         next(hand)  # which compiles
     seconds: dict[str, list[float]] = {}
     for _ in range(args.repeats):
-        for engine in ("inductor", "graph"):
+        for engine in ENGINES:
             seconds.setdefault(f"fit {engine}", []).extend(fitted(setting, data.val, engine))
         for name, hand in hands.items():
             seconds.setdefault(name, []).extend(islice(hand, EPOCHS - 1))
