@@ -10,6 +10,14 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 _WARM_UP = 3  # calls on the recording stream before it records, as CUDA graphs need
 
 
+class CannotRecord(Exception):
+    """Work that cannot be recorded, for this reason; nothing of it was done."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 class Capture:
     """``function`` of tensors on a CUDA device, recorded after a few calls and then replayed.
 
@@ -39,7 +47,7 @@ class Capture:
         """What ``function`` gives, and does.
 
         Raises:
-            Exception: whatever the device says of work that cannot be recorded; then nothing was done.
+            CannotRecord: from whatever the device says.
         """
         leaves, spec = tree_flatten(inputs)
         with torch.cuda.device(self._device):
@@ -68,11 +76,13 @@ class Capture:
             # Other threads, those of a loader that pins memory say, may go on.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._results = self._function(*tree_unflatten(self._inputs, spec))
-        except Exception:
+        except Exception as error:
             # A recording that breaks off leaves the generator waiting for it.
             generator.graphsafe_set_state(torch.Generator(self._device))
             generator.set_state(state)
-            raise
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise CannotRecord(error) from error
         self._graph = graph
 
 
@@ -87,9 +97,7 @@ def replayed(function: Callable[..., Any], device: torch.device) -> Callable[...
         if capture is not None:
             try:
                 return tree_map_only(Tensor, torch.clone, capture(*inputs))
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # of work that cannot be recorded
+            except CannotRecord:
                 capture = None
         return function(*inputs)
 

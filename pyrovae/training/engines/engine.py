@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pyrovae._capture import Capture
+from pyrovae._capture import CannotRecord, Capture
 from pyrovae._distributed import rank
 from pyrovae._graph import first_line, is_worthwhile, users_line
 from pyrovae.model.modes import full_precision
@@ -115,7 +115,7 @@ class Engine:
         """The work as one CUDA graph."""
         assert self._program is not None
         self._program.fill()
-        made_of = self._program, self._program.is_code, self._numbers()
+        made_of = self._program, self._program.is_code, self.work.numbers
         if self._capture is None or made_of != self._recorded:
             self._capture = Capture(
                 self._all_of_it if self.work.finish_is_recordable else self._program, self.task.device
@@ -124,9 +124,9 @@ class Engine:
         try:
             with self._timed(not self._capture.is_recorded):
                 results = self._capture(*raw)
-        except Exception as error:
+        except CannotRecord as error:
             self._capture = None
-            self._lose("capture", error)
+            self._lose("capture", error.reason)
             return self._compute(*raw)
         if not self.work.finish_is_recordable:
             self.work.finish(results, *raw)
@@ -135,11 +135,6 @@ class Engine:
     def _all_of_it(self, *raw: Tensor) -> None:
         assert self._program is not None
         self.work.finish(self._program(*raw), *raw)
-
-    def _numbers(self) -> Any:
-        """The optimiser's settings that are numbers: a CUDA graph holds them."""
-        groups = self.task.optimizer.param_groups if self.work.finish_is_recordable else []
-        return [{k: v for k, v in group.items() if k != "params" and not isinstance(v, Tensor)} for group in groups]
 
     # -- making and checking it ----------------------------------------------------------------------------
 

@@ -24,10 +24,14 @@ class Work(Protocol):
     Attributes:
         total: the losses of all batches since it was last set to zero, on the device, in float64.
         finish_is_recordable: whether a CUDA graph may hold :meth:`finish` too.
+        numbers: what :meth:`finish` depends on that is no tensor, so that a CUDA graph would not see it change.
     """
 
     total: Tensor
     finish_is_recordable: bool
+
+    @property
+    def numbers(self) -> Any: ...
 
     def begin_epoch(self) -> None:
         """Take note of whatever may have changed since the last batch."""
@@ -67,6 +71,12 @@ class Update:
         """Let other parameters be trained, or enter the loss, than before."""
         self._parameters = self.task.parameters
         self._entered: list[bool] | None = None  # which of them the loss depends on, in any process
+
+    @property
+    def numbers(self) -> Any:
+        """The optimiser's settings."""
+        groups = self.task.optimizer.param_groups if self.finish_is_recordable else []
+        return [{k: v for k, v in group.items() if k != "params" and not isinstance(v, Tensor)} for group in groups]
 
     def eager(self, *raw: Tensor) -> Results:
         task = self.task
@@ -145,6 +155,7 @@ class Validation:
         self.task, self._prepare, self._weight = task, prepare, weight
         self.total = torch.zeros((), dtype=torch.float64, device=task.device)
         self.finish_is_recordable = num_processes() == 1
+        self.numbers = None
 
     def begin_epoch(self) -> None:
         """Nothing depends on the epoch."""
