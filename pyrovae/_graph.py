@@ -23,7 +23,7 @@ _WORTHWHILE = 120.0  # estimated seconds of work from which on compiling pays, w
 _PER_CALL = 4e-6  # seconds of launching one operation, and of writing one byte of results: of an ordinary machine
 _PER_BYTE = {"cpu": 1.6e-10, "cuda": 1e-12}
 _WARM_UP = 30  # calls of one shape before tracing pays, on a CPU
-_WARM_UP_ELSEWHERE = 2  # where every operation is launched
+_EARLY = 3  # the same where that many calls are known to come, or every operation has to be launched
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parent)
 
 
@@ -110,7 +110,8 @@ class Graph:
             calls = self._calls[key] = self._calls.get(key, 0) + 1
         except TypeError:  # an argument that cannot be compared
             return self._function(*args)
-        if calls < (_WARM_UP_ELSEWHERE if any(t.is_cuda for t in tensors) else _WARM_UP):
+        early = self._expected >= _WARM_UP or any(t.is_cuda for t in tensors)
+        if calls < (min(_EARLY, _WARM_UP) if early else _WARM_UP):
             return self._function(*args)
         if key not in self._graphs:
             self._graphs[key] = self._build(leaves, spec, tensors)
