@@ -2,7 +2,10 @@
 
 __version__ = "0.1.0"
 
-from pyrovae import datasets, distributions, evaluation, likelihoods, networks, plots, posteriors, priors, zoo
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pyrovae import datasets, distributions, evaluation, likelihoods, networks, posteriors, priors, zoo
 from pyrovae._distributed import is_main_process
 from pyrovae.evaluation import (
     AISResult,
@@ -27,6 +30,9 @@ from pyrovae.evaluation import (
 from pyrovae.model import VAE, LogTerms, LossModel, VAEModel, load
 from pyrovae.objectives import ELBO, IWAE, BetaTCVAE, CapacityELBO, cosine_warmup, cyclical, linear_warmup
 from pyrovae.training import CheckpointError, NonFiniteLoss, Run, fit, lagging_inference
+
+if TYPE_CHECKING:
+    from pyrovae import plots
 
 __all__ = [
     "ELBO",
@@ -75,3 +81,9 @@ __all__ = [
     "refit_posterior",
     "zoo",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plots":  # brings matplotlib, for which many runs have no use
+        return import_module("pyrovae.plots")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pyrovae._code import compiled, fold, move_constants
@@ -35,6 +34,8 @@ def trace(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
     ``RuntimeError``. No random number of torch's is
     drawn, and no tensor changes.
     """
+    from torch.fx.experimental.proxy_tensor import make_fx  # with which half of torch's compiler comes
+
     numpy_state, python_state = others_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:

@@ -1,6 +1,8 @@
 """Imports go down only: a package may import those below it and none above."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,22 @@ def test_importing_leaves_validation_on() -> None:
     from torch.distributions import Distribution
 
     assert Distribution._validate_args
+
+
+def test_what_takes_long_to_import_comes_on_first_use() -> None:
+    heavy = (
+        "sklearn",
+        "scipy.stats",
+        "scipy.io",
+        "matplotlib",
+        "xarray",
+        "arviz",
+        "pooch",
+        "torch._inductor.compile_fx",
+    )
+    code = f"import sys, pyrovae; print([name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+    code = "import pyrovae; print(pyrovae.plots.curves.__name__, hasattr(pyrovae, 'plot'))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "curves False"

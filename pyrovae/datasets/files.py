@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pooch
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class DamagedFile(ValueError):
 
 def cache_dir() -> Path:
     """The folder for downloads: ``PYROVAE_CACHE``, or the platform's cache folder."""
+    import pooch
+
     return Path(os.environ.get("PYROVAE_CACHE") or pooch.os_cache("pyrovae"))
 
 
@@ -76,6 +77,8 @@ def verify(source: Source, path: Path) -> dict[str, np.ndarray]:
 
 def _download(source: Source, target: Path, searched: list[Path], progress: bool) -> dict[str, np.ndarray]:
     """Fetch, verify, and only then put in place."""
+    import pooch
+
     failures = []
     waiting = target.with_name(target.name + f".{os.getpid()}.part")
     for url in source.urls:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import scipy.io
-from sklearn.datasets import load_digits
 
 from pyrovae.datasets.files import Source
 
@@ -28,6 +26,8 @@ class Raw:
 
 def digits(read: Read) -> Raw:
     """1797 handwritten digits of 8×8 pixels in 17 levels, from scikit-learn (UCI): 1297/200/300, shuffled."""
+    from sklearn.datasets import load_digits  # here, because it takes a second to import
+
     data = load_digits()
     parts = shuffled(len(data.images), 200, 300)
     return _pick((data.images / 16).astype(np.float32), data.target, parts)
@@ -95,6 +95,8 @@ def _decode_idx(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _decode_mat(content: bytes) -> dict[str, np.ndarray]:
+    import scipy.io
+
     return scipy.io.loadmat(io.BytesIO(content))
 
 

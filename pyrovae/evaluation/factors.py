@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.metrics import balanced_accuracy_score
-from sklearn.tree import DecisionTreeClassifier
 
 from pyrovae._checks import as_tensor, at_least
 
@@ -137,6 +134,8 @@ def dci(codes: Any, factors: Any, *, seed: int = 0) -> DCI:
         factors: ``(N, F)``.
         seed: seed of the halves and the forests.
     """
+    from sklearn.ensemble import RandomForestClassifier  # here, because it takes a second to import
+
     codes, factors = as_arrays(codes, factors)
     order = np.random.default_rng(seed).permutation(len(codes))
     fitted, held_out = np.array_split(order, 2)
@@ -259,6 +258,9 @@ def _r_squared(z: np.ndarray, v: np.ndarray) -> float:
 
 
 def _threshold_accuracy(z: np.ndarray, v: np.ndarray) -> float:
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.tree import DecisionTreeClassifier
+
     tree = DecisionTreeClassifier(max_leaf_nodes=_index(v)[1], class_weight="balanced", random_state=0)
     column = z.reshape(-1, 1)
     return float(balanced_accuracy_score(v, tree.fit(column, v).predict(column)))

@@ -23,7 +23,6 @@ from typing import Self
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import t as student
 
 FEWEST = 3  # seeds whose variance may stand for that of a model with one
 _DRAWS = 2**14  # of the largest of several normal differences
@@ -210,6 +209,8 @@ def _variance(seeds: Sequence[Seeds]) -> float:
 
 def _half_width(confidence: float, data: float, n: int, seeds: Sequence[Seeds]) -> float:
     """Of the interval of a difference over ``n`` data, ``data`` being their part of its variance."""
+    from scipy.stats import t as student  # which takes longer to import than all else here
+
     of_data = float(student.ppf(0.5 + confidence / 2.0, n - 1))
     between = sum(s.share * s.between for s in seeds)
     if not between > 0.0:

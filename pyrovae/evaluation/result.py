@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-import xarray
 
 from pyrovae.evaluation.arviz import container, group
 from pyrovae.evaluation.tail import khat_threshold
@@ -149,6 +148,8 @@ class MarginalResult:
         coords = {"datum": np.arange(len(p))} | {
             f"index_{i}": ("datum", _storable(p.index.get_level_values(i))) for i in range(p.index.nlevels)
         }
+        import xarray
+
         return container({_GROUP: xarray.Dataset(columns, coords=coords, attrs=attrs)})
 
     @classmethod

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.special import polygamma
+import torch
 
 from pyrovae.evaluation.tail import tail_length
 
@@ -218,9 +218,10 @@ def _shrunk_khat(pointwise: pd.DataFrame, draws: np.ndarray) -> tuple[np.ndarray
 
 def _shrunk_log_variance(pointwise: pd.DataFrame, num_chains: int) -> tuple[np.ndarray, np.ndarray]:
     """log Var(log w) by :func:`shrunk`. Its sampling variance is that of the logarithm of a χ² of C - 1."""
+    trigamma = float(torch.special.polygamma(1, torch.tensor((num_chains - 1) / 2, dtype=torch.float64)))
     with np.errstate(divide="ignore"):
         values = np.log(pointwise["log_weight_variance"].to_numpy(dtype=float))
-    return shrunk(values, np.full(len(values), float(polygamma(1, (num_chains - 1) / 2))))
+    return shrunk(values, np.full(len(values), trigamma))
 
 
 def _total(mc_se: pd.Series, left: np.ndarray | pd.Series, flagged: np.ndarray) -> float:

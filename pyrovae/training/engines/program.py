@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from pyrovae._code import compiled
 from pyrovae._graph import trace
@@ -226,6 +225,8 @@ def _shallow(value: Any) -> Any:
 def _holds_placeholders(value: Any, depth: int = _DEPTH) -> bool:
     """Whether a value is, or holds in containers or attributes, a tensor of a traced run."""
     if isinstance(value, Tensor):
+        from torch._subclasses.fake_tensor import FakeTensor
+
         return isinstance(value, FakeTensor)
     if depth == 0 or isinstance(value, (str, bytes, int, float, type, FunctionType, MethodType, torch.nn.Module)):
         return False
