@@ -9,7 +9,7 @@ from torch import Tensor
 from pyrovae._checks import not_negative
 from pyrovae.model import LogTerms
 from pyrovae.objectives.base import Objective
-from pyrovae.objectives.schedules import has_ended, value_at
+from pyrovae.objectives.schedules import Weight
 
 
 class CapacityELBO(Objective):
@@ -20,8 +20,7 @@ class CapacityELBO(Objective):
     carries the same penalty. With C = 0 it is ``ELBO(beta=gamma)``. KLs are closed where they are known.
 
     Args:
-        capacity: C in nats, or a schedule such as ``linear_warmup(100, end=25)``. With a schedule outside ``fit``,
-            call :meth:`anneal` before each step.
+        capacity: C in nats, or a schedule such as ``linear_warmup(100, end=25)``.
         gamma: weight of the distance from C; large (100 to 1000), so that the rate follows C.
         num_particles: K, draws of z per datum.
         max_plate_nesting: plates that the model nests; by default what the model says of itself.
@@ -29,10 +28,8 @@ class CapacityELBO(Objective):
     Raises:
         ValueError: a ``capacity`` or ``gamma`` that is negative, NaN or infinite, a schedule's ``capacity`` at the time
             when it is; a model without latent sites, or with one that is not reparameterised (``fit`` finds out before
-            it trains); a schedule that was never annealed.
+            it trains); a schedule whose value is not given.
     """
-
-    scheduled = ("_nats",)
 
     def __init__(
         self,
@@ -46,24 +43,10 @@ class CapacityELBO(Objective):
         not_negative(gamma=gamma, **({} if callable(capacity) else {"capacity": capacity}))
         self.capacity = capacity
         self.gamma = gamma
-        self._nats = None if callable(capacity) else float(capacity)
-        self._time = 0.0
 
     @property
-    def nats(self) -> float:
-        """The capacity in force."""
-        if self._nats is None:
-            raise ValueError("capacity is a schedule: call objective.anneal(t) before each step (fit does).")
-        return self._nats
-
-    def anneal(self, t: float) -> None:
-        self._time = t
-        if callable(self.capacity):
-            self._nats = value_at(self.capacity, t, "capacity")
-
-    @property
-    def settled(self) -> bool:
-        return has_ended(self.capacity, self._time)
+    def schedules(self) -> dict[str, Weight]:
+        return {"capacity": self.capacity}
 
     def check(self, terms: LogTerms) -> None:
         if not terms.posterior:
@@ -73,8 +56,8 @@ class CapacityELBO(Objective):
                 f"CapacityELBO needs reparameterised latents; {terms.not_reparameterized} are not. Use ELBO(beta=...)."
             )
 
-    def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
+    def per_datum(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
         self.check(terms)
         # One number, but with a dimension, so that a traced step's scheduled value does not raise its precision.
         kl = torch.stack([terms.kl(site).mean().reshape(1) for site in terms.log_posterior]).sum(0)
-        return terms.reconstruction.mean(0) - self.gamma * (kl - self.nats).abs()
+        return terms.reconstruction.mean(0) - self.gamma * (kl - self.weight("capacity", weights)).abs()

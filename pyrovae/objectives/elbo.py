@@ -11,7 +11,7 @@ from pyrovae._checks import not_negative
 from pyrovae.distributions.independent import family
 from pyrovae.model import LogTerms
 from pyrovae.objectives.base import Objective
-from pyrovae.objectives.schedules import has_ended, value_at
+from pyrovae.objectives.schedules import Weight
 
 
 class ELBO(Objective):
@@ -28,8 +28,7 @@ class ELBO(Objective):
     Sites that are not reparameterised get the score-function gradient, as in ``Trace_ELBO``.
 
     Args:
-        beta: weight of every KL term, or a schedule such as ``linear_warmup(100)``. With a schedule outside
-            ``fit``, call :meth:`anneal` before each step.
+        beta: weight of every KL term, or a schedule such as ``linear_warmup(100)``.
         analytic_kl: ``"auto"`` uses the closed form at every site where one is registered and valid (this is
             ``TraceMeanField_ELBO``); ``True`` requires it; ``False`` never (this is ``Trace_ELBO``).
         num_particles: K, draws of z per datum.
@@ -40,11 +39,9 @@ class ELBO(Objective):
     Raises:
         ValueError: a ``beta`` or ``free_bits`` that is negative, NaN or infinite, a schedule's ``beta`` at the time
             when it is; ``analytic_kl=True`` and a site has no closed form, or
-            ``free_bits`` and one does not factorise (``fit`` finds out before it trains); a schedule that was never
-            annealed.
+            ``free_bits`` and one does not factorise (``fit`` finds out before it trains); a schedule whose
+            value is not given.
     """
-
-    scheduled = ("_weight",)
 
     def __init__(
         self,
@@ -64,37 +61,26 @@ class ELBO(Objective):
         self.beta = beta
         self.free_bits = free_bits
         self.analytic_kl = analytic_kl
-        self._weight = None if callable(beta) else float(beta)
-        self._time = 0.0
 
     @property
-    def weight(self) -> float:
-        """The KL weight in force."""
-        if self._weight is None:
-            raise ValueError("beta is a schedule: call objective.anneal(t) before each step (fit does).")
-        return self._weight
+    def schedules(self) -> dict[str, Weight]:
+        return {"beta": self.beta}
 
-    def anneal(self, t: float) -> None:
-        self._time = t
-        if callable(self.beta):
-            self._weight = value_at(self.beta, t, "beta")
+    def per_datum(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
+        return self._per_particle(terms, self.weight("beta", weights)).mean(0)
 
-    @property
-    def settled(self) -> bool:
-        return has_ended(self.beta, self._time)
-
-    def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
-        return self._per_particle(terms).mean(0)
-
-    def surrogate(self, terms: LogTerms) -> Float[Tensor, "batch"]:
-        bound = value = self._per_particle(terms)
+    def surrogate(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
+        bound = self.per_datum(terms, **weights)
+        if not terms.not_reparameterized:
+            return bound
+        beta = self.weight("beta", weights)
+        score = self._per_particle(terms, beta).detach()
         for site in terms.not_reparameterized:
             log_q = terms.log_posterior[site]
-            score = value.detach()
-            if not self._exact(terms, site):
-                score = score + self.weight  # takes out the gradient of -β log q itself, whose mean is zero
-            bound = bound + (log_q - log_q.detach()) * score
-        return bound.mean(0)
+            # Plus β takes out the gradient of -β log q itself, whose mean is zero.
+            weight = score if self._exact(terms, site) else score + beta
+            bound = bound + ((log_q - log_q.detach()) * weight).mean(0)
+        return bound
 
     def check(self, terms: LogTerms) -> None:
         for site in terms.log_posterior:
@@ -103,10 +89,10 @@ class ELBO(Objective):
     def _exact(self, terms: LogTerms, site: str) -> bool:
         return bool(self.analytic_kl) and terms.closed_form_kl(site) is not None
 
-    def _per_particle(self, terms: LogTerms) -> Float[Tensor, "particles batch"]:
+    def _per_particle(self, terms: LogTerms, beta: float | Tensor) -> Float[Tensor, "particles batch"]:
         bound = terms.reconstruction
         for site in terms.log_posterior:
-            bound = bound - self.weight * self._kl(terms, site)
+            bound = bound - beta * self._kl(terms, site)
         return bound
 
     def _kl(self, terms: LogTerms, site: str) -> Float[Tensor, "particles batch"]:

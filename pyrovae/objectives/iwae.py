@@ -27,6 +27,6 @@ class IWAE(Objective):
         if terms.not_reparameterized:
             raise ValueError(f"IWAE needs reparameterised latents; {terms.not_reparameterized} are not. Use ELBO.")
 
-    def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
+    def per_datum(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
         self.check(terms)
         return terms.log_weight.logsumexp(0) - math.log(self.num_particles)

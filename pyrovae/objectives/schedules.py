@@ -4,26 +4,57 @@
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyrovae._checks import at_least, not_negative, positive
 
+Weight = float | Callable[[float], float]
 
-@dataclass(frozen=True)
-class Schedule:
+
+class Schedule(ABC):
     """A weight as a function of time.
 
     Attributes:
-        weight: the function.
         ends: the time from which on it has its final value.
     """
 
-    weight: Callable[[float], float]
     ends: float
 
+    @abstractmethod
     def __call__(self, t: float) -> float:
-        return self.weight(t)
+        """The weight at time ``t``."""
+
+
+@dataclass(frozen=True)
+class _Warmup(Schedule):
+    ends: float
+    start: float
+    end: float
+    cosine: bool
+
+    def __call__(self, t: float) -> float:
+        if t >= self.ends:
+            return self.end
+        if self.cosine:
+            return self.end + (self.start - self.end) * (1 + math.cos(math.pi * t / self.ends)) / 2
+        return self.start + (self.end - self.start) * t / self.ends
+
+
+@dataclass(frozen=True)
+class _Cycles(Schedule):
+    period: float
+    rise: float
+    cycles: int
+    end: float
+
+    @property
+    def ends(self) -> float:  # type: ignore[override]
+        return self.cycles * self.period
+
+    def __call__(self, t: float) -> float:
+        return self.end if t >= self.ends else self.end * min(1.0, (t % self.period) / (self.rise * self.period))
 
 
 def linear_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> Schedule:
@@ -39,7 +70,7 @@ def linear_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> S
     """
     positive(duration=duration)
     not_negative(start=start, end=end)
-    return Schedule(lambda t: end if t >= duration else start + (end - start) * t / duration, duration)
+    return _Warmup(duration, start, end, cosine=False)
 
 
 def cosine_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> Schedule:
@@ -55,11 +86,7 @@ def cosine_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> S
     """
     positive(duration=duration)
     not_negative(start=start, end=end)
-
-    def weight(t: float) -> float:
-        return end if t >= duration else end + (start - end) * (1 + math.cos(math.pi * t / duration)) / 2
-
-    return Schedule(weight, duration)
+    return _Warmup(duration, start, end, cosine=True)
 
 
 def cyclical(period: float, *, rise: float = 0.5, cycles: int = 4, end: float = 1.0) -> Schedule:
@@ -80,25 +107,23 @@ def cyclical(period: float, *, rise: float = 0.5, cycles: int = 4, end: float = 
     not_negative(end=end)
     if not 0 < rise <= 1:
         raise ValueError(f"rise must be in (0, 1]; got {rise}.")
-
-    def weight(t: float) -> float:
-        return end if t >= cycles * period else end * min(1.0, (t % period) / (rise * period))
-
-    return Schedule(weight, cycles * period)
+    return _Cycles(period, rise, cycles, end)
 
 
-def value_at(schedule: Callable[[float], float], t: float, name: str) -> float:
-    """The weight ``name`` at time ``t``.
+def value_at(weight: Weight, t: float, name: str) -> float:
+    """A number, or a schedule's value at time ``t``.
 
     Raises:
-        ValueError: it is negative, NaN or infinite.
+        ValueError: the schedule's value is negative, NaN or infinite.
     """
-    value = float(schedule(t))
+    if not callable(weight):
+        return float(weight)
+    value = float(weight(t))
     not_negative(**{f"{name}, a schedule, at time t={t:g}": value})
     return value
 
 
-def has_ended(value: float | Callable[[float], float], t: float) -> bool:
+def has_ended(value: Weight, t: float) -> bool:
     """Whether a number, or a schedule at time ``t``, has its final value."""
     if isinstance(value, Schedule):
         return t >= value.ends

@@ -75,7 +75,7 @@ class BetaTCVAE(Objective):
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.estimator = estimator
 
-    def per_datum(self, terms: LogTerms) -> Float[Tensor, "batch"]:
+    def per_datum(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
         parts = self.decompose(terms)
         rate = self.alpha * parts.mutual_information + self.beta * parts.total_correlation
         return (terms.reconstruction - rate - self.gamma * parts.dimensionwise_kl).mean(0)

@@ -18,7 +18,7 @@ from pyrovae._distributed import from_main, gathered, num_processes, rank, summe
 from pyrovae._random import get_every_state, get_state, seeded, set_every_state, set_state
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model.modes import evaluation_mode
-from pyrovae.objectives import ELBO, Objective
+from pyrovae.objectives import ELBO
 from pyrovae.training.batches import Batch, Batches
 from pyrovae.training.checkpoint import Checkpoints
 from pyrovae.training.diagnose import broken_buffers, broken_parameters, explain
@@ -148,12 +148,11 @@ class Trainer:
                 started = time.perf_counter() - self.seconds
                 record = {"epoch": self.epoch, "loss": self._epoch(bar, signals, started)}
                 if isinstance(self.task.objective, ELBO):
-                    record["beta"] = self.task.objective.weight
-                settled = not isinstance(self.task.objective, Objective) or self.task.objective.settled
+                    record["beta"] = float(self.task.weights["beta"])
                 record["learning_rate"] = float(self.task.optimizer.param_groups[0]["lr"])
                 if self.held_out is not None:
+                    self.waited = self.waited + 1 if self.task.settled else 0
                     record["val_loss"] = loss = self._validate(self.held_out)
-                    self.waited = self.waited + 1 if settled else 0
                     if loss < self.best_loss:
                         self.best, self.best_loss, run.best_epoch, self.waited = self._weights(), loss, self.epoch, 0
                 self._step_scheduler(record)
@@ -186,7 +185,7 @@ class Trainer:
         for raw in batches:
             if self.epoch == 0:
                 self.train.in_first_epoch(self.model, raw)
-            self._anneal(self.epoch + self.step / (self.train.num_steps or math.inf))
+            self.task.set_time(self.epoch + self.step / (self.train.num_steps or math.inf))
             generators = get_state() if self.task.device.type == "cpu" else None
             try:
                 self.engine(*raw)
@@ -240,7 +239,7 @@ class Trainer:
 
     def _validate(self, held_out: Batches) -> float:
         """The mean loss per datum of held-out data, at the schedules' final values, with the same draws each time."""
-        self._anneal(math.inf)
+        self.task.set_time(math.inf)
         if self.validation is None:
             work = Validation(self.task, held_out.prepare, lambda: held_out.weight)
             self.validation = for_validation(self.engine, work, self.epochs * (held_out.num_steps or 0), held_out.size)
@@ -269,10 +268,6 @@ class Trainer:
                     self._fail(raw, generators, step=step, kind="validation loss", batches=held_out)
         cause = "it is finite in this process, or did not happen again batch by batch."
         raise NonFiniteLoss(self.epoch, 0, cause, self.result, "validation loss")
-
-    def _anneal(self, t: float) -> None:
-        if isinstance(self.task.objective, Objective):
-            self.task.objective.anneal(t)
 
     def _step_scheduler(self, record: dict[str, float]) -> None:
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -351,7 +346,7 @@ class Trainer:
         set_every_state(self.before["random"] if self.step else self.epoch_start)
         batches, update = self._batches(), Update(self.task)
         for raw in batches:
-            self._anneal(self.epoch + self.step / (self.train.num_steps or math.inf))
+            self.task.set_time(self.epoch + self.step / (self.train.num_steps or math.inf))
             generators = get_state()
             results = update.eager(*raw)
             if not math.isfinite(results[0]):  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """The controlled capacity and the β-TCVAE: against what can be computed, and trained."""
 
 import math
+import pickle
 from functools import partial
 
 import pyro
@@ -65,15 +66,16 @@ def test_trained_rate_is_the_capacity() -> None:
 def test_capacity_schedule_settles_and_needs_a_time() -> None:
     model, x = vae(), binary().double()
     objective = CapacityELBO(pv.linear_warmup(10, end=25.0))
-    with pytest.raises(ValueError, match=r"capacity is a schedule: call objective.anneal"):
+    with pytest.raises(ValueError, match=r"capacity is a schedule: pass capacity=..., one of objective.weights\(t\)"):
         objective.per_datum(model.log_terms(x))
-    objective.anneal(5.0)
-    assert objective.nats == 12.5
-    assert not objective.settled
-    objective.anneal(math.inf)
-    assert objective.nats == 25.0
-    assert objective.settled
-    assert CapacityELBO(3.0).settled
+    assert objective.weights(5.0) == {"capacity": 12.5}
+    assert not objective.settled(5.0)
+    assert objective.weights(math.inf) == {"capacity": 25.0}
+    assert objective.settled(math.inf)
+    assert CapacityELBO(3.0).settled(0.0)
+    terms = model.log_terms(x)
+    assert torch.equal(objective.per_datum(terms, capacity=3.0), CapacityELBO(3.0).per_datum(terms))
+    assert pickle.loads(pickle.dumps(objective)).weights(5.0) == {"capacity": 12.5}
 
 
 # -- the β-TCVAE -----------------------------------------------------------------------------------------

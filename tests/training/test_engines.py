@@ -330,22 +330,20 @@ def test_pyros_objectives_train_as_they_are() -> None:
         pv.fit(pv.VAE((6,), 3), X, objective=TraceMeanField_ELBO(), compile="graph", device="cpu", **STEPS)
 
 
-def test_an_objective_must_name_what_it_schedules() -> None:
-    class Silent(pv.ELBO):
-        def anneal(self, t):
-            super().anneal(t)
-            self.floor = 0.1 * t
+def test_weights_of_an_objective_of_ones_own_enter_the_graph() -> None:
+    class Floored(pv.ELBO):
+        """An override of the bound, which is what is trained."""
 
-        def per_datum(self, terms):
-            return super().per_datum(terms) - self.floor * terms.reconstruction.mean(0)
+        def weights(self, t):
+            return super().weights(t) | {"floor": 0.1 * min(t, 2.0)}
 
-    class Named(Silent):
-        scheduled = ("_weight", "floor")
+        def per_datum(self, terms, *, floor, **weights):
+            return super().per_datum(terms, **weights) - floor * terms.reconstruction.mean(0)
 
-    with pytest.warns(UserWarning, match=r"Silent\.anneal sets values that `scheduled` does not name"):
-        trained_weights(Silent(), "graph")
-    expected, got = (trained_weights(Named(), engine) for engine in ("off", "graph"))
+    expected, got = (trained_weights(Floored(), engine) for engine in ("off", "graph"))
     assert all(torch.equal(v, got[k]) for k, v in expected.items())
+    plain = trained_weights(pv.ELBO(), "graph")
+    assert not any(torch.equal(v, plain[k]) for k, v in expected.items())
 
 
 def trained_weights(objective, compile: str) -> dict[str, torch.Tensor]:

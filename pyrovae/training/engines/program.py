@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pyrovae._code import compiled
 from pyrovae._graph import trace
-from pyrovae.objectives import Objective
 from pyrovae.training.engines.task import Task
 
 _TORCHS = frozenset(vars(torch.nn.Module()))  # attributes that torch manages itself
@@ -23,8 +22,8 @@ class Untraceable(Exception):
 
 
 class Program:
-    """``compute`` at batches of one shape, as a graph of the model's parameters, buffers, the objective's scheduled
-    values, and the batch. It reads and changes the model's own memory.
+    """``compute`` at batches of one shape, as a graph of the model's parameters, buffers, the objective's weights,
+    and the batch. It reads and changes the model's own memory.
 
     Args:
         task: whose model and objective ``compute`` uses.
@@ -42,17 +41,12 @@ class Program:
         objective, model = task.objective, task.model
         if objective is not None and not hasattr(objective, "differentiable_loss"):
             raise Untraceable(f"{type(objective).__name__} has no differentiable_loss")
-        if isinstance(objective, Objective) and not issubclass(
-            _definer(objective, "scheduled"), _definer(objective, "anneal")
-        ):
-            raise Untraceable(f"{type(objective).__name__}.anneal sets values that `scheduled` does not name")
         self._task, self._compute = task, compute
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._buffers = dict(model.named_buffers())
         places = [(m._buffers, key, b) for m in model.modules() for key, b in m._buffers.items() if b is not None]
         self._memory = _memory(task)
-        scheduled = getattr(objective, "scheduled", ())
-        self._values = {n: torch.zeros((), dtype=torch.float64, device=task.device) for n in scheduled}
+        self._values = {n: torch.zeros((), dtype=torch.float64, device=task.device) for n in task.weights}
         self._filled: list[float] = []
         self._replaced: set[int] = set()
         self._places: list[tuple[dict[str, Any], str, Tensor]] = []  # where the model has buffers that it replaces
@@ -85,8 +79,8 @@ class Program:
         return self._memory != _memory(self._task, dict(self._theirs()))
 
     def fill(self) -> None:
-        """Take over what is not read from the model's memory: scheduled values, buffers that were replaced."""
-        values = [float(getattr(self._task.objective, name)) for name in self._values]
+        """Take over what is not read from the model's memory: weights, buffers that were replaced."""
+        values = [float(self._task.weights[name]) for name in self._values]
         if values != self._filled:
             for own, value in zip(self._values.values(), values, strict=True):
                 own.fill_(value)
@@ -114,7 +108,7 @@ class Program:
         with (
             torch.enable_grad(),
             _in_place_of_its_own(self._task.model, tensors),
-            _attributes(self._task.objective, values),
+            _weights(self._task, values),
         ):
             results = self._compute(*remaining)
         for name, buffer in buffers.items():
@@ -156,15 +150,12 @@ def _unfused(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _attributes(owner: Any, values: dict[str, Tensor]) -> Iterator[None]:
-    before = {name: getattr(owner, name) for name in values}
+def _weights(task: Task, values: dict[str, Tensor]) -> Iterator[None]:
+    before, task.weights = task.weights, {**values}
     try:
-        for name, value in values.items():
-            setattr(owner, name, value)
         yield
     finally:
-        for name, value in before.items():
-            setattr(owner, name, value)
+        task.weights = before
 
 
 @contextmanager
@@ -234,7 +225,3 @@ def _holds_placeholders(value: Any, depth: int = _DEPTH) -> bool:
     inside += list(value) if isinstance(value, (list, tuple, set)) else []
     inside += list(vars(value).values()) if hasattr(value, "__dict__") else []
     return any(_holds_placeholders(v, depth - 1) for v in inside)
-
-
-def _definer(objective: Objective, name: str) -> type:
-    return next(c for c in type(objective).__mro__ if name in vars(c))

@@ -1,8 +1,8 @@
 """What a step computes, whoever computes it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,8 @@ class Task:
         share: of the current batch, its size over all processes divided by their number, by which a sum over this
             process's part is to be divided, and the weight of that part; ``None`` for a single process.
         batch_size: rows of a whole batch of this process, where that is known.
+        weights: of the objective, those in force.
+        settled: whether they are final.
     """
 
     model: VAEModel | LossModel
@@ -41,6 +43,13 @@ class Task:
     autocast: bool = False
     share: Callable[[], tuple[float, float]] | None = None
     batch_size: int | None = None
+    weights: dict[str, float | Tensor] = field(default_factory=dict)
+    settled: bool = True
+
+    def set_time(self, t: float) -> None:
+        """Put the objective's weights at time ``t`` in force."""
+        if isinstance(self.objective, Objective):
+            self.weights, self.settled = dict(self.objective.weights(t)), self.objective.settled(t)
 
     @cached_property
     def device(self) -> torch.device:
@@ -62,14 +71,12 @@ class Task:
         if self.objective is None:
             return self.model.loss(*batch).sum()
         args = (self.model.model, self.model.guide, *batch)
-        with self._scales():
+        if isinstance(self.objective, Objective):
+            return self.objective.loss_at(self.weights, *args)
+        with UnscaledData():  # Pyro's own count a subsampled plate's data N/B times; ours do not look at scales
             if hasattr(self.objective, "differentiable_loss"):
                 return self.objective.differentiable_loss(*args)
             return torch.as_tensor(self.objective.loss_and_grads(*args), device=self.device)
-
-    def _scales(self) -> AbstractContextManager[Any]:
-        """Pyro's own objectives count a subsampled plate's data N/B times; ours do not look at scales."""
-        return nullcontext() if isinstance(self.objective, Objective) else UnscaledData()
 
     @torch.no_grad()
     def validation_loss(self, *batch: Any) -> Tensor:
@@ -78,8 +85,8 @@ class Task:
             return self.model.loss(*batch).sum()
         args = (self.model.model, self.model.guide, *batch)
         if isinstance(self.objective, Objective):
-            return self.objective.bound_loss(*args)
-        with self._scales():
+            return self.objective.loss_at(self.weights, *args, differentiable=False)
+        with UnscaledData():
             return torch.as_tensor(self.objective.loss(*args), device=self.device)
 
     @contextmanager
