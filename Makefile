@@ -4,13 +4,16 @@ BIN := .venv/bin
 # Test workers share the cores: one thread each.
 WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test test-quick lint docs bench clean
 
 demo: .venv/ready
 	$(BIN)/python examples/flow_posterior.py
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations=15
+
+test-quick: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -21,7 +24,7 @@ docs: .venv/docs
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 bench: .venv/ready
-	for name in training_step log_marginal ais scaling memory; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in training_step epoch log_marginal ais scaling memory imports; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
