@@ -240,8 +240,8 @@ def tests(seconds: float) -> tuple[list[Row], dict[str, Any]]:
             subprocess.run(command, timeout=seconds)
         except subprocess.TimeoutExpired:
             print("the tests did not finish", flush=True)
-        if not report.exists():
-            return [("failed tests", float("nan"), "(0)", False)], {}
+        if not report.exists():  # time was up: nothing is known of the whole
+            return [("failed tests", float("nan"), "(0)", None)], {"finished": False}
         suite = ET.parse(report).getroot()[0]
         counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
     bad = counts["failures"] + counts["errors"]
@@ -254,15 +254,17 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", help="of training, these alone: their code is on the disk then")
     parser.add_argument("--seconds", type=float, default=200.0, help="after which nothing new is begun")
     args = arguments(parser)
-    if args.models:
-        train(args.seconds, args.models)
-        return
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    parts: dict[str, Any] = {"tests": tests, "train": partial(train, names=()), "evaluate": evaluate}
+    parts: dict[str, Any] = {"tests": tests, "train": partial(train, names=args.models), "evaluate": evaluate}
     rows, facts = parts[args.part](args.seconds)
     path = RESULTS / "gpu.json"
     known = json.loads(path.read_text())["parts"] if path.exists() else {}
     device = torch.cuda.get_device_name()
+    if args.models:  # to be put beside those of another run
+        facts = {name: {**found, "run by itself": True} for name, found in facts.items()}
+        known.setdefault(args.part, {}).update(facts)
+        print(write("gpu", {"parts": known}))
+        return
     known[args.part] = {"commit": commit, "device": device, "torch": torch.__version__, "rows": rows, **facts}
     print(f"\n{device}, torch {torch.__version__}, commit {commit[:10]}")
     for what, figure, unit, met in rows:

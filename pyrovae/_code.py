@@ -2,7 +2,8 @@
 
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ def _compiled(graph: Graph, inputs: Sequence[Tensor]) -> Run:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of what we leave out for good reason, such as TF32
                 tensors = [examples[n] if n in examples else _example(n) for n in needs]
-                part = torch._inductor.compile(part, tensors, options=options)
+                with _cached_on_disk():
+                    part = torch._inductor.compile(part, tensors, options=options)
         steps.append((part, needs, gives))
 
     def run(*tensors: Tensor) -> Sequence[Any]:
@@ -81,37 +83,74 @@ def _compiled(graph: Graph, inputs: Sequence[Tensor]) -> Run:
     return run
 
 
+@contextmanager
+def _cached_on_disk() -> Iterator[None]:
+    """Inductor keeps its work on the disk only where sizes could be symbols, though none of ours is."""
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
+        yield
+
+
 def _parts(graph: Graph) -> list[tuple[bool, list[Node]]]:
-    """The operations in turns, those that are random and those that are not. Either keep their order, and so do changes
-    in place. What is random comes before code that it does not depend on.
+    """The operations in turns, those that are random and those that are not. Either keep their order.
+
+    What is random comes before the code around it where it does not matter: where it takes nothing that this code
+    makes, reads no memory that this code has written to, and writes to none that this code has used.
     """
     turns: list[list[Node]] = [[], []]  # random, not, random, not
     turn: dict[Node, int] = dict.fromkeys(graph.find_nodes(op="placeholder"), -1)
-    changed: set[Node] = set()  # in place, by the last turn
+    memory: dict[Node, set[Node]] = {node: {node} for node in turn}  # by the nodes that it may have come from
+    used, written = set[Node](), set[Node]()  # by the code of the last turn
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        code, source = len(turns) - 1, node.all_input_nodes
+        code = len(turns) - 1
+        reads, writes, memory[node] = _effects(node, memory)
         if is_random(node.target):
-            empty = [
-                n for n in source if turn[n] == code and not n.all_input_nodes and n not in changed
-            ]  # to be filled
-            if any((turn[n] == code or n in changed) and n not in empty for n in source):
+            # Memory that nobody has touched, which it fills, comes along.
+            empty = [n for n in node.all_input_nodes if turn[n] == code and n.target in _EMPTY and n not in used]
+            made = any(turn[n] == code and n not in empty for n in node.all_input_nodes)
+            if made or reads & written or writes & (used | written):
                 turns += [[], []]
-                changed.clear()
-                empty, code = [], len(turns) - 1
+                used, written, empty, code = set(), set(), [], code + 2
             for n in empty:
                 turns[code].remove(n)
             turns[code - 1] += [*empty, node]
             turn |= dict.fromkeys([*empty, node], code - 1)
-        elif node.target is operator.getitem and turn[source[0]] % 2 == 0:  # one of the results of what is random
-            turns[turn[source[0]]].append(node)
-            turn[node] = turn[source[0]]
+        elif node.target is operator.getitem and turn[node.all_input_nodes[0]] % 2 == 0:  # a result of what is random
+            turn[node] = turn[node.all_input_nodes[0]]
+            turns[turn[node]].append(node)
         else:
             turns[code].append(node)
             turn[node] = code
-            changed.update(source if node.is_impure() else ())
+            used |= reads
+            written |= writes
     return [(i % 2 == 0, nodes) for i, nodes in enumerate(turns) if nodes]
+
+
+_EMPTY = (torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default)
+
+
+def _effects(node: Node, memory: dict[Node, set[Node]]) -> tuple[set[Node], set[Node], set[Node]]:
+    """The memory that an operation reads, that it writes to, and that its results may be in, by its schema."""
+    reads = set[Node]().union(*(memory[n] for n in node.all_input_nodes))
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:  # one of several results
+        return reads, set(), reads
+    names = [argument.name for argument in schema.arguments]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    writes, shared = set[Node](), set[Node]()
+    for argument in schema.arguments:
+        info, inside = argument.alias_info, list[Node]()
+        map_arg(given.get(argument.name), inside.append)
+        if info is not None:
+            own = set[Node]().union(*(memory[n] for n in inside))
+            shared |= own
+            writes |= own if info.is_write else set()
+    return reads, writes, shared or {node}
 
 
 def _part(nodes: list[Node], needs: list[Node], gives: list[Node]) -> GraphModule:

@@ -1,6 +1,9 @@
 """Graphs compute what the function does, with the same random numbers, and leave the function be where they cannot."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -309,3 +312,89 @@ def test_what_is_changed_in_place_is_drawn_from_as_it_was() -> None:
         b = code(got, x)
         assert all(torch.equal(u, v) for u, v in zip(a, b, strict=True))
         torch.testing.assert_close(got, expected)
+
+
+def _filled_after_it_was_read(x, b):
+    n = torch.zeros(4)
+    a = (n + 1) * x
+    return [a + n.normal_()]
+
+
+def _noise_after_it_was_used(x, b):
+    y = x * b
+    b.normal_()
+    return [y, b + 0]
+
+
+def _written_through_a_view(x, b):
+    b[1:].mul_(0.0)
+    return [torch.bernoulli(b) + x]
+
+
+def _drawn_and_written_through_a_view(x, b):
+    n = torch.randn(4)
+    n[:2].mul_(0.0)
+    return [torch.normal(n, 1.0) + x]
+
+
+def _read_through_a_view_later(x, b):
+    v = b[0:2]
+    h = torch.bernoulli((0.3 * x).sigmoid())
+    v.add_(h[:2])
+    return [2 * b + x]
+
+
+def _written_between_draws(x, b):
+    y = 2 * x
+    first = torch.bernoulli(y.sigmoid())
+    y.add_(1)
+    return [first + torch.bernoulli(y.sigmoid()) + y]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "function",
+    [
+        _filled_after_it_was_read,
+        _noise_after_it_was_used,
+        _written_through_a_view,
+        _drawn_and_written_through_a_view,
+        _read_through_a_view_later,
+        _written_between_draws,
+    ],
+)
+def test_random_operations_keep_their_place_among_changes_of_memory(function) -> None:
+    """What is read before or after a change in place, through a view or not, is read before or after it."""
+    x, b = P.flatten()[:4].clone(), P.flatten()[4:8].clone()
+    code = _code.compiled(_graph.trace(function, x, b), x, b)
+    theirs, ours = (x.clone(), b.clone()), (x.clone(), b.clone())
+    for seed in range(3):
+        torch.manual_seed(seed)
+        expected = function(*theirs)
+        torch.manual_seed(seed)
+        got = code(*ours)
+        for u, v in zip([*got, *ours], [*expected, *theirs], strict=True):
+            torch.testing.assert_close(u, v)
+
+
+@pytest.mark.slow
+def test_machine_code_is_kept_on_the_disk(tmp_path) -> None:
+    """By inductor's own count, in a second process."""
+    program = """
+import torch
+from pyrovae._code import compiled
+from pyrovae._graph import trace
+def function(x):
+    return [(x @ x + torch.randn(4, 4)).relu().sum(0)]
+x = torch.rand(4, 4)
+compiled(trace(function, x), x)
+from torch._dynamo.utils import counters
+print(counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"])
+"""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    hits = [
+        int(subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True).stdout)
+        for _ in range(2)
+    ]
+    assert hits[0] == 0
+    assert hits[1] >= 1

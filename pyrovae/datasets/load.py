@@ -67,6 +67,11 @@ class Data:
         return content_hash(self.train, self.val, self.test)
 
 
+def binarized(x: Tensor) -> Tensor:
+    """Pixels drawn from their intensities, anew at every call, by comparison with uniform draws."""
+    return (torch.rand_like(x) < x).to(x.dtype)
+
+
 def load(
     name: str,
     *,
@@ -132,7 +137,7 @@ def load(
         binarize=binarize,
         **splits,
         image_shape=(1, height, width),
-        batch_transform=torch.bernoulli if binarize == "dynamic" else None,
+        batch_transform=binarized if binarize == "dynamic" else None,
         labels={split: torch.from_numpy(y.astype(np.int64)) for split, y in raw.labels.items()},
         factors={split: torch.from_numpy(f.astype(np.int64)) for split, f in raw.factors.items()},
         factor_names=raw.factor_names,

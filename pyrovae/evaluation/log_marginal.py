@@ -160,7 +160,7 @@ def _estimate(
             for log_weight in weights(rows):
                 stream.update(log_weight)
                 bar.update(log_weight.numel())
-            for name, values in stream_columns(stream, num_samples, sizes).items():
+            for name, values in _columns(stream, num_samples, sizes).items():
                 # Whole columns from the start: small pieces kept between chunks would fragment the heap. They are
                 # read at the end alone, so that a device need not wait.
                 column = columns.setdefault(name, values.new_empty(len(data)))
@@ -209,8 +209,13 @@ def _bounds(model: VAEModel, data: TestSet, terms: LogTerms) -> np.ndarray:
     return out
 
 
-def stream_columns(stream: WeightStream, num_samples: int, sizes: Sequence[int]) -> dict[str, Tensor]:
+def stream_columns(stream: WeightStream, num_samples: int, sizes: Sequence[int]) -> dict[str, np.ndarray]:
     """What :class:`~pyrovae.MarginalResult` has of the K draws in a stream, with L_k for these sizes k."""
+    return {name: value.cpu().numpy() for name, value in _columns(stream, num_samples, sizes).items()}
+
+
+def _columns(stream: WeightStream, num_samples: int, sizes: Sequence[int]) -> dict[str, Tensor]:
+    """:func:`stream_columns` where the stream is."""
     log_px, tenth = stream.log_mean, stream.bound(max(num_samples // 10, 1))[0]
     columns = {
         "log_px": log_px,

@@ -1,5 +1,6 @@
 """Importance weights, block by block: what is drawn depends on the seed alone, what is scored at once on memory."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -77,6 +78,7 @@ class LogWeights:
             few = draw(10, *data.part(slice(2), like))[0]
             cost = probe(lambda n, k: score(_cut(few, slice(k), slice(n)), *data.part(slice(n), like)))
         self._slice = chunk_sizes(*self._block, min(SLICE[like.device.type], budget), cost)
+        self._too_many: float = math.inf  # draws at once, for which memory did not suffice
         self._draw = Graph(draw, compile=compile, calls=self._count(self._block))
         self._score = Graph(score, compile=compile, calls=self._count(self._slice))
 
@@ -97,15 +99,17 @@ class LogWeights:
 
     def _block_of(self, rows: slice, draws: slice) -> Float[Tensor, "draws rows"]:
         """The log-weights of a block: where memory runs out, of its halves, whose draws are others."""
-        reseed(self._seed, rows.start, draws.start)
         k, n = draws.stop - draws.start, rows.stop - rows.start
-        try:
-            latents, log_q, log_likelihood = self._draw(k, *self._data.part(rows, self._like))
-            return self._log_joint(latents, k, rows) - log_q if log_likelihood is None else log_likelihood
-        except RuntimeError as error:
-            if not is_out_of_memory(error) or (n, k) == (1, 1):
-                raise
-        self._free()
+        if n * k < self._too_many:
+            try:
+                reseed(self._seed, rows.start, draws.start)
+                latents, log_q, log_likelihood = self._draw(k, *self._data.part(rows, self._like))
+                return self._log_joint(latents, k, rows) - log_q if log_likelihood is None else log_likelihood
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or (n, k) == (1, 1):
+                    raise
+            self._too_many = n * k
+            self._free()
         if n > 1:
             return torch.cat([self._block_of(half, draws) for half in _halves(rows)], dim=1)
         return torch.cat([self._block_of(rows, half) for half in _halves(draws)])

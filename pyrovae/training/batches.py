@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, default_collate
 
 from pyrovae._checks import (
     ARRAYS,
@@ -221,7 +221,7 @@ class LoaderBatches(Batches):
         name: str,
     ) -> None:
         super().__init__(model.like(), transform, name)
-        self._loader, self._num_fields, self.size = loader, 1 + num_covariates(model)[1], loader.batch_size
+        self._loader, self._num_fields, self.size = loader, 1 + num_covariates(model)[1], _whole(loader)
         self._columns = [*(model.columns or [])]
         self._model = model
         self._dtype: torch.dtype | None = None  # of x, which the first batch decides
@@ -264,6 +264,14 @@ class LoaderBatches(Batches):
     def hash(self) -> str:
         tensors = getattr(self._loader.dataset, "tensors", None)
         return content_hash(*tensors[: self._num_fields]) if tensors else super().hash()
+
+
+def _whole(loader: DataLoader) -> int | None:
+    """Rows of a whole batch, where that follows from the loader's settings."""
+    stated = loader.batch_size is not None and loader.collate_fn is default_collate
+    if not stated or isinstance(loader.dataset, IterableDataset) or len(loader.sampler) < loader.batch_size:  # type: ignore
+        return None
+    return loader.batch_size
 
 
 def as_batches(

@@ -112,7 +112,11 @@ def test_binarisation() -> None:
             assert set(x.unique().tolist()) == {0.0, 1.0}
     torch.testing.assert_close(threshold.test, (plain.test > 0.5).float())
     torch.testing.assert_close(dynamic.train, plain.train)
-    assert dynamic.batch_transform is torch.bernoulli
+    draws = torch.stack([dynamic.batch_transform(dynamic.train[:200]) for _ in range(400)])
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    p = dynamic.train[:200]
+    error = (p * (1 - p) / 400).sqrt()
+    assert ((draws.mean(0) - p).abs() <= 5 * error).all()  # 12 800 pixels
     assert static.batch_transform is None
     assert torch.equal(dynamic.test, static.test)
     assert torch.equal(dynamic.val, static.val)

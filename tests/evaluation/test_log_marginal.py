@@ -458,6 +458,7 @@ def test_blocks_are_halved_when_memory_runs_out_in_drawing(monkeypatch) -> None:
     limit = 1000
     halved = pv.log_marginal(model, x, **options).pointwise
     assert {(20, 400), (10, 400), (5, 400), (3, 400), (2, 400)} <= set(sizes)
+    assert sizes.count((20, 400)) == sizes.count((10, 400)) == 1  # what is too much is not tried again
     error = np.hypot(halved["mc_se"], expected["mc_se"])
     assert ((halved["log_px"] - expected["log_px"]).abs() < 4 * error).all()
     assert not np.allclose(halved["log_px"], expected["log_px"], rtol=0, atol=1e-9)

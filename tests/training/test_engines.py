@@ -459,6 +459,112 @@ def test_buffers_that_validation_replaces_are_the_right_ones() -> None:
     assert torch.equal(*averages)
 
 
+class Bookkeeping(pv.VAE):
+    """A buffer that no loss depends on; ``kind`` says what becomes of it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__((6,), 3, hidden=(16,))
+        self.kind = kind
+        self.register_buffer(
+            "kept", None if kind == "made" else torch.zeros(6, dtype=torch.long if kind == "dtype" else None)
+        )
+
+    def q(self, x):
+        if self.training:
+            mean = x.mean(0)
+            if self.kind == "shape":
+                self.kept = mean.mean()
+            elif self.kind == "in place":
+                self.kept.copy_(2.0 * self.kept + torch.rand(6)).clamp_(max=9.0)
+            else:
+                self.kept = mean if self.kept is None else 0.9 * self.kept + 0.1 * mean
+        return super().q(x)
+
+
+@pytest.mark.parametrize("compile", ["graph", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["replaced", "dtype", "shape", "made", "in place"])
+def test_buffers_end_as_they_do_through_pyro(kind: str, compile: str) -> None:
+    """Where a graph cannot keep them, it is left out, with a warning."""
+    states = []
+    for engine in ("off", compile):
+        torch.manual_seed(1)
+        model = Bookkeeping(kind)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            run = pv.fit(model, X, compile=engine, device="cpu", **STEPS)
+        states.append(model.state_dict())
+    traceable = kind in ("replaced", "in place")
+    assert run.engine == (compile if traceable else "off")
+    assert ["its buffer kept" in str(w.message) for w in caught] == ([] if traceable else [True])
+    tolerance = {"rtol": 5e-2, "atol": 5e-3} if run.engine == "inductor" else {"rtol": 0.0, "atol": 0.0}
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, **tolerance)
+    assert type(model.kept) is torch.Tensor
+
+
+@pytest.mark.slow
+def test_a_change_is_noticed_when_the_loss_has_fallen_far() -> None:
+    """What rounding explains at a loss of 10⁷ is not what it explains at one of 10."""
+
+    class Scaled(pv.VAE):
+        factor = 1.0
+
+        def p(self, z):
+            return super().p(z * self.factor)
+
+    def change(run: pv.Run) -> None:
+        if len(run.records) == 1:
+            with torch.no_grad():
+                run.model.posterior.head.bias.fill_(0.1)
+        run.model.factor = 1.02 if len(run.records) >= 2 else 1.0
+
+    losses = []
+    for engine in ("graph", "inductor"):
+        torch.manual_seed(1)
+        model = Scaled((6,), 3, hidden=(16,))
+        with torch.no_grad():
+            model.posterior.head.bias.fill_(3e3)
+        options = {**STEPS, "epochs": 4, "learning_rate": 1e-9, "callbacks": [change], "device": "cpu"}
+        losses.append(pv.fit(model, X, compile=engine, **options).history["loss"])
+    assert losses[0][0] > 1e5 > 1e3 * losses[0][2]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+def test_loaders_whose_batches_have_other_sizes_than_they_say() -> None:
+    twice = DataLoader(TensorDataset(X), 50, collate_fn=lambda rows: torch.stack([r[0] for r in rows]).repeat(2, 1))
+    for loader in (twice, DataLoader(TensorDataset(X[:30]), 50)):
+        model = pv.VAE((6,), 3, hidden=(16,))
+        assert pv.fit(model, loader, compile="graph", device="cpu", **STEPS).engine == "graph"
+
+
+def test_sparse_gradients_train() -> None:
+    class Looked(pv.LossModel):
+        event_shape = (6,)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(4, 6, sparse=True)
+
+        def loss(self, x):
+            return (self.table(x.sum(-1).long() % 4) - x).square().sum(-1)
+
+    model = Looked()
+    options = {**STEPS, "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+    run = pv.fit(model, X, compile="off", device="cpu", **options)
+    assert run.history["loss"].is_monotonic_decreasing
+
+
+def test_validation_leaves_the_gradients_of_training() -> None:
+    seen = []
+
+    def look(run: pv.Run) -> None:
+        seen.append([p.grad is not None for p in run.model.parameters()])
+
+    x, held_out = X[:200], DataLoader(TensorDataset(X.repeat(2, 1)[:320]), 10)
+    pv.fit(pv.VAE((6,), 3), x, validation=held_out, compile="graph", callbacks=[look], device="cpu", **STEPS)
+    assert all(map(all, seen))
+
+
 @pytest.mark.slow
 def test_a_cuda_graph_needs_cuda() -> None:
     with pytest.warns(UserWarning, match="CUDA graphs need a CUDA device, and the model is on cpu") as caught:

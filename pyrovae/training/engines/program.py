@@ -113,6 +113,8 @@ class Program:
             results = self._compute(*remaining)
         for name, buffer in buffers.items():
             if tensors[name] is not buffer:  # replaced rather than changed
+                if (tensors[name].shape, tensors[name].dtype) != (buffer.shape, buffer.dtype):
+                    raise Untraceable(f"the model replaces its buffer {name} by one of another shape or dtype")
                 self._replaced.add(id(self._buffers[name]))
                 buffer.copy_(tensors[name])
         return results
@@ -171,6 +173,7 @@ def _in_place_of_its_own(model: torch.nn.Module, tensors: dict[str, Tensor]) -> 
         for key, t in place.items()
         if id(t) in own
     ]
+    absent = [(m._buffers, key) for m in model.modules() for key, buffer in m._buffers.items() if buffer is None]
     try:
         for place, key, t in places:
             place[key] = tensors[own[id(t)]]
@@ -179,6 +182,11 @@ def _in_place_of_its_own(model: torch.nn.Module, tensors: dict[str, Tensor]) -> 
         for place, key, t in places:
             tensors[own[id(t)]] = place[key]
             place[key] = t
+        made = [key for place, key in absent if place[key] is not None]
+        for place, key in absent:
+            place[key] = None
+    if made:
+        raise Untraceable(f"the model makes its buffer {made[0]} as it runs")
 
 
 @contextmanager

@@ -93,18 +93,18 @@ class Task:
     def nothing_changes(self) -> Iterator[None]:
         """Random state and buffers are put back."""
         generators = get_every_state()
-        buffers = [
-            (module, name, buffer, buffer.clone())
-            for module in self.model.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-        ]
+        places = [(module._buffers, dict(module._buffers)) for module in self.model.modules()]
+        values = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         try:
             yield
         finally:
             set_every_state(generators)
             with torch.no_grad():
-                for module, name, buffer, before in buffers:
-                    setattr(module, name, buffer.copy_(before))
+                for place, before in places:
+                    place.clear()
+                    place.update(before)
+                for buffer, value in values:
+                    buffer.copy_(value)
 
     def zero_grad(self) -> None:
         """Forget all gradients, those of parameters that the optimiser does not have too: they would add up."""

@@ -24,9 +24,11 @@ class Work(Protocol):
     Attributes:
         total: the losses of all batches since it was last set to zero, on the device, in float64.
         finish_is_recordable: whether a CUDA graph may hold :meth:`finish` too.
+        name: what it is called in warnings.
         numbers: what :meth:`finish` depends on that is no tensor, so that a CUDA graph would not see it change.
     """
 
+    name: str
     total: Tensor
     finish_is_recordable: bool
 
@@ -60,6 +62,8 @@ class Update:
         recorded: whether steps are to be held by a CUDA graph.
     """
 
+    name = "training"
+
     def __init__(self, task: Task, *, recorded: bool = False) -> None:
         self.task = task
         self.total = torch.zeros((), dtype=torch.float64, device=task.device)
@@ -70,6 +74,9 @@ class Update:
     def begin_epoch(self) -> None:
         """Let other parameters be trained, or enter the loss, than before."""
         self._parameters = self.task.parameters
+        for p in self.task.model.parameters():
+            if not p.requires_grad:
+                p.grad = None  # of what is no longer trained
         self._entered: list[bool] | None = None  # which of them the loss depends on, in any process
 
     @property
@@ -115,8 +122,8 @@ class Update:
             size, weight = self.task.share()
             loss, gradients = weight * loss, self._averaged(gradients, weight * len(raw[0]) / size)
         for p, gradient in zip(self._parameters, gradients, strict=True):
-            if gradient is not None and gradient.stride() != p.stride():  # fused optimisers read memory as it lies
-                gradient = torch.empty_like(p).copy_(gradient)
+            if gradient is not None and gradient.layout == torch.strided and gradient.stride() != p.stride():
+                gradient = torch.empty_like(p).copy_(gradient)  # fused optimisers read memory as it lies
             p.grad = gradient
         if loss.device.type == "cpu" and not math.isfinite(loss):
             raise NotFinite
@@ -148,6 +155,8 @@ class Validation:
         prepare: from what the held-out batches give to ``(x, *covariates)``.
         weight: what the current batch counts; see :class:`~pyrovae.training.batches.Batches`.
     """
+
+    name = "validation"
 
     def __init__(
         self, task: Task, prepare: Callable[..., tuple[Any, ...]], weight: Callable[[], float] = lambda: 1.0
