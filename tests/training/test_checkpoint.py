@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyrovae as pv
 from pyrovae.training import checkpoint
 from pyrovae.training.checkpoint import Checkpoints
-from pyrovae.training.loop import Trainer
+from pyrovae.training.engines import Task
 from tests.models import binary
 
 X = binary(230)
@@ -163,7 +163,7 @@ def test_resuming_before_the_ragged_last_batch(compile: str, tmp_path: Path) -> 
     whole, parts = small(), small()
     options = {"epochs": 4, "compile": compile, "validation": None, "batch_transform": stop}
     pv.fit(whole, X * 0.8, **settings(**options))
-    steps, step = [0], Trainer._anneal
+    steps, step = [0], Task.set_time
 
     def interrupt(self, t: float) -> None:
         steps[0] += 1
@@ -172,7 +172,7 @@ def test_resuming_before_the_ragged_last_batch(compile: str, tmp_path: Path) -> 
         step(self, t)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_anneal", interrupt)
+        patch.setattr(Task, "set_time", interrupt)
         with pytest.raises(KeyboardInterrupt):
             pv.fit(parts, X * 0.8, **settings(**options, checkpoint_dir=tmp_path))
     assert checkpoints(tmp_path)[-1].name.startswith("checkpoint-0000000009")
