@@ -16,7 +16,7 @@ _MIN_ESS, _MIN_SHARE = 40.0, 0.6  # effective draws needed, or that share of few
 _MIN_CHAINS = 5.0  # effective ones
 _MIN_ACCEPTANCE = 0.3
 _ROUNDING = 1e-6  # squared coefficient of variation of weights that are equal
-_KHAT_LIMIT = 0.8  # of 1 - 1/log10 K
+_KHAT_LIMIT = 0.85  # of 1 - 1/log10 K
 _UNBOUNDED = 0.9  # k̂ over which L_K says nothing of how far below log p(x) it is
 _UNBOUNDED_VARIANCE = 9.0  # the same of Var(log w) over chains
 TOLERATED = 0.05  # fraction of such data that a mean may hold
@@ -66,12 +66,12 @@ def judge(
 
 
 def khat_limit(draws: np.ndarray) -> np.ndarray:
-    """k̂ up to which an interval of K draws covers in nine cases of ten: 0.8 (1 - 1/log10 K), at most 0.6.
+    """k̂ up to which an interval of K draws covers in nine cases of ten: 0.85 (1 - 1/log10 K), at most 0.65.
 
     min(1 - 1/log10 K, 0.7) of Vehtari et al. (2024) says where a mean still converges in practice; its stated error
     fails sooner.
     """
-    return np.minimum(_KHAT_LIMIT * (1.0 - 1.0 / np.log10(np.maximum(draws, 11.0))), 0.6)
+    return np.minimum(_KHAT_LIMIT * (1.0 - 1.0 / np.log10(np.maximum(draws, 11.0))), 0.65)
 
 
 def judge_chains(pointwise: pd.DataFrame, num_chains: int) -> pd.DataFrame:
