@@ -125,7 +125,7 @@ def test_digits_every_estimator_against_quadrature(posterior: str) -> None:
     data = pv.datasets.load("digits", binarize="static")
     vae = pv.VAE(data.event_shape, 2, posterior=posterior, hidden=(64,))
     pv.fit(vae, data, epochs=40, progress=False, seed=0, device="cpu")
-    x = data.test[:100]
+    x = data.test[:50]
     exact = grid_log_px(vae, x, points=301, half_width=7.0).numpy()
     sampled = pv.log_marginal(vae, x, progress=False)
     annealed = pv.ais(vae, x, num_temperatures=100, progress=False)

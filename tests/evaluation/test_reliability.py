@@ -318,10 +318,10 @@ def test_constant_weights_are_reliable_even_when_few() -> None:
 
 @pytest.mark.parametrize("make", [lambda: pv.VAE((6,), 3, hidden=(16,), posterior="iaf"), TwoSites])
 def test_a_seed_gives_the_same_numbers_whatever_the_memory(make) -> None:
-    model, x = make(), binary(40)
-    expected = pv.log_marginal(model, x, num_samples=3000, progress=False).pointwise.drop(columns="reason")
+    model, x = make(), binary(20)
+    expected = pv.log_marginal(model, x, num_samples=1000, progress=False).pointwise.drop(columns="reason")
     for budget in (2**40, 2**22, 2**16, 100):
-        p = pv.log_marginal(model, x, num_samples=3000, memory_budget=budget, progress=False).pointwise
+        p = pv.log_marginal(model, x, num_samples=1000, memory_budget=budget, progress=False).pointwise
         if budget == 2**40:
             pd.testing.assert_frame_equal(p.drop(columns="reason"), expected)
         np.testing.assert_allclose(p["log_px"], expected["log_px"], rtol=1e-5)
