@@ -33,7 +33,7 @@ from torch import Tensor
 import pyrovae as pv
 from benchmarks._timing import RESULTS, arguments, write
 from benchmarks.log_marginal import products
-from benchmarks.training_step import Setting, adam, as_fit, mean_field_loss, own_store, svi
+from benchmarks.training_step import Setting, as_fit, captured_step, mean_field_loss, own_store, recorded, svi
 from pyrovae.posteriors import POSTERIORS
 
 BATCH, VALIDATION, EPOCHS, SVI_STEPS = 100, 1000, 4, 300
@@ -45,24 +45,15 @@ Row = tuple[str, float, str, bool | None]  # what, figure, unit with bound, whet
 
 def by_hand(setting: Setting, held_out: Tensor) -> Iterator[float]:
     """Seconds of one epoch after another with validation, each step and each validation batch one captured graph."""
-    vae, rows = setting.vae(), setting.rows()
-    optimizer = adam(vae, capturable=True)
-    total = torch.zeros((), dtype=torch.float64, device="cuda")
-    loss = torch.compile(lambda rows: mean_field_loss(vae, setting.batch(rows)))
+    vae = setting.vae()
+    train, total = captured_step(setting, vae, mean_field_loss)
     held_out_loss = torch.compile(lambda x: mean_field_loss(vae, x))
-
-    def step(batch: Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        value = loss(batch)
-        (value / len(batch)).backward()
-        optimizer.step()
-        total.add_(value.detach())
 
     @torch.no_grad()
     def validate(x: Tensor) -> None:
         total.add_(held_out_loss(x))
 
-    train, validation = recorded(step, rows[0]), recorded(validate, held_out[:VALIDATION])
+    validation = recorded(validate, held_out[:VALIDATION])
     while True:
         start = time.perf_counter()
         for batch in setting.rows():
@@ -73,23 +64,6 @@ def by_hand(setting: Setting, held_out: Tensor) -> Iterator[float]:
             validation(x)
         total.item()
         yield time.perf_counter() - start
-
-
-def recorded(function: Callable[[Tensor], None], first: Tensor) -> Callable[[Tensor], None]:
-    static, stream, graph = first.clone(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function(static)
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph):
-        function(static)
-
-    def replay(x: Tensor) -> None:
-        static.copy_(x)
-        graph.replay()
-
-    return replay
 
 
 def by_svi(setting: Setting, held_out: Tensor) -> float:

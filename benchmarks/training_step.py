@@ -174,30 +174,44 @@ def by_hand(setting: Setting, loss: Loss, *, compiled: bool = False) -> Steps:
 
 def by_hand_captured(setting: Setting, loss: Loss) -> Steps:
     """The compiled step in a CUDA graph."""
-    vae, batches = setting.vae(), setting.rows()
-    optimizer, static = adam(vae, capturable=True), batches[0].clone()
-    loss_at = torch.compile(lambda rows: loss(vae, setting.batch(rows)))
-    total = torch.zeros((), dtype=torch.float64, device=static.device)
+    step, total = captured_step(setting, setting.vae(), loss)
+    for rows in cycle(setting.rows()):
+        step(rows)
+        yield total
 
-    def step() -> None:
+
+def captured_step(setting: Setting, vae: pv.VAE, loss: Loss) -> tuple[Callable[[Tensor], None], Tensor]:
+    """The compiled step on rows of the data as one CUDA graph, and the sum of the losses of all steps."""
+    optimizer = adam(vae, capturable=True)
+    loss_at = torch.compile(lambda rows: loss(vae, setting.batch(rows)))
+    total = torch.zeros((), dtype=torch.float64, device=setting.x.device)
+
+    def step(rows: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
-        value = loss_at(static)
-        (value / len(static)).backward()
+        value = loss_at(rows)
+        (value / len(rows)).backward()
         optimizer.step()
         total.add_(value.detach())
 
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    return recorded(step, setting.rows()[0]), total
+
+
+def recorded(function: Callable[[Tensor], None], first: Tensor) -> Callable[[Tensor], None]:
+    """``function`` as one CUDA graph, which takes tensors of the shape of ``first``."""
+    static, stream, graph = first.clone(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
-            step()
+            function(static)
     torch.cuda.current_stream().wait_stream(stream)
     with torch.cuda.graph(graph):
-        step()
-    for rows in cycle(batches):
-        static.copy_(rows)
+        function(static)
+
+    def replay(x: Tensor) -> None:
+        static.copy_(x)
         graph.replay()
-        yield total
+
+    return replay
 
 
 def products(setting: Setting) -> Steps:

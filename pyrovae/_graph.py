@@ -31,8 +31,7 @@ def trace(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
 
     Fake tensors have no values: a function that reads any (control flow, ``.item()``, NumPy) raises whatever it raises
     then; one that draws NumPy's or Python's random numbers, or makes tensors whose shape depends on values, raises a
-    ``RuntimeError``. No random number of torch's is
-    drawn, and no tensor changes.
+    ``RuntimeError``. No random number of torch's is drawn, and no tensor changes.
     """
     from torch.fx.experimental.proxy_tensor import make_fx  # with which half of torch's compiler comes
 

@@ -14,6 +14,8 @@ from pyrovae._checks import at_least
 from pyrovae.model import LogTerms, VAEModel, log_terms
 from pyrovae.objectives.schedules import Weight, has_ended, value_at
 
+Weights = Mapping[str, float | Tensor]  # in force, by name
+
 
 class Objective(PyroELBO):
     """A bound on log p(x) in nats, as a function of :class:`~pyrovae.model.LogTerms` and of the weights in force.
@@ -74,7 +76,7 @@ class Objective(PyroELBO):
         """What to differentiate: equals :meth:`per_datum` in value or only in expected gradient."""
         return self.per_datum(terms, **weights)
 
-    def weight(self, name: str, given: Mapping[str, float | Tensor]) -> float | Tensor:
+    def weight(self, name: str, given: Weights) -> float | Tensor:
         """A weight as it is given, or else as it is at any time.
 
         Raises:
@@ -92,28 +94,26 @@ class Objective(PyroELBO):
 
     # -- the loss of a batch -----------------------------------------------------------------------------
 
-    def loss_at(
-        self,
-        weights: Mapping[str, float | Tensor],
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        *args: Any,
-        differentiable: bool = True,
+    def surrogate_loss(
+        self, weights: Weights, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The negative bound, summed over the data, with these weights; without gradient if not ``differentiable``."""
-        if differentiable:
-            return -self.surrogate(self._terms(model, guide, *args), **weights).sum()
-        with torch.no_grad():
-            return -self.per_datum(self._terms(model, guide, *args), **weights).sum()
+        """The loss to differentiate, with these weights."""
+        return -self.surrogate(self._terms(model, guide, *args, **kwargs), **weights).sum()
+
+    @torch.no_grad()
+    def bound_loss(
+        self, weights: Weights, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The negative bound, with these weights."""
+        return -self.per_datum(self._terms(model, guide, *args, **kwargs), **weights).sum()
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        return -self.surrogate(self._terms(model, guide, *args, **kwargs), **self._now()).sum()
+        return self.surrogate_loss(self._now(), model, guide, *args, **kwargs)
 
-    @torch.no_grad()
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        return -self.per_datum(self._terms(model, guide, *args, **kwargs), **self._now()).sum().item()
+        return self.bound_loss(self._now(), model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         terms, weights = self._terms(model, guide, *args, **kwargs), self._now()

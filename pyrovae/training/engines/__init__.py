@@ -18,8 +18,6 @@ ENGINES: dict[str, frozenset[Means]] = {
     "inductor": frozenset({"graph", "code"}),
     "cudagraph": frozenset({"graph", "code", "capture"}),
 }
-
-
 _WORTHWHILE = 30  # validation batches in all from which on tracing pays
 
 

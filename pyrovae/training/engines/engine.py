@@ -84,10 +84,11 @@ class Engine:
         Raises:
             NotFinite: see :meth:`Work.finish`.
         """
-        if "graph" in self.means and self._is_whole(*raw) and self._unchecked:
+        whole = "graph" in self.means and self._is_whole(*raw)
+        if whole and self._unchecked:
             with self._timed():
                 self._check(*raw)
-        if "graph" not in self.means or not self._is_whole(*raw):
+        if not whole or "graph" not in self.means:
             self.work.finish(self.work.eager(*raw), *raw)
         elif "capture" not in self.means:
             self._compute(*raw)

@@ -72,7 +72,7 @@ class Task:
             return self.model.loss(*batch).sum()
         args = (self.model.model, self.model.guide, *batch)
         if isinstance(self.objective, Objective):
-            return self.objective.loss_at(self.weights, *args)
+            return self.objective.surrogate_loss(self.weights, *args)
         with UnscaledData():  # Pyro's own count a subsampled plate's data N/B times; ours do not look at scales
             if hasattr(self.objective, "differentiable_loss"):
                 return self.objective.differentiable_loss(*args)
@@ -85,7 +85,7 @@ class Task:
             return self.model.loss(*batch).sum()
         args = (self.model.model, self.model.guide, *batch)
         if isinstance(self.objective, Objective):
-            return self.objective.loss_at(self.weights, *args, differentiable=False)
+            return self.objective.bound_loss(self.weights, *args)
         with UnscaledData():
             return torch.as_tensor(self.objective.loss(*args), device=self.device)
 
