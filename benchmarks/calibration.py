@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from benchmarks._timing import arguments, write
-from pyrovae.evaluation.ais import AISResult, estimate_chains
-from pyrovae.evaluation.annealing import SCHEDULES
-from pyrovae.evaluation.log_marginal import stream_columns
-from pyrovae.evaluation.result import MarginalResult
-from pyrovae.evaluation.stream import WeightStream
-from pyrovae.evaluation.verdict import FEW_CHAINS, judge, judge_chains, se_over_data
+from pyrovae.evaluation.marginal._ais import AISResult, estimate_chains
+from pyrovae.evaluation.marginal._annealing import SCHEDULES
+from pyrovae.evaluation.marginal._log_marginal import stream_columns
+from pyrovae.evaluation.marginal._result import MarginalResult
+from pyrovae.evaluation.marginal._stream import WeightStream
+from pyrovae.evaluation.marginal._verdict import FEW_CHAINS, judge, judge_chains, se_over_data
 from pyrovae.testing import LinearGaussian, LinearMixture
 
 DATA = 100  # of one result

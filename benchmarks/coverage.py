@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._timing import write
-from pyrovae.evaluation.paired import Difference, simultaneous
+from pyrovae.evaluation.marginal._paired import Difference, simultaneous
 
 DESIGNS = ((1, 1), (3, 1), (1, 5), (5, 5), (3, 3), (2, 2), (3, 5), (2, 5), (10, 10))  # seeds: model, reference
 RATIOS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)

@@ -33,8 +33,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, linear, softpl
 
 import pyrovae as pv
 from benchmarks._timing import arguments, interleave, ratio, write
-from pyrovae.model.modes import local_parameters
-from pyrovae.training.batches import as_batches
+from pyrovae.model._modes import local_parameters
+from pyrovae.training._batches import as_batches
 from pyrovae.training.engines import Task, build
 
 LATENT_DIM, HIDDEN, LEARNING_RATE = 40, (300, 300), 1e-3

@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 import pyrovae as pv
 from pyrovae._distributed import rank, summed
 from pyrovae._random import get_state, set_state
-from pyrovae.evaluation import chunks, weights
-from pyrovae.evaluation.ais import _Runs
-from pyrovae.training.checkpoint import Checkpoints
+from pyrovae.evaluation import _chunks as chunks
+from pyrovae.evaluation.marginal import _weights as weights
+from pyrovae.evaluation.marginal._ais import _Runs
+from pyrovae.training._checkpoint import Checkpoints
 
 BLOCK = 2**15  # bytes: several blocks of data even in a test
 CASES: dict[str, Callable[[Path], Any]] = {}

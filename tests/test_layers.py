@@ -3,7 +3,10 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -49,6 +52,58 @@ def test_imports_go_down(path: Path) -> None:
             if not parts[1].startswith("_"):
                 assert BELOW[parts[1]] <= mine, f"{path.name} (layer {mine}) imports {module}"
                 assert BELOW[parts[1]] < 6 or parts[1] == path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def test_modules_are_private() -> None:
+    """So that no function shadows the module that it is in, and what is exported is what can be relied on."""
+    packages = {path.parent for path in ROOT.rglob("__init__.py")}
+    public = [path for path in ROOT.rglob("*.py") if not path.name.startswith("_") and path.stem != "testing"]
+    assert not public
+    for package in packages:
+        module = import_module(".".join(package.relative_to(ROOT.parent).parts))
+        names = {p.stem for p in package.glob("_*.py") if p.stem != "__init__"} | {
+            path.name for path in packages if path.parent == package
+        }
+        shadowed = [
+            name for name in names if hasattr(module, name) and not isinstance(getattr(module, name), ModuleType)
+        ]
+        assert not shadowed, f"{module.__name__}: {shadowed}"
+
+
+def test_imports_go_in_no_circle() -> None:
+    """Importing any module first works: no two of them need each other."""
+    paths = sorted(ROOT.rglob("*.py"))
+    names = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+    needs = {name: imported(path, names) - {name} for name, path in names.items() if path.name != "__init__.py"}
+    while free := [name for name, others in needs.items() if not others & needs.keys()]:
+        for name in free:
+            del needs[name]
+    assert not needs, f"circles among {sorted(needs)}"
+
+
+def imported(path: Path, names: Mapping[str, Path]) -> set[str]:
+    """The modules that one needs, if only for types or inside a function; of a package, those its names come from."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module in names:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found |= {whole} if whole in names else origins(node.module, alias.name, names)
+    return found
+
+
+def origins(module: str, name: str, names: Mapping[str, Path]) -> set[str]:
+    """Where a name that a package exports is defined; the module itself where it is no package."""
+    if names[module].name != "__init__.py":
+        return {module}
+    for node in ast.parse(names[module].read_text()).body:
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module in names
+            and name in [a.asname or a.name for a in node.names]
+        ):
+            return origins(node.module, name, names)
+    return set()
 
 
 def test_only_the_model_layer_reads_traces() -> None:

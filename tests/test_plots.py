@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle, StepPatch
 from torch import nn
 
 import pyrovae as pv
-from pyrovae.evaluation.tail import pareto_tail, tail_length
+from pyrovae.evaluation.marginal._tail import pareto_tail, tail_length
 from pyrovae.plots._axes import BLUE, FLAGGED, GREY, ORANGE, PALETTE
 from tests.models import Conditional, TwoSites, binary
 

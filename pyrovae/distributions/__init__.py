@@ -1,19 +1,19 @@
 """Distributions and transforms that Pyro, torch and zuko do not have."""
 
-from pyrovae.distributions import kl as kl  # registers closed forms
+from pyrovae.distributions import _kl as _kl  # registers closed forms
+from pyrovae.distributions._ar1 import AR1
+from pyrovae.distributions._autoregressive import Autoregressive
+from pyrovae.distributions._bernoulli import IndependentBernoulli
 from pyrovae.distributions._capabilities import Capabilities, capabilities
-from pyrovae.distributions.ar1 import AR1
-from pyrovae.distributions.autoregressive import Autoregressive
-from pyrovae.distributions.bernoulli import IndependentBernoulli
-from pyrovae.distributions.charts import Chart, register_chart
-from pyrovae.distributions.continuous_bernoulli import ContinuousBernoulli
-from pyrovae.distributions.discretized_logistic import DiscretizedLogistic
-from pyrovae.distributions.flow import Flow
-from pyrovae.distributions.levels import Levels
-from pyrovae.distributions.multivariate_normal import MultivariateNormal
-from pyrovae.distributions.normals import product_of_normals, residual_normal
-from pyrovae.distributions.point_mass import PointMass
-from pyrovae.distributions.sylvester import SylvesterTransform
+from pyrovae.distributions._charts import Chart, register_chart
+from pyrovae.distributions._continuous_bernoulli import ContinuousBernoulli
+from pyrovae.distributions._discretized_logistic import DiscretizedLogistic
+from pyrovae.distributions._flow import Flow
+from pyrovae.distributions._levels import Levels
+from pyrovae.distributions._multivariate_normal import MultivariateNormal
+from pyrovae.distributions._normals import product_of_normals, residual_normal
+from pyrovae.distributions._point_mass import PointMass
+from pyrovae.distributions._sylvester import SylvesterTransform
 
 __all__ = [
     "AR1",

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import ComposeTransform, Distribution, Transform, TransformedDistribution
 
 from pyrovae.distributions import _zuko
-from pyrovae.distributions.flow import Flow
-from pyrovae.distributions.independent import WRAPPERS, element, innermost
-from pyrovae.distributions.point_mass import PointMass
-from pyrovae.distributions.support import support_of
+from pyrovae.distributions._flow import Flow
+from pyrovae.distributions._independent import WRAPPERS, element, innermost
+from pyrovae.distributions._point_mass import PointMass
+from pyrovae.distributions._support import support_of
 
 Inverse = Literal["exact", "numerical"]
 

@@ -1,20 +1,21 @@
 """Evaluation: estimates of log p(x) with their errors, comparisons of models by them, and what the latents carry."""
 
-from pyrovae.evaluation.ais import AISResult, BDMCResult, ais, bdmc
-from pyrovae.evaluation.collapse import CollapseReport, collapse
-from pyrovae.evaluation.compare import arviz_comparison, compare
-from pyrovae.evaluation.disentanglement import Disentanglement, disentanglement
-from pyrovae.evaluation.factors import DCI, dci, factor_vae_score, mig, mutual_information, sap
-from pyrovae.evaluation.gaps import GapsResult, inference_gaps
-from pyrovae.evaluation.latent_space import completeness, continuity
-from pyrovae.evaluation.log_marginal import log_marginal
-from pyrovae.evaluation.monitor import CollapseMonitor
-from pyrovae.evaluation.pool import pool
-from pyrovae.evaluation.refit import refit_posterior
-from pyrovae.evaluation.result import MarginalResult
-from pyrovae.evaluation.tail import khat_threshold, pareto_khat
-from pyrovae.evaluation.terms import ElboTerms, elbo_terms
-from pyrovae.evaluation.weights import log_weights
+from pyrovae.evaluation.inference._gaps import GapsResult, inference_gaps
+from pyrovae.evaluation.inference._refit import refit_posterior
+from pyrovae.evaluation.latents._collapse import CollapseReport, collapse
+from pyrovae.evaluation.latents._monitor import CollapseMonitor
+from pyrovae.evaluation.latents._terms import ElboTerms, elbo_terms
+from pyrovae.evaluation.marginal._ais import AISResult, BDMCResult, ais, bdmc
+from pyrovae.evaluation.marginal._compare import arviz_comparison, compare
+from pyrovae.evaluation.marginal._log_marginal import log_marginal
+from pyrovae.evaluation.marginal._pool import pool
+from pyrovae.evaluation.marginal._result import MarginalResult
+from pyrovae.evaluation.marginal._tail import khat_threshold, pareto_khat
+from pyrovae.evaluation.marginal._verdict import judge, judge_chains, mean_error, mean_error_of_chains
+from pyrovae.evaluation.marginal._weights import log_weights
+from pyrovae.evaluation.representation._disentanglement import Disentanglement, disentanglement
+from pyrovae.evaluation.representation._factors import DCI, dci, factor_vae_score, mig, mutual_information, sap
+from pyrovae.evaluation.representation._latent_space import completeness, continuity
 
 __all__ = [
     "DCI",
@@ -38,9 +39,13 @@ __all__ = [
     "elbo_terms",
     "factor_vae_score",
     "inference_gaps",
+    "judge",
+    "judge_chains",
     "khat_threshold",
     "log_marginal",
     "log_weights",
+    "mean_error",
+    "mean_error_of_chains",
     "mig",
     "mutual_information",
     "pareto_khat",

@@ -4,12 +4,12 @@ The decoder's output has shape ``(..., P, *event_shape)``, with ``P = num_params
 To add one, write its file, its line in ``LIKELIHOODS`` and its test case.
 """
 
-from pyrovae.likelihoods.base import Likelihood
-from pyrovae.likelihoods.bernoulli import Bernoulli
-from pyrovae.likelihoods.categorical import Categorical
-from pyrovae.likelihoods.continuous_bernoulli import ContinuousBernoulli
-from pyrovae.likelihoods.discretized_logistic import DiscretizedLogistic, DiscretizedLogisticMixture
-from pyrovae.likelihoods.gaussian import Gaussian
+from pyrovae.likelihoods._base import Likelihood
+from pyrovae.likelihoods._bernoulli import Bernoulli
+from pyrovae.likelihoods._categorical import Categorical
+from pyrovae.likelihoods._continuous_bernoulli import ContinuousBernoulli
+from pyrovae.likelihoods._discretized_logistic import DiscretizedLogistic, DiscretizedLogisticMixture
+from pyrovae.likelihoods._gaussian import Gaussian
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
     "bernoulli": Bernoulli,

@@ -1,14 +1,14 @@
 """Networks: tensors ``(..., features)`` in, tensors out, with any leading dimensions."""
 
-from pyrovae.networks.conv import ConvDecoder, ConvEncoder
-from pyrovae.networks.grid import GridDecoder, GridEncoder
-from pyrovae.networks.mlp import MLP, GatedMLP
-from pyrovae.networks.pixelcnn import GatedPixelCNN
-from pyrovae.networks.quantizer import Quantized, VectorQuantizer, code_counts, perplexity
-from pyrovae.networks.residual import ConvCell, DepthwiseCell, SqueezeExcitation
-from pyrovae.networks.rowgru import RowGRU
-from pyrovae.networks.spectral import SpectralSum
-from pyrovae.networks.strided import StridedDecoder, StridedEncoder
+from pyrovae.networks._conv import ConvDecoder, ConvEncoder
+from pyrovae.networks._grid import GridDecoder, GridEncoder
+from pyrovae.networks._mlp import MLP, GatedMLP
+from pyrovae.networks._pixelcnn import GatedPixelCNN
+from pyrovae.networks._quantizer import Quantized, VectorQuantizer, code_counts, perplexity
+from pyrovae.networks._residual import ConvCell, DepthwiseCell, SqueezeExcitation
+from pyrovae.networks._rowgru import RowGRU
+from pyrovae.networks._spectral import SpectralSum
+from pyrovae.networks._strided import StridedDecoder, StridedEncoder
 
 __all__ = [
     "MLP",

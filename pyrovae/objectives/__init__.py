@@ -1,11 +1,11 @@
 """Training objectives: functions of ``LogTerms`` in the form of ``pyro.infer.ELBO``, so ``SVI`` takes them too."""
 
-from pyrovae.objectives.base import Objective
-from pyrovae.objectives.capacity import CapacityELBO
-from pyrovae.objectives.elbo import ELBO
-from pyrovae.objectives.iwae import IWAE
-from pyrovae.objectives.schedules import Schedule, cosine_warmup, cyclical, linear_warmup
-from pyrovae.objectives.total_correlation import BetaTCVAE, RateParts
+from pyrovae.objectives._base import Objective
+from pyrovae.objectives._capacity import CapacityELBO
+from pyrovae.objectives._elbo import ELBO
+from pyrovae.objectives._iwae import IWAE
+from pyrovae.objectives._schedules import Schedule, cosine_warmup, cyclical, linear_warmup
+from pyrovae.objectives._total_correlation import BetaTCVAE, RateParts
 
 __all__ = [
     "ELBO",

@@ -4,13 +4,13 @@ Every family is built as ``cls(latent_dim=Z, context_dim=C)``; its options are k
 write its file, add its line to ``POSTERIORS`` and its case to ``tests/cases.py``.
 """
 
-from pyrovae.posteriors.autoregressive import IAF, NeuralSpline
-from pyrovae.posteriors.base import FlowPosterior, Posterior
-from pyrovae.posteriors.full_rank import FullRankNormal
-from pyrovae.posteriors.mean_field import MeanFieldNormal
-from pyrovae.posteriors.planar import Planar
-from pyrovae.posteriors.radial import Radial
-from pyrovae.posteriors.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
+from pyrovae.posteriors._autoregressive import IAF, NeuralSpline
+from pyrovae.posteriors._base import FlowPosterior, Posterior
+from pyrovae.posteriors._full_rank import FullRankNormal
+from pyrovae.posteriors._mean_field import MeanFieldNormal
+from pyrovae.posteriors._planar import Planar
+from pyrovae.posteriors._radial import Radial
+from pyrovae.posteriors._sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 
 POSTERIORS: dict[str, type[Posterior]] = {
     "mean_field": MeanFieldNormal,

@@ -4,11 +4,11 @@
 posterior (``uses_posterior``) need it. To add one, write its file, its line in ``PRIORS`` and its test case.
 """
 
-from pyrovae.priors.ar1 import AR1
-from pyrovae.priors.base import Prior
-from pyrovae.priors.mixture import MixtureOfGaussians
-from pyrovae.priors.standard_normal import StandardNormal
-from pyrovae.priors.vamp import VampPrior
+from pyrovae.priors._ar1 import AR1
+from pyrovae.priors._base import Prior
+from pyrovae.priors._mixture import MixtureOfGaussians
+from pyrovae.priors._standard_normal import StandardNormal
+from pyrovae.priors._vamp import VampPrior
 
 PRIORS: dict[str, type[Prior]] = {
     "standard_normal": StandardNormal,

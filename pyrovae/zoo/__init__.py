@@ -1,7 +1,18 @@
 """The systems of the VAE lecture: recipes where parts suffice, classes where the structure is new."""
 
-from pyrovae.zoo.autoencoder_parts import GaussianNoise, MaskingNoise
-from pyrovae.zoo.autoencoder_recipes import (
+from pyrovae.zoo._beta_vae import beta_vae
+from pyrovae.zoo._code_prior import PixelCNNPrior, UniformCodes
+from pyrovae.zoo._delta_vae import delta_vae
+from pyrovae.zoo._hierarchical import HierarchicalVAE, LadderVAE
+from pyrovae.zoo._linear_vae import linear_vae
+from pyrovae.zoo._non_amortized import NonAmortizedVAE
+from pyrovae.zoo._nvae import NVAE
+from pyrovae.zoo._pixel import PixelCNN, PixelDecoder, PixelVAE
+from pyrovae.zoo._vqvae import VQVAE
+from pyrovae.zoo.autoencoder._autoencoder import Autoencoder
+from pyrovae.zoo.autoencoder._parts import GaussianNoise, MaskingNoise
+from pyrovae.zoo.autoencoder._penalties import ContractionPenalty, KLPenalty, L1Penalty
+from pyrovae.zoo.autoencoder._recipes import (
     contractive_autoencoder,
     deep_autoencoder,
     denoising_autoencoder,
@@ -9,17 +20,6 @@ from pyrovae.zoo.autoencoder_recipes import (
     pretrain,
     sparse_autoencoder,
 )
-from pyrovae.zoo.autoencoders import Autoencoder
-from pyrovae.zoo.beta_vae import beta_vae
-from pyrovae.zoo.code_penalties import ContractionPenalty, KLPenalty, L1Penalty
-from pyrovae.zoo.code_prior import PixelCNNPrior, UniformCodes
-from pyrovae.zoo.delta_vae import delta_vae
-from pyrovae.zoo.hierarchical import HierarchicalVAE, LadderVAE
-from pyrovae.zoo.linear_vae import linear_vae
-from pyrovae.zoo.non_amortized import NonAmortizedVAE
-from pyrovae.zoo.nvae import NVAE
-from pyrovae.zoo.pixel import PixelCNN, PixelDecoder, PixelVAE
-from pyrovae.zoo.vqvae import VQVAE
 
 __all__ = [
     "NVAE",

@@ -14,8 +14,9 @@ import scipy.io
 import torch
 
 import pyrovae as pv
-from pyrovae.datasets import files, sources
-from pyrovae.datasets.files import DamagedFile, Source
+from pyrovae.datasets import _files as files
+from pyrovae.datasets import _sources as sources
+from pyrovae.datasets._files import DamagedFile, Source
 
 SIZES = {
     "digits": ((1297, 200, 300), (8, 8)),

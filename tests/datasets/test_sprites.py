@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import pyrovae as pv
-from pyrovae.datasets.sprites import draw
+from pyrovae.datasets._sprites import draw
 
 COUNTS = (3, 4, 8, 8, 8)
 

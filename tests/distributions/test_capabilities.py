@@ -14,8 +14,8 @@ from torch.distributions import constraints
 import pyrovae as pv
 from pyrovae.distributions import Chart, Levels, PointMass, capabilities, register_chart
 from pyrovae.distributions._capabilities import moment
-from pyrovae.distributions.charts import as_chart
-from pyrovae.distributions.density import sum_last
+from pyrovae.distributions._charts import as_chart
+from pyrovae.distributions._density import sum_last
 from pyrovae.posteriors import POSTERIORS
 
 ZEROS = torch.zeros(2)

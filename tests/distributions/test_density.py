@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyro.distributions import transforms as T
 
-from pyrovae.distributions.density import is_everywhere_positive, log_density, mask_of
+from pyrovae.distributions._density import is_everywhere_positive, log_density, mask_of
 
 t = torch.tensor
 inf = math.inf

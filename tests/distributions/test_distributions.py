@@ -4,7 +4,7 @@ from torch.distributions import Independent, Laplace, MultivariateNormal, Normal
 
 import pyrovae.distributions  # noqa: F401  registers the closed form
 from pyrovae.distributions import SylvesterTransform
-from pyrovae.distributions.sylvester import apply_matrix
+from pyrovae.distributions._sylvester import apply_matrix
 
 
 def test_kl_of_a_full_normal_to_a_diagonal_one_equals_torchs_for_two_full_ones() -> None:

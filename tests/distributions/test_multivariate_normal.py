@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 
 import pyrovae as pv
 from pyrovae.distributions import MultivariateNormal
-from pyrovae.distributions.charts import as_chart
+from pyrovae.distributions._charts import as_chart
 
 
 def ill_conditioned(n: int = 384) -> torch.Tensor:

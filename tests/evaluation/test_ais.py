@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import pyrovae as pv
-from pyrovae.evaluation.ais import estimate_chains
-from pyrovae.evaluation.strict import strict
-from pyrovae.evaluation.verdict import judge_chains
+from pyrovae.evaluation._strict import strict
+from pyrovae.evaluation.marginal._ais import estimate_chains
+from pyrovae.evaluation.marginal._verdict import judge_chains
 from pyrovae.model import Latents
-from pyrovae.model.base_space import BaseSpace, as_chart
+from pyrovae.model._base_space import BaseSpace, as_chart
 from pyrovae.testing import BetaBernoulli, DiscreteMixture, LinearGaussian, LinearMixture, grid_log_px
 from tests.cases import CONTEXT, LATENT, POSTERIORS, randomized
 from tests.models import Conditional, TwoSites, binary
@@ -494,7 +494,7 @@ def test_captured_moves_are_the_moves(posterior: str, monkeypatch) -> None:
     model, x = pv.VAE((6,), 3, hidden=(16,), posterior=posterior).cuda(), (torch.rand(20, 6) < 0.5).float()
     options = {"num_temperatures": 30, "num_chains": 8, "num_leapfrog": 3, "compile": "off", "progress": False}
     captured = pv.ais(model, x, **options).pointwise
-    monkeypatch.setattr("pyrovae.evaluation.annealing.replayed", lambda function, device: function)
+    monkeypatch.setattr("pyrovae.evaluation.marginal._annealing.replayed", lambda function, device: function)
     launched = pv.ais(model, x, **options).pointwise
     np.testing.assert_allclose(captured["log_px"], launched["log_px"], rtol=1e-3, atol=1e-3)
     assert (captured["log_weight_variance"] > 0).all()

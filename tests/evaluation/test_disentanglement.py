@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.evaluation import dci, factor_vae_score, mig, mutual_information, sap
-from pyrovae.evaluation import factors as scores_of
+from pyrovae.evaluation.representation import _factors as scores_of
 from tests.models import Conditional, TwoSites, binary
 
 COUNTS = (3, 4, 8, 6, 6)  # values of five factors

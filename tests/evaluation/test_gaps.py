@@ -14,8 +14,8 @@ from torch.distributions import biject_to
 
 import pyrovae as pv
 from pyrovae.distributions._capabilities import capabilities
-from pyrovae.evaluation.gaps import _RATES
-from pyrovae.evaluation.optimal import MeanField, OwnFamily, gradients
+from pyrovae.evaluation.inference._gaps import _RATES
+from pyrovae.evaluation.inference._optimal import MeanField, OwnFamily, gradients
 from pyrovae.testing import BetaBernoulli, DiscreteMixture, LinearGaussian, LinearMixture
 from tests.cases import POSTERIORS
 from tests.models import Conditional, TwoSites, binary
@@ -444,7 +444,7 @@ def test_an_estimate_of_log_px_below_a_bound_is_reported_as_it_is() -> None:
 
 def test_annealed_log_px_on_request(monkeypatch) -> None:
     short = partial(pv.ais, num_temperatures=10)
-    monkeypatch.setattr("pyrovae.evaluation.gaps.ais", short)
+    monkeypatch.setattr("pyrovae.evaluation.inference._gaps.ais", short)
     model = LinearGaussian(weights()[:, :3], torch.zeros(D), 0.8, guide="mean_field")
     x = model.sample(2, seed=1)
     result = gaps(model, x, families=("mean_field",), steps=4, log_px="ais")

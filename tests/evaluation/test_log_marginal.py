@@ -15,10 +15,10 @@ import xarray
 
 import pyrovae as pv
 from pyrovae import _graph
-from pyrovae.evaluation import weights
-from pyrovae.evaluation.chunks import Cost, chunk_sizes, probe
-from pyrovae.evaluation.stream import WeightStream
-from pyrovae.evaluation.tail import tail_length
+from pyrovae.evaluation._chunks import Cost, chunk_sizes, probe
+from pyrovae.evaluation.marginal import _weights as weights
+from pyrovae.evaluation.marginal._stream import WeightStream
+from pyrovae.evaluation.marginal._tail import tail_length
 from tests.models import Conditional, TwoSites, binary
 
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import pyrovae as pv
-from pyrovae.evaluation import log_weights, pareto_khat, weights
-from pyrovae.evaluation.tail import tail_length
+from pyrovae.evaluation import log_weights, pareto_khat
+from pyrovae.evaluation.marginal import _weights as weights
+from pyrovae.evaluation.marginal._tail import tail_length
 from tests.models import Conditional, TwoSites, binary
 
 

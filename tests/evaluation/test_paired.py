@@ -10,7 +10,7 @@ import pytest
 
 import pyrovae as pv
 from benchmarks.coverage import coverage
-from pyrovae.evaluation.paired import Difference, Seeds, simultaneous
+from pyrovae.evaluation.marginal._paired import Difference, Seeds, simultaneous
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray, *, together: bool = False, pool_seeds: bool = True) -> Difference:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pyrovae as pv
-from pyrovae.evaluation.stream import WeightStream
+from pyrovae.evaluation.marginal._stream import WeightStream
 from pyrovae.testing import LinearGaussian
 
 

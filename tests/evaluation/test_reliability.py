@@ -12,10 +12,10 @@ import torch
 
 import pyrovae as pv
 from pyrovae.distributions import PointMass
-from pyrovae.evaluation.log_marginal import stream_columns
-from pyrovae.evaluation.pool import pooled
-from pyrovae.evaluation.stream import WeightStream
-from pyrovae.evaluation.verdict import judge, mean_error, shrunk, verdict
+from pyrovae.evaluation.marginal._log_marginal import stream_columns
+from pyrovae.evaluation.marginal._pool import pooled
+from pyrovae.evaluation.marginal._stream import WeightStream
+from pyrovae.evaluation.marginal._verdict import judge, mean_error, shrunk, verdict
 from pyrovae.testing import DiscreteMixture, LinearGaussian
 from tests.models import TwoSites, binary
 

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import genpareto
 
 from pyrovae.evaluation import khat_threshold, pareto_khat
-from pyrovae.evaluation.tail import pareto_tail, tail_length
+from pyrovae.evaluation.marginal._tail import pareto_tail, tail_length
 
 
 def arviz_khat(log_weights: np.ndarray) -> np.ndarray:

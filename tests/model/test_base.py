@@ -180,7 +180,7 @@ def test_a_killed_save_leaves_the_old_file(tmp_path) -> None:
     path = small().save(tmp_path / "vae.safetensors")
     before = path.read_bytes()
     code = (
-        "import os, sys, pyrovae as pv, pyrovae.model.base as base\n"
+        "import os, sys, pyrovae as pv\n"
         "def die(*args): os.kill(os.getpid(), 9)\n"
         "os.replace = die\n"
         "pv.VAE((6,), 3, hidden=(16,)).save(sys.argv[1])\n"

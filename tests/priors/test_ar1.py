@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Independent, Laplace, MultivariateNormal, Normal, kl_divergence
 
 from pyrovae.distributions import AR1 as Process
-from pyrovae.distributions.kl import kl_by_dimension
+from pyrovae.distributions._kl import kl_by_dimension
 from pyrovae.priors import AR1
 
 # latent_dim, channels, delta: one chain, the shortest chains, several, weak and strong correlation.

@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
-from pyrovae.training import checkpoint
-from pyrovae.training.checkpoint import Checkpoints
+from pyrovae.training import _checkpoint as checkpoint
+from pyrovae.training._checkpoint import Checkpoints
 from pyrovae.training.engines import Task
 from tests.models import binary
 

@@ -170,7 +170,7 @@ def test_a_model_that_cannot_be_vectorised_trains_with_one_particle() -> None:
 
 
 def test_the_progress_bar_keeps_up_with_short_epochs(capsys, monkeypatch) -> None:
-    monkeypatch.setattr("pyrovae.training.loop._LOOK", 0.1)
+    monkeypatch.setattr("pyrovae.training._loop._LOOK", 0.1)
     train(small(), X, batch_size=230, epochs=3, progress=True, callbacks=[lambda run: time.sleep(0.15)])
     shown = capsys.readouterr().err
     assert "epoch 3, loss" in shown

@@ -15,7 +15,7 @@ from torch.distributions import Bernoulli, kl_divergence
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import pyrovae as pv
-from pyrovae.zoo.autoencoder_parts import ACTIVATIONS, CORRUPTIONS
+from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CORRUPTIONS
 
 zoo = pv.zoo
 DIGITS = pv.datasets.load("digits")

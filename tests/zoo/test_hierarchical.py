@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import pyrovae as pv
-from pyrovae.posteriors.base import MIN_SCALE
+from pyrovae.posteriors._base import MIN_SCALE
 from pyrovae.zoo import NVAE, HierarchicalVAE, LadderVAE
 
 NOISE, SCALES = 0.6, torch.tensor([0.5, 0.8])  # of x given z1, and of z1 given z2

@@ -6,9 +6,9 @@ All draw the same random numbers and follow the same trajectory, up to rounding.
 
 from typing import Literal
 
-from pyrovae.training.engines.engine import Engine, Means
-from pyrovae.training.engines.task import Task
-from pyrovae.training.engines.work import NotFinite, Update, Validation
+from pyrovae.training.engines._engine import Engine, Means
+from pyrovae.training.engines._task import Task
+from pyrovae.training.engines._work import NotFinite, Update, Validation
 
 Name = Literal["auto", "off", "graph", "inductor", "cudagraph"]
 ENGINES: dict[str, frozenset[Means]] = {

@@ -1,0 +1,64 @@
+"""A normalizing flow used as a posterior: drawn and scored in one pass, in its sampling direction."""
+
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Distribution, Transform, constraints
+
+from pyrovae.distributions import _zuko  # gives every Transform its call_and_ladj
+from pyrovae.distributions._own_draw import KeepsLastDraw
+
+
+class Flow(KeepsLastDraw, TorchDistribution):
+    """The law of ``z = T(u)``, ``u ~ base``: log q(z) = log base(u) - log |det ∂T/∂u| (Rezende & Mohamed 2015).
+
+    The log-density of the last draw is kept, so scoring a draw costs nothing and inverts nothing. Any
+    other point is scored through ``T⁻¹``, where there is one, and so is a draw made without gradients once
+    gradients are wanted.
+
+    Args:
+        base: distribution with event shape ``(Z,)``.
+        transforms: transforms applied in order, base to latent space. Their parameters have batch
+            dimensions that broadcast with the base's.
+        can_score: whether ``T⁻¹`` can be evaluated at a point this distribution did not draw.
+
+    Raises:
+        NotImplementedError: from ``log_prob`` of a point that was not the last draw, if not ``can_score``.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, base: Distribution, transforms: list[Transform], *, can_score: bool) -> None:
+        self.base = base
+        self.transform = _zuko.transforms.ComposedTransform(*transforms)
+        self.can_score = can_score
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Flow":
+        new = self._get_checked_instance(Flow, _instance)
+        new.base = self.base.expand(batch_shape)
+        new.transform, new.can_score = self.transform, self.can_score
+        TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
+        return new
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        u = self.base.rsample(sample_shape)
+        z, log_det = self.transform.call_and_ladj(u)
+        return self._keep(z, self.base.log_prob(u) - log_det)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        known = self._kept(value)
+        if known is not None:
+            return known
+        if not self.can_score:
+            raise NotImplementedError(
+                "this flow has no inverse in closed form, so log q(z) is known only at its own last draw (and its "
+                "gradient only if that was drawn by rsample with gradients on). "
+                "Use a posterior whose can_score is True: 'mean_field', 'full_rank', 'iaf' or 'neural_spline'."
+            )
+        u, log_det = self.transform.inv.call_and_ladj(value)
+        return self.base.log_prob(u) + log_det

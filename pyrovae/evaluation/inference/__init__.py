@@ -1,0 +1,1 @@
+"""What the approximate posterior loses, and what another one would gain."""

@@ -1,0 +1,432 @@
+"""Approximate posteriors fitted to every datum by itself, a batch of data at once."""
+
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import copy
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Normal, biject_to
+from torch.func import functional_call, vmap
+from torch.overrides import TorchFunctionMode
+
+from pyrovae._capture import replayed
+from pyrovae._random import seeded
+from pyrovae.distributions._capabilities import capabilities
+from pyrovae.distributions._support import innermost_support, varies
+from pyrovae.evaluation.inference._playback import Playback, record
+from pyrovae.model import Latents, LogTerms, VAEModel
+from pyrovae.model._latents import per_datum
+from pyrovae.posteriors import Posterior
+
+_INITIAL_DRAWS = 100
+_FAN_IN = 8  # inputs of a layer above which its weights take smaller steps
+
+Draws = tuple[Latents, Float[Tensor, "particles batch"]]
+
+
+class PerDatum(ABC):
+    """One q(z) for each of B data, with parameters ``(B, ...)`` of its own.
+
+    Attributes:
+        parameters: what to fit, each with a factor for the learning rate.
+        can_score: whether :meth:`log_prob` is known.
+    """
+
+    parameters: list[tuple[Tensor, float]]
+    can_score: bool = True
+
+    @abstractmethod
+    def draw(self, num_particles: int) -> Draws:
+        """Draws by site, ``(K, *plates, B, *event)``, and log q of them in nats."""
+
+    @abstractmethod
+    def log_prob(self, latents: Latents) -> Float[Tensor, "particles batch"]:
+        """log q in nats of what another one drew; -inf where q has no mass."""
+
+
+class Amortised(PerDatum):
+    """The guide as it is."""
+
+    def __init__(self, model: VAEModel, part: tuple[Any, ...]) -> None:
+        self._model, self._part = model, part
+        self.parameters = []
+        self.can_score = _can_score(model.log_terms(*part))
+
+    def draw(self, num_particles: int) -> Draws:
+        return self._model.draw_posterior(*self._part, num_particles=num_particles)
+
+    def log_prob(self, latents: Latents) -> Float[Tensor, "particles batch"]:
+        return self._model.log_posterior(*self._part, latents=latents)
+
+
+class MeanField(PerDatum):
+    """Independent normals in unconstrained space at every latent site, started at moments of the guide's draws.
+
+    Locations and scales are in units of the first scales, so that one learning rate suits every latent.
+
+    Args:
+        model: the model.
+        part: ``(x, *covariates)`` of B data.
+
+    Raises:
+        ValueError: a latent site that is discrete, or whose support is not stated or depends on other latents.
+    """
+
+    def __init__(self, model: VAEModel, part: tuple[Any, ...]) -> None:
+        draws, _ = model.draw_posterior(*part, num_particles=_INITIAL_DRAWS)
+        terms = model.log_terms(*part)
+        again = model.log_terms(*part).prior if any(varies(_support(p)) for p in terms.prior.values()) else {}
+        self._sites, self._num_plates = {}, draws.num_plates
+        for site, prior in terms.prior.items():
+            support = _continuous(site, prior, again)
+            bijection = biject_to(support)
+            u = bijection.inv(draws[site])
+            inside = _possible(support, draws[site], u)
+            loc, scale = _moments(torch.where(inside, u, torch.nan))
+            mask = torch.as_tensor(terms.masks[site][1], device=u.device) if site in terms.masks else None
+            shift, log_stretch = torch.zeros_like(loc), torch.zeros_like(loc)
+            parameters = shift.requires_grad_(), log_stretch.requires_grad_()
+            self._sites[site] = bijection, support, mask, loc, scale, *parameters
+        self.parameters = [(p, 1.0) for *_, shift, log_stretch in self._sites.values() for p in (shift, log_stretch)]
+
+    def draw(self, num_particles: int) -> Draws:
+        latents: dict[str, Tensor] = {}
+        log_q: Any = 0.0
+        for site, (bijection, _, mask, origin, unit, shift, log_stretch) in self._sites.items():
+            loc, scale = origin + unit * shift, unit * log_stretch.exp()
+            u = loc + scale * torch.randn(num_particles, *loc.shape, dtype=loc.dtype, device=loc.device)
+            z = latents[site] = bijection(u)
+            # The gradient passes through the draws alone: less noise near the optimum (Roeder et al. 2017).
+            log_q = log_q + self._score(loc.detach(), scale.detach(), bijection, mask, u, z)
+        return Latents(latents, self._num_plates), log_q
+
+    def log_prob(self, latents: Latents) -> Float[Tensor, "particles batch"]:
+        log_q: Any = 0.0
+        for site, (bijection, support, mask, origin, unit, shift, log_stretch) in self._sites.items():
+            z = latents[site]
+            u = bijection.inv(z)
+            inside = _possible(support, z, u)
+            loc, scale = origin + unit * shift, unit * log_stretch.exp()
+            log_q = log_q + self._score(loc, scale, bijection, mask, torch.where(inside, u, 0.0), z)
+            impossible = ~(inside if mask is None else inside | ~mask)
+            log_q = torch.where(per_datum(impossible.to(u.dtype), self._num_plates) > 0, -torch.inf, log_q)
+        return log_q
+
+    def widened(self, factor: float) -> "MeanField":
+        """The same with scales so many times as large."""
+        other = copy(self)
+        other._sites = {
+            site: (*fixed, unit, shift, log_stretch + math.log(factor))
+            for site, (*fixed, unit, shift, log_stretch) in self._sites.items()
+        }
+        return other
+
+    def _score(
+        self, loc: Tensor, scale: Tensor, bijection: Any, mask: Tensor | None, u: Tensor, z: Tensor
+    ) -> Float[Tensor, "particles batch"]:
+        terms = Normal(loc, scale).log_prob(u), -bijection.log_abs_det_jacobian(u, z)
+        if mask is not None:  # over an event at once, the log-determinant has fewer dimensions
+            over = [mask.flatten(t.dim() - u.dim()).all(-1) if t.dim() < u.dim() else mask for t in terms]
+            terms = torch.where(over[0], terms[0], 0.0), torch.where(over[1], terms[1], 0.0)
+        return per_datum(terms[0], self._num_plates) + per_datum(terms[1], self._num_plates)
+
+
+class OwnFamily(PerDatum):
+    """The guide with a copy of its parameters for every datum, started where the guide is.
+
+    Copied are the parameters of ``model.posterior`` where that is a :class:`~pyrovae.posteriors.Posterior`, and
+    otherwise all that the guide uses. An affine layer that sees the same input at every draw is fitted through its
+    bias: for one datum its weight, and whatever else makes its input, can do nothing that the bias cannot. So an
+    encoder with such a layer at its end is not copied. Modules that are not, and give the same at every draw, run once
+    for all data: they may be what cannot be run for many parameters at once (recurrent networks).
+
+    Args:
+        model: the model.
+        part: ``(x, *covariates)`` of B data.
+
+    Raises:
+        ValueError: a guide without parameters, with a site through whose draws no gradient passes, or with operations
+            that cannot be run for many parameters at once (``torch.func.vmap``).
+    """
+
+    def __init__(self, model: VAEModel, part: tuple[Any, ...]) -> None:
+        terms = model.log_terms(*part)
+        if stuck := terms.not_reparameterized:
+            raise ValueError(
+                f"guide site {stuck[0]!r} is not reparameterised, and the own family is fitted by gradients through "
+                f"the draws. Ask for families=('mean_field',), or use a distribution with rsample."
+            )
+        self.can_score = _can_score(terms)
+        self._guide, self._part = _Guide(model), part
+        # Every place of a parameter, once: a tied one has several, a module reached by two paths has one set.
+        places = {
+            f"{path}.{name}": p
+            for path, module in self._guide.named_modules()
+            for name, p in module.named_parameters(recurse=False)
+        }
+        first = {id(p): name for name, p in reversed(places.items())}
+        self._tied = {name: first[id(p)] for name, p in places.items()}
+        self._fixed = {name: places[name].detach() for name in first.values()}
+        posterior = getattr(model, "posterior", None)
+        own = posterior if isinstance(posterior, Posterior) else model
+        names = self._to_fit([first[id(p)] for p in own.parameters()])
+        self._playback = self._steady(names, {id(p) for name, p in places.items() if self._tied[name] in names})
+        self._stacked = {n: torch.stack([self._fixed[n]] * len(part[0])).requires_grad_() for n in names}
+        # Adam moves a sum over n inputs n times as far as one of its weights.
+        self.parameters = [
+            (p, min(1.0, _FAN_IN / p[0, 0].numel()) if p.dim() > 2 else 1.0) for p in self._stacked.values()
+        ]
+
+    def draw(self, num_particles: int) -> Draws:
+        def one(run: Any) -> Draws:
+            latents, log_q = run(None, num_particles)
+            return latents.rows(0), log_q.squeeze(1)
+
+        return self._vectorised(one, (self._data_dim, 1))
+
+    def log_prob(self, latents: Latents) -> Float[Tensor, "particles batch"]:
+        def one(run: Any, z: Latents) -> Tensor:
+            given = {site: value.unsqueeze(self._data_dim) for site, value in z.items()}
+            return run(Latents(given, z.num_plates), 0).squeeze(1)
+
+        return self._vectorised(one, 1, latents)
+
+    def _vectorised(self, one: Any, out_dims: Any, *latents: Latents) -> Any:
+        """``one(run, *latents)`` of every datum, with ``run(latents, num_particles)`` for its guide."""
+        split = [0 if isinstance(c, Tensor) and c.dim() else None for c in self._part]
+
+        def of_datum(parameters: dict[str, Tensor], rows: list[Tensor], z: tuple[Latents, ...], *datum: Any) -> Any:
+            datum = tuple(c if d is None else c.unsqueeze(0) for c, d in zip(datum, split, strict=True))
+            with self._playback.of(rows):
+                return one(partial(self._run, parameters, datum), *z)
+
+        rows = list(self._playback.rows)
+        in_dims = (0, 0 if rows else None, self._data_dim if latents else None, *split)
+        vectorised = vmap(of_datum, in_dims, out_dims, randomness="different")
+        try:
+            return vectorised(self._stacked, rows, latents, *self._part)
+        except RuntimeError as error:
+            if not any(word in str(error) for word in ("vmap", "functorch", "Batching rule")):
+                raise
+            raise ValueError(
+                f"the guide cannot be run for many parameters at once, as the own family needs, because it branches "
+                f"on values, draws from a distribution that torch does not vectorise (Beta, Dirichlet), or ends in a "
+                f"recurrent network: end that in a torch.nn.Linear. Or ask for families=('mean_field',). torch says: "
+                f"{error}"
+            ) from error
+
+    def _run(
+        self, parameters: dict[str, Tensor], part: tuple[Any, ...], latents: Latents | None, num_particles: int
+    ) -> Any:
+        values = {**self._fixed, **parameters}
+        everywhere = {place: values[name] for place, name in self._tied.items()}
+        # torch's own handling of ties would leave a module reached by two paths with the replaced values.
+        return functional_call(self._guide, everywhere, (latents, num_particles, *part), tie_weights=False)
+
+    def _datum(self, row: int, copies: int = 1) -> tuple[Any, ...]:
+        rows = slice(row, row + 1)
+        return tuple(torch.cat([c[rows]] * copies) if isinstance(c, Tensor) and c.dim() else c for c in self._part)
+
+    def _to_fit(self, names: list[str]) -> list[str]:
+        """Those of the parameters that are to be copied, found by runs of the guide on one datum."""
+        candidates = {n: self._fixed[n].clone().requires_grad_() for n in names}
+        once = [n for n, count in Counter(self._tied.values()).items() if count == 1 and n in candidates]
+        layers = {
+            layer: path
+            for path, layer in self._guide.named_modules()
+            if isinstance(layer, nn.Linear) and layer.bias is not None and f"{path}.bias" in once
+        }
+        with torch.enable_grad():
+            with _rows_seen(layers) as rows:
+                self._run(candidates, self._datum(0), None, 2)
+            single = [layer for layer in layers if rows[layer] == 1]
+            with _inputs_detached(single):
+                latents, log_q = self._run(candidates, self._datum(0), None, 2)
+            self._data_dim = latents.data_dim
+            total = log_q.sum() + sum(z.sum() for z in latents.values())
+            used: Any = []
+            if total.requires_grad:
+                used = torch.autograd.grad(total, list(candidates.values()), allow_unused=True)
+        redundant = {f"{layers[layer]}.weight" for layer in single}
+        names = [
+            n for n, gradient in zip(candidates, used, strict=bool(used)) if gradient is not None and n not in redundant
+        ]
+        if not names:
+            raise ValueError("the guide has no parameters to fit: ask for families=('mean_field',).")
+        return names
+
+    def _steady(self, names: list[str], fitted: set[int]) -> Playback:
+        """The outputs of modules that what is fitted does not change."""
+        candidates = {
+            path: module
+            for path, module in self._guide.named_modules()
+            if not any(id(p) in fitted for p in module.parameters()) and module not in (self._guide, self._guide.model)
+        }
+        parameters = {n: self._fixed[n].clone().requires_grad_() for n in names}
+
+        def run(n: int, k: int) -> None:
+            with torch.enable_grad():
+                self._run(parameters, self._datum(0, n), None, k)
+
+        playback = record(candidates, run, lambda: self._run({}, self._part, None, 2))
+        for row in {0, len(self._part[0]) - 1}:
+            draws = []
+            for played in (False, True):
+                with seeded(0), playback.of([r[row] for r in playback.rows]) if played else nullcontext():
+                    latents, log_q = self._run({}, self._datum(row), None, 2)
+                    draws.append([log_q, *latents.values()])
+            same = (torch.allclose(a, b, 1e-2, 1e-3, equal_nan=True) for a, b in zip(*draws, strict=True))
+            if not all(same):
+                return Playback()
+        return playback
+
+
+def fit(
+    q: PerDatum, model: VAEModel, part: tuple[Any, ...], *, steps: int, learning_rate: float, num_particles: int
+) -> Iterator[None]:
+    """Maximise every datum's ELBO over its own parameters, by Adam with a learning rate that falls to zero (cosine).
+
+    A gradient that is not finite counts as zero, so that one bad draw does not end a datum's fit.
+
+    Args:
+        q: the posteriors; changed in place.
+        model: the model, which stays as it is.
+        part: ``(x, *covariates)``.
+        steps: number of steps; the iterator yields after each.
+        learning_rate: the first step's.
+        num_particles: draws per datum and step.
+    """
+    parameters = [p for p, _ in q.parameters]
+    groups = [{"params": [p], "lr": learning_rate * factor} for p, factor in q.parameters]
+    optimizer = torch.optim.Adam(groups, fused=parameters[0].device.type in ("cpu", "cuda"))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    slope = replayed(lambda: gradients(q, model, part, num_particles), parameters[0].device)
+    for _ in range(steps):
+        for p, gradient in zip(parameters, slope(), strict=True):
+            p.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
+        optimizer.step()
+        schedule.step()
+        yield
+
+
+def gradients(q: PerDatum, model: VAEModel, part: tuple[Any, ...], num_particles: int) -> tuple[Tensor, ...]:
+    """Of every datum's negative ELBO with respect to its own parameters."""
+    with torch.enable_grad():
+        loss = -log_weight(q, model, part, num_particles).mean(0).sum()
+        return torch.autograd.grad(loss, [p for p, _ in q.parameters])
+
+
+def log_weight(
+    q: PerDatum, model: VAEModel, part: tuple[Any, ...], num_particles: int
+) -> Float[Tensor, "particles batch"]:
+    """log p(x, z) - log q(z) at draws from ``q``, in nats."""
+    latents, log_q = q.draw(num_particles)
+    return model.log_joint(*part, latents=latents) - log_q
+
+
+def _can_score(terms: LogTerms) -> bool:
+    """Whether a guide can score latents that it did not draw."""
+    known = (capabilities(q) for q in terms.posterior.values())
+    same = terms.posterior.keys() == terms.prior.keys()
+    return same and all(can.inverse is not None and not can.point_mass for can in known)
+
+
+def _support(p: Any) -> Any:
+    return capabilities(p).support
+
+
+def _continuous(site: str, prior: Any, again: Mapping[str, Any]) -> Any:
+    """The support of a latent site, the same at another draw of the other latents."""
+    support = _support(prior)
+    if support is None:
+        raise ValueError(
+            f"latent site {site!r} does not state its support ({type(prior).__name__}), which the mean-field normal "
+            f"is mapped to: define it on the class, or ask for families=('own',)."
+        )
+    if support.is_discrete:
+        raise ValueError(
+            f"latent site {site!r} is discrete ({type(prior).__name__}), and the mean-field normal needs continuous "
+            f"latents: sum over it exactly, or relax it (e.g. RelaxedOneHotCategorical)."
+        )
+    if varies(support):
+        one, two = (vars(innermost_support(s)).values() for s in (support, _support(again[site])))
+        if any(isinstance(a, Tensor) and not torch.equal(a, b) for a, b in zip(one, two, strict=True)):
+            raise ValueError(
+                f"the support of latent site {site!r} depends on other latents, so that no mean-field normal can be "
+                f"mapped to it: ask for families=('own',)."
+            )
+    return support
+
+
+def _possible(support: Any, z: Tensor, u: Tensor) -> Tensor:
+    """Whether entries of ``z``, or whole events, lie where the bijection of the support goes; ``u`` is its inverse."""
+    inside = innermost_support(support).check(z)
+    inside = inside.reshape(*inside.shape, *[1] * (u.dim() - inside.dim()))
+    return (inside & u.isfinite()).broadcast_to(u.shape)
+
+
+def _moments(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the draws that are not NaN; 0 and 1 where there are none."""
+    loc = u.nanmean(0)
+    scale = (u - loc).square().nanmean(0).sqrt()
+    return loc.nan_to_num(0.0), torch.where(scale > 0, scale.clamp(min=1e-4), 1.0)
+
+
+class _Guide(nn.Module):
+    """The guide as a module, which ``functional_call`` wants."""
+
+    def __init__(self, model: VAEModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latents: Latents | None, num_particles: int, *part: Any) -> Any:
+        """Draws; of given latents, log q."""
+        if latents is not None:
+            return self.model.log_posterior(*part, latents=latents)
+        with _FreshNoise():
+            return self.model.draw_posterior(*part, num_particles=num_particles)
+
+
+class _FreshNoise(TorchFunctionMode):
+    """Lets noise be drawn in place under ``vmap``, a set for every datum: only a tensor that is random already can
+    take it there.
+    """
+
+    IN_PLACE = (Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.cauchy_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.IN_PLACE:
+            args = (torch.rand_like(args[0]), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _rows_seen(layers: Iterable[nn.Linear]) -> Iterator[Counter[nn.Module]]:
+    """How many rows each of the layers sees while the block runs."""
+    rows: Counter[nn.Module] = Counter()
+
+    def count(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        rows[layer] += inputs[0].numel() // inputs[0].shape[-1]
+
+    with _before_forward(layers, count):
+        yield rows
+
+
+def _inputs_detached(layers: Iterable[nn.Linear]) -> AbstractContextManager[None]:
+    """Let no gradient pass to what makes the inputs of the layers."""
+    return _before_forward(layers, lambda layer, inputs: tuple(t.detach() for t in inputs))
+
+
+@contextmanager
+def _before_forward(layers: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(hook).remove)
+        yield

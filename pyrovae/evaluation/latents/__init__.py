@@ -1,0 +1,1 @@
+"""The ELBO taken apart, and posterior collapse."""

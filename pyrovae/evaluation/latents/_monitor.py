@@ -1,0 +1,95 @@
+"""A watch on posterior collapse while a model trains."""
+
+import warnings
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from pyrovae._checks import at_least
+from pyrovae._random import seeded
+from pyrovae.evaluation._strict import as_test_set, strict, with_density
+from pyrovae.evaluation.latents._collapse import check_threshold, checked
+from pyrovae.evaluation.latents._dimensions import measure
+from pyrovae.training import Run
+
+_PATIENCE, _START = 5, 10  # looks in a row, because latents also die and wake; the latter before any has been active
+
+
+class CollapseMonitor:
+    """A callback for :func:`~pyrovae.fit` that watches the latents and warns once when they die.
+
+    At every look the epoch's record, and so ``run.history``, gets ``rate`` (E KL(q(z | x) ‖ p(z)), in nats) and
+    ``active_units`` (Burda et al. 2016; see :func:`~pyrovae.collapse`); with several latent sites also ``kl_<site>``
+    for each, which sum to the rate. The warning comes when for five looks in a
+    row no dimension is active, or fewer than half of the most seen at this KL weight or a higher one (so that a
+    warm-up may prune dimensions); after ten where none has been active yet, because many models start with all
+    latents silent. Looks at weight zero do not count.
+
+    Training goes on as it would without: modes, gradients and random state are left alone.
+
+    Args:
+        x: data to look at ``(N, *event_shape)``; some hundreds, held out, suffice.
+        covariates: passed to model and guide.
+        every: epochs from one look to the next.
+        threshold: activity above which a dimension is active.
+        num_samples: draws per datum, the same at every look.
+        seed: seed of the draws.
+
+    Raises:
+        ValueError: bad arguments; at the first look bad data (see :func:`~pyrovae.log_marginal`) or a single datum.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        *covariates: Any,
+        every: int = 1,
+        threshold: float = 0.01,
+        num_samples: int = 16,
+        seed: int = 0,
+    ) -> None:
+        at_least(1, every=every)
+        at_least(2, num_samples=num_samples)
+        check_threshold(threshold)
+        self._fields = x, covariates
+        self._every, self._threshold, self._num_samples, self._seed = every, threshold, num_samples, seed
+        self._run: Run | None = None
+
+    def _start(self, run: Run) -> None:
+        self._run, self._low, self._warned = run, 0, False
+        self._seen: list[tuple[float, int]] = []
+
+    def __call__(self, run: Run) -> None:
+        record = run.records[-1]
+        if record["epoch"] % self._every:
+            return
+        x, covariates = self._fields
+        model = with_density("CollapseMonitor", run.model)
+        data = as_test_set("CollapseMonitor", model, x, covariates)
+        at_least(2, **{"the number of data in x": len(data)})
+        with strict(model) as target, seeded(self._seed):
+            if run is not self._run:
+                self._start(run)
+                checked(model, data)
+            measured = measure(model, data, self._num_samples, self._threshold, target, tqdm(disable=True))
+        active, total = int(measured.dimensions["active"].sum()), int(measured.dimensions["activity"].notna().sum())
+        record["rate"], record["active_units"] = float(measured.rate.mean()), active
+        if len(measured.kl) > 1:
+            record.update({f"kl_{site}": float(kl.mean()) for site, kl in measured.kl.items()})
+        weight = record.get("beta", 1.0)
+        if weight > 0 and total:
+            self._judge(record, weight, active, total)
+
+    def _judge(self, record: dict[str, float], weight: float, active: int, total: int) -> None:
+        self._seen.append((weight, active))
+        most = max(a for w, a in self._seen if w >= weight)
+        self._low = self._low + 1 if active == 0 or 2 * active < most else 0
+        if self._low < (_PATIENCE if any(a for _, a in self._seen) else _START) or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"posterior collapse at epoch {record['epoch']}: {active} of {total} latent dimensions are active (at most "
+            f"{most} before, at this KL weight), rate {record['rate']:.2f} nats, KL weight {weight:g}. Remedies: warm "
+            f"the KL up (ELBO(beta=linear_warmup(...))), free bits, a lower beta, a weaker decoder.",
+            stacklevel=2,
+        )

@@ -1,0 +1,54 @@
+"""Continuous data."""
+
+import math
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyrovae.likelihoods._base import Likelihood
+
+
+class Gaussian(Likelihood):
+    """Independent normal dimensions.
+
+    Args:
+        event_dim: number of dimensions of one datum.
+        scale: a number for a fixed scale; ``"shared"`` for one learnt scale; ``"per_pixel"`` for a second
+            decoder output per dimension.
+        min_scale: floor under a learnt scale. Without one the likelihood of continuous images is unbounded.
+    """
+
+    def __init__(
+        self,
+        event_dim: int,
+        *,
+        scale: float | Literal["shared", "per_pixel"] = "shared",
+        min_scale: float = 1e-3,
+    ) -> None:
+        super().__init__(event_dim)
+        if isinstance(scale, str):
+            if scale not in ("shared", "per_pixel"):
+                raise ValueError(f"scale must be a number, 'shared' or 'per_pixel'; got {scale!r}.")
+        elif not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(f"scale must be positive; got {scale}.")
+        if not min_scale > 0:
+            raise ValueError(f"min_scale must be positive; got {min_scale}.")
+        self.scale = scale
+        self.min_scale = min_scale
+        self.num_params = 2 if scale == "per_pixel" else 1
+        if scale == "shared":
+            self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:
+        loc, *raw = params.unbind(-self.event_dim - 1)
+        scale: Tensor
+        if raw:
+            scale = nn.functional.softplus(raw[0]) + self.min_scale
+        elif isinstance(self.scale, str):
+            scale = self.log_scale.exp() + self.min_scale
+        else:
+            scale = torch.full((), self.scale, dtype=loc.dtype, device=loc.device)
+        return dist.Normal(loc, scale).to_event(self.event_dim)

@@ -1,0 +1,172 @@
+"""``VAEModel``: what a Pyro model/guide pair gets for nothing."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+from jaxtyping import Float
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor
+
+from pyrovae._checks import all_on, reason, rows_of
+from pyrovae.model._generation import Generation
+from pyrovae.model._latents import Latents
+from pyrovae.model._log_terms import LogTerms, draw, log_densities, log_terms, total
+from pyrovae.model._modes import local_parameters, param_statements_disabled
+from pyrovae.model._pairing import check_auxiliary, check_precision
+from pyrovae.model._support import checked_terms
+
+_AUXILIARY = 64  # data whose guide's transformations are compared with the densities that they state
+
+
+class VAEModel(Generation, PyroModule):
+    """A VAE: subclass it and write ``model(self, x, *covariates)`` and ``guide(self, x, *covariates)`` in Pyro.
+
+    Data are ``x`` of shape ``(B, *event_shape)``, on any device: results are on the model's. Every sample site stands
+    inside ``with pyro.plate("data", len(x)):`` (dimension -1), and every network keeps leading dimensions, because
+    particles are vectorised over a plate outside.
+
+    Parameters live in the module, never in Pyro's global param store; plain ``pyro.infer.SVI`` trains it too.
+
+    Attributes:
+        event_shape: shape of one datum; ``fit`` fills it in where the subclass did not.
+        max_plate_nesting: how many plates the model nests.
+    """
+
+    def __init__(self) -> None:
+        with local_parameters():
+            super().__init__()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("model", "guide"):
+            if name in cls.__dict__:  # so that a bound method registers its parameters wherever it is used
+                setattr(cls, name, pyro_method(cls.__dict__[name]))
+
+    def model(self, x: Tensor, *covariates: Any) -> Any:
+        """p(x, z): the prior and the decoder, with ``obs=x``."""
+        raise NotImplementedError(f"{type(self).__name__} must define model(self, x, *covariates).")
+
+    def guide(self, x: Tensor, *covariates: Any) -> Any:
+        """q(z | x): the encoder and the approximate posterior."""
+        raise NotImplementedError(f"{type(self).__name__} must define guide(self, x, *covariates).")
+
+    def penalty(self) -> Tensor | None:
+        """What ``fit`` adds to the loss of every datum, in nats: a regulariser of the weights. Evaluation leaves it
+        out, validation in ``fit`` too.
+        """
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        # Reaching for a part makes a param statement for each of its parameters, a sixth of a small model's step.
+        if param_statements_disabled():
+            part = self.__dict__.get("_modules", {}).get(name)
+            if part is not None and not isinstance(part, PyroModule):
+                return part
+        return super().__getattr__(name)
+
+    # -- the waist ---------------------------------------------------------------------------------------
+
+    def log_terms(self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int = 1) -> LogTerms:
+        """Per-site, per-datum log-densities ``(num_particles, B)``, in nats; see :class:`LogTerms`.
+
+        Args:
+            x: data ``(B, *event_shape)``.
+            covariates: passed to model and guide.
+            num_particles: K, draws of z per datum; the encoder runs once per datum.
+        """
+        with local_parameters():
+            return self._on_waist(log_terms, self.model, self.guide, x, *covariates, num_particles=num_particles).read()
+
+    def log_joint(
+        self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
+    ) -> Float[Tensor, "particles batch"]:
+        """log p(x, z) in nats at given ``latents``, each ``(K, *plates, B, *event)``."""
+        return total(self._on_waist(log_densities, self.model, x, *covariates, latents=latents))
+
+    def log_prior(
+        self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
+    ) -> dict[str, Float[Tensor, "particles batch"]]:
+        """log p(z) in nats by latent site, given the sites before it, at given ``latents``."""
+        terms = self._on_waist(log_densities, self.model, x, *covariates, latents=latents)
+        return {site: term for site, term in terms.items() if site in latents}
+
+    def log_posterior(
+        self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
+    ) -> Float[Tensor, "particles batch"]:
+        """log q(z | x) in nats at given ``latents``, each ``(K, *plates, B, *event)``.
+
+        Raises:
+            NotImplementedError: a flow that can score its own draws only (``can_score`` is False).
+        """
+        return total(self._on_waist(log_densities, self.guide, x, *covariates, latents=latents))
+
+    def draw_posterior(
+        self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
+    ) -> tuple[Latents, Float[Tensor, "particles batch"]]:
+        """Draws z ~ q(z | x), each site's ``(K, *plates, B, *event)``, and their log q(z | x) in nats. The decoder does
+        not run.
+        """
+        return self._on_waist(draw, self.guide, x, *covariates, num_particles=num_particles)[:2]
+
+    def draw_prior(
+        self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
+    ) -> tuple[Latents, Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
+        """Draws z ~ p(z), each site's ``(K, *plates, B, *event)``, with their log p(z) and the log p(x | z) of the
+        data, in nats.
+        """
+        return self._on_waist(draw, self.model, x, *covariates, num_particles=num_particles)
+
+    def _on_waist(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        args, options = all_on((args, options), self.like().device)
+        with local_parameters():
+            return function(*args, max_plate_nesting=self.max_plate_nesting, **options)
+
+    def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x") -> LogTerms:
+        """Run two data with Pyro's and torch's validation on, so that mistakes surface before a long run. Neither
+        the model nor the random state changes.
+
+        Args:
+            x: data ``(B, *event_shape)``.
+            covariates: passed to model and guide.
+            num_particles: K of the run; with 1 the model need not be vectorised.
+            name: what the error calls ``x``.
+
+        Raises:
+            ValueError: a wrong shape, values outside the support, or a malformed model or guide.
+        """
+        head = rows_of(covariates, slice(2))
+        options: dict[str, Any] = {"num_particles": num_particles, "name": name, "whole": x}
+        self._pyro_context.param_state["params"].clear()  # of what tracing has left there
+        with self._inference(0):
+            try:
+                with pyro.validation_enabled(True):
+                    try:
+                        terms = checked_terms(self, x[:2], *head, **options)
+                    except ValueError as error:
+                        if "within the support" not in str(error):
+                            raise
+                        # A draw outside the prior's support has importance weight zero, which is allowed.
+                        with pyro.distributions.validation_enabled(False):
+                            terms = checked_terms(self, x[:2], *head, **options)
+            except NotImplementedError:
+                raise
+            except RuntimeError as error:
+                raise ValueError(
+                    f"model or guide fails on {name} of shape {tuple(x.shape)}: {reason(error)} Check the event "
+                    f"shape and that every network keeps leading dimensions (..., features)."
+                ) from error
+            check_precision(terms.posterior)
+            if any(site not in terms.prior for site in terms.posterior):
+                some = slice(_AUXILIARY)
+                check_auxiliary(self.guide, terms.prior, x[some], *rows_of(covariates, some))
+        own = {id(p) for p in self.parameters()}  # pyro.module(...) registers these, which does no harm
+        store = self._pyro_context.param_state["params"]
+        stray = [n for n, p in store.items() if id(p) not in own]
+        store.clear()
+        if stray:
+            raise ValueError(
+                f"pyro.param({stray[0]!r}, ...) inside model or guide would not be trained: set "
+                f"self.NAME = pyro.nn.PyroParam(...) in __init__ instead."
+            )
+        return terms

@@ -1,0 +1,325 @@
+"""What a model and its guide are there for: drawing data, encoding, decoding."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from torch import Tensor
+
+from pyrovae._checks import as_covariates, as_data, as_tensor, at_least, placed, rows_of
+from pyrovae._random import seeded
+from pyrovae.distributions._capabilities import capabilities, center, moment
+from pyrovae.distributions._independent import family
+from pyrovae.distributions._support import holds_integers, support_of
+from pyrovae.model._inputs import as_inputs, check_number
+from pyrovae.model._latents import Latents
+from pyrovae.model._log_terms import Sites, as_latents, latent_sites, log_terms, of_one_particle, sample_sites
+from pyrovae.model._modes import evaluation_mode, local_parameters
+from pyrovae.model._stored import Stored
+from pyrovae.model._without_data import data_site, sites_without_data, template
+
+_MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
+
+
+class Generation(Stored):
+    """Sampling, encoding and decoding, of a model in evaluation mode whose parameters stay in it.
+
+    Latents come and go as ``(..., n, *plates, *event)``, with those plates that a site is in.
+    """
+
+    model: Any
+    guide: Any
+    draw_posterior: Any
+    max_plate_nesting: int = 1
+
+    def sample(self, n: int, *covariates: Any, seed: int | None = None) -> Float[Tensor, "n *event"]:
+        """Draw ``n`` data from the model: z ~ p(z), x ~ p(x | z).
+
+        All dimensions are drawn, those under a mask too. What else the model observes, such as labels that are passed,
+        stays as given; labels that are not passed, if it can do without (``obs=None``), are drawn.
+
+        Args:
+            n: number of draws.
+            covariates: as in the model, for ``n`` data.
+            seed: seed of the draws.
+
+        Returns:
+            The draws, in the dtype in which the likelihood draws: int64 for a ``Categorical``.
+
+        Raises:
+            ValueError: ``n < 1``; the model does not know its ``event_shape`` yet; what it observes besides the data
+                depends on the latents; a distribution depends on the values of x.
+        """
+        return self.simulate(n, *covariates, seed=seed)[0]
+
+    def simulate(self, n: int, *covariates: Any, seed: int | None = None) -> tuple[Float[Tensor, "n *event"], Latents]:
+        """Draw ``n`` data with the latents they came from: z is an exact draw from p(z | x), or from p(z | x, y) where
+        the model observes given labels y too.
+
+        Args:
+            n: number of draws.
+            covariates: as in the model, for ``n`` data.
+            seed: seed of the draws.
+
+        Returns:
+            The data, and the latents by site, ``(1, *plates, n, *event)``.
+
+        Raises:
+            ValueError: as from :meth:`sample`.
+        """
+        return self._from_prior(n, covariates, seed, data=True)
+
+    def sample_latents(self, n: int, *covariates: Any, seed: int | None = None) -> Any:
+        """Draw latents from the prior: ``(n, *latent)``, or a dict by site where there are several."""
+        latents = self._from_prior(n, covariates, seed, data=False)[1]
+        return _only({name: z[0] for name, z in _data_first(latents).items()})
+
+    def encode(
+        self,
+        x: Float[Tensor, "batch *event"],
+        *covariates: Any,
+        num_samples: int | None = None,
+        seed: int | None = 0,
+    ) -> Any:
+        """The posterior mean of the latents, or draws from the posterior.
+
+        Args:
+            x: data ``(B, *event_shape)``.
+            covariates: passed to the guide.
+            num_samples: ``None`` for the mean ``(B, *latent)``, in closed form where the family has one and
+                otherwise averaged over 256 draws; a number S for draws ``(S, B, *latent)``.
+            seed: seed of the draws.
+
+        Returns:
+            A tensor; a dict of tensors by site for a guide with several latent sites.
+
+        Raises:
+            ValueError: bad data, or the mean of a site that has none.
+        """
+        x, *given = self._given(x, covariates)
+        if num_samples is not None:
+            at_least(1, num_samples=num_samples)
+        with self._inference(seed):
+            if num_samples is not None:
+                return _only(_data_first(self.draw_posterior(x, *given, num_particles=num_samples)[0]))
+            sites = self._guide_sites(x, *given)
+            for name, site in sites.items():
+                can, mean = capabilities(site["fn"]), moment(site["fn"], "mean")
+                if (can.mean and mean is None) or not site["value"].is_floating_point():
+                    kind = "is discrete and" if can.discrete else f"({family(site['fn'])})"
+                    raise ValueError(f"site {name!r} {kind} has no mean: pass num_samples.")
+                # Means of several sites depend on each other, and a point mass may be of an auxiliary draw.
+                if mean is not None and len(sites) == 1 and not can.point_mass:
+                    latents = as_latents({name: site | {"value": mean}}, self.max_plate_nesting)
+                    return _data_first(latents)[name][0]
+            sums: dict[str, Tensor] = {}
+            for _ in range(_MEAN_BLOCKS):
+                for name, z in _data_first(self.draw_posterior(x, *given, num_particles=_MEAN_BLOCK)[0]).items():
+                    sums[name] = sums.get(name, 0.0) + z.mean(0) / _MEAN_BLOCKS
+        return _only(sums)
+
+    def decode(self, z: Any, *covariates: Any) -> Float[Tensor, "*batch_event"]:
+        """The mean of p(x | z); where that does not exist, its mode.
+
+        Of a Bernoulli or a one-hot categorical that is the probabilities, of counts their expectation. A
+        ``Categorical`` over classes has no mean, and gives the most probable class; so does a ``Cauchy`` its mode.
+
+        Args:
+            z: latents ``(..., *latent)`` of the model's single latent site, or a dict of latents ``(n, *latent)`` by
+                site; sites not in the dict are drawn.
+            covariates: as in the model, for as many data as the leading dimensions of ``z`` hold.
+
+        Raises:
+            ValueError: a site that the model does not have, latents that are empty, not finite or of another shape, a
+                likelihood that states neither mean nor mode, a model whose distributions depend on the values of x.
+        """
+        with self._inference(0):
+            hidden = latent_sites(sites_without_data(self, self._placed(covariates, None))[1])
+            if not isinstance(z, Mapping) and len(hidden) != 1:
+                raise ValueError(
+                    f"the model has the latent sites {list(hidden)}: pass decode() a dict with a value for each."
+                )
+            by_site = z if isinstance(z, Mapping) else {next(iter(hidden)): z}
+            lead, values = None, {}
+            for name, value in by_site.items():
+                if name not in hidden:
+                    raise ValueError(f"the model has no latent site {name!r}: it has {', '.join(map(repr, hidden))}.")
+                value, (plates, event) = as_tensor(value, name), _latent_shape(hidden[name])
+                own = value.shape[: max(value.dim() - len(plates + event), 0)]
+                lead = own if lead is None else lead
+                if value.shape != lead + plates + event or (by_site is z and len(lead) != 1):
+                    needed = ", ".join(map(str, ("n" if by_site is z else "...", *plates, *event)))
+                    raise ValueError(f"latents {name!r} have shape {tuple(value.shape)}; ({needed}) is needed.")
+                if not value.numel():
+                    raise ValueError(f"latents {name!r} are empty, of shape {tuple(value.shape)}: pass at least one.")
+                if bad := int((~value.isfinite()).sum()):
+                    raise ValueError(f"latents {name!r} hold {bad} NaN or infinite value(s): drop them.")
+                values[name] = value.to(hidden[name]["value"]).reshape(-1, *plates, *event).movedim(0, len(plates))
+            if lead is None:
+                raise ValueError("decode needs a value for at least one latent site; got none.")
+            n = lead.numel()
+            mean = self._mean_or_mode(template(self, n), self._placed(covariates, n), values)
+        return mean.reshape(*lead, *mean.shape[1:])
+
+    def reconstruct(
+        self, x: Float[Tensor, "batch *event"], *covariates: Any, seed: int | None = 0
+    ) -> Float[Tensor, "batch *event"]:
+        """What :meth:`decode` gives at one draw z ~ q(z | x) per datum: the mean of p(x | z), or its mode. Where the
+        model uses x besides observing it (the size of a library, a mask), it is this x.
+        """
+        x, *given = self._given(x, covariates)
+        with self._inference(seed):
+            latents = self.draw_posterior(x, *given, num_particles=1)[0]
+            if not latents:
+                raise ValueError("the model has no latents: there is nothing to reconstruct from.")
+            values = {name: of_one_particle(z, self.max_plate_nesting) for name, z in latents.items()}
+            return self._mean_or_mode(x, tuple(given), values)
+
+    def interpolate(
+        self,
+        start: Float[Tensor, "batch *event"],
+        end: Float[Tensor, "batch *event"],
+        *covariates: Any,
+        steps: int = 8,
+    ) -> Float[Tensor, "steps batch *event"]:
+        """Decode along the straight lines between the posterior means of ``start`` and ``end``.
+
+        Args:
+            start: data ``(B, *event_shape)``.
+            end: data ``(B, *event_shape)``.
+            covariates: of both ends, for B data.
+            steps: points on each line, both ends included.
+
+        Raises:
+            ValueError: bad data, ends of different lengths, fewer than two steps, several latent sites, discrete
+                latents.
+        """
+        at_least(2, steps=steps)
+        x, *given = self._given(start, covariates, "start")
+        other = placed(self.as_data(end, "end", tuple(given)), x)
+        if len(other) != len(x):
+            raise ValueError(f"start has {len(x)} data and end has {len(other)}: each line needs both of its ends.")
+        with self._inference(0):
+            sites = self._guide_sites(x, *given)
+        for name, site in sites.items():
+            if len(sites) > 1:
+                raise ValueError("interpolate needs a single latent site; decode a dict of latents instead.")
+            if capabilities(site["fn"]).discrete:
+                raise ValueError(
+                    f"interpolate needs a continuum of latents; site {name!r} is discrete. Decode its values."
+                )
+        a, b = self.encode(x, *given), self.encode(other, *given)
+        weights = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype).reshape(-1, *[1] * a.dim())
+        return self.decode((1 - weights) * a + weights * b, *rows_of(given, torch.arange(len(x)).repeat(steps)))
+
+    def as_data(self, value: Any, name: str = "x", covariates: tuple[Any, ...] = ()) -> Tensor:
+        """Data ``(N, *event_shape)`` as the model takes them, checked.
+
+        Integers are data where the likelihood is over integers (counts, classes). The model is given them as floats in
+        its precision, or as they are where it takes no floats, as an embedding does not.
+
+        Raises:
+            ValueError: integers for another likelihood, such as pixels for a Bernoulli; boolean data, an empty set, a
+                wrong shape, NaN or infinite values.
+        """
+        x = as_data(value, name, self.event_shape, self.columns, integers=True)
+        if x.is_floating_point():
+            return x
+        head = rows_of(self._placed(covariates, None), slice(2))
+        like = self.like()
+        floats = x.to(like.dtype)
+        if not torch.equal(floats.to(x.dtype), x):
+            raise ValueError(f"{name} holds integers that {like.dtype} does not have: pass model.double() such data.")
+        failed = []
+        for candidate in (floats, x):
+            part = candidate[:2].to(like.device)
+            try:
+                with self._inference(0), pyro.distributions.validation_enabled(False):
+                    terms = log_terms(self.model, self.guide, part, *head, max_plate_nesting=self.max_plate_nesting)
+                    poutine.trace(self.model).get_trace(part, *head)  # draws from the prior, too
+            except (IndexError, RuntimeError, TypeError, ValueError) as error:  # whatever networks say of a dtype
+                failed.append(f"{candidate.dtype}: {str(error).splitlines()[0]}")
+                continue
+            observed = [site for site, v in terms.observed.items() if v is part] or list(terms.observed)
+            if all(holds_integers(support_of(terms.likelihood[site])) for site in observed):
+                return candidate
+            return super().as_data(value, name)  # which says what to do instead
+        raise ValueError(
+            f"model and guide run on {name} neither as floats nor as integers ({'; '.join(failed)}). Give networks "
+            f"x.float(), look values up by x.long(), and use x.new_zeros(..., dtype=torch.float32)."
+        )
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _inference(self, seed: int | None) -> Iterator[None]:
+        """Evaluation mode, no gradients, local parameters, a seed; all put back afterwards."""
+        with evaluation_mode(self), torch.no_grad(), local_parameters(), seeded(seed):
+            yield
+
+    def _given(self, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Any, ...]:
+        """``(x, *covariates)`` as the model takes them, checked."""
+        check_number(self, covariates)
+        x, covariates = as_inputs(self, x, covariates, name)
+        return placed(x, self.like()), *as_covariates(covariates, len(x), self.like())
+
+    def _placed(self, covariates: tuple[Any, ...], n: int | None) -> tuple[Any, ...]:
+        """Covariates of ``n`` data, if it is known how many, as the model takes them, checked."""
+        check_number(self, covariates)
+        return as_covariates(covariates, n, self.like(), self.columns)
+
+    def _from_prior(
+        self, n: int, covariates: tuple[Any, ...], seed: int | None, *, data: bool
+    ) -> tuple[Tensor, Latents]:
+        """Draws of the latents from the prior, and of the data too or zeros."""
+        at_least(1, n=n)
+        covariates = self._placed(covariates, n)
+        with self._inference(seed):
+            name = sites_without_data(self, covariates, data=data, labels=data)[0]
+            x = template(self, n)
+            sites = sample_sites(poutine.trace(self.model).get_trace(x, *covariates))
+            if data:  # on which nothing else depends
+                x = sites[name]["fn"](*sites[name]["args"], **sites[name]["kwargs"])
+        return x, as_latents(latent_sites(sites), self.max_plate_nesting)
+
+    def _mean_or_mode(self, x: Tensor, covariates: tuple[Any, ...], values: Mapping[str, Tensor]) -> Tensor:
+        """The mean or mode of p(x | z) at values of latent sites."""
+        trace = poutine.trace(poutine.condition(self.model, data=dict(values))).get_trace(x, *covariates)
+        sites = sample_sites(trace)
+        name = data_site(self, sites, x, given=values)
+        mean = center(sites[name]["fn"])
+        if mean is None:
+            raise ValueError(
+                f"the likelihood at site {name!r} ({family(sites[name]['fn'])}) states neither a "
+                f"finite mean nor a mode: give it a property `mean`, or average draws of your own."
+            )
+        return mean
+
+    def _guide_sites(self, x: Tensor, *covariates: Any) -> Sites:
+        """The guide's latent sites; auxiliary ones are none."""
+        return latent_sites(sample_sites(poutine.trace(self.guide).get_trace(x, *covariates)))
+
+
+def _latent_shape(site: dict[str, Any]) -> tuple[torch.Size, torch.Size]:
+    """Of one datum's latents: the plates that the site is in, and its event."""
+    event = site["fn"].event_shape
+    return site["value"].shape[: site["value"].dim() - len(event) - 1], event
+
+
+def _data_first(latents: Latents) -> dict[str, Tensor]:
+    """``(K, B, *plates, *event)`` by site, with those plates alone that the site is in."""
+    first, plates = {}, range(2, 2 + latents.num_plates)
+    for name, z in latents.items():
+        z = z.movedim(latents.data_dim, 1)
+        first[name] = z.squeeze(tuple(d for d in plates if z.shape[d] == 1))
+    return first
+
+
+def _only(latents: Mapping[str, Tensor]) -> Any:
+    if not latents:
+        raise ValueError("the model has no latents: there is nothing to encode, and sample() alone draws data.")
+    return next(iter(latents.values())) if len(latents) == 1 else dict(latents)

@@ -1,0 +1,82 @@
+"""What users pass to a model: the data, and as many covariates as it takes."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from pyrovae._checks import as_covariates
+from pyrovae._frames import check_same_index, column_names
+from pyrovae.model._loss_model import LossModel
+from pyrovae.model._stored import Stored
+
+_ANY = 1_000_000  # covariates, for a model that takes any number of them
+
+
+def as_inputs(model: Stored, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Tensor, tuple[Any, ...]]:
+    """Data ``(N, *event_shape)`` and their covariates as tensors, checked, where they are: no gradient enters.
+
+    Columns of DataFrames are put in the order of those that the model was trained on.
+
+    Args:
+        model: the model.
+        x: tensor, array, DataFrame or Series.
+        covariates: what goes with it: arrays become tensors, the rest is unchanged.
+        name: what errors call ``x``.
+
+    Raises:
+        TypeError: lists or tuples.
+        ValueError: what :meth:`VAEModel.as_data` finds; covariates of another length or index.
+    """
+    data = model.as_data(x, name, covariates).detach()
+    of = "" if name == "x" else name
+    check_same_index({name: x} | {f"covariate {i}": c for i, c in enumerate(covariates)})
+    rest = as_covariates(covariates, len(data), None, model.columns, of=of)
+    return data, tuple(c.detach() if isinstance(c, Tensor) else c for c in rest)
+
+
+def check_number(model: Stored, covariates: tuple[Any, ...]) -> None:
+    """Raise a ``ValueError`` unless the model takes so many covariates."""
+    least, most = num_covariates(model)
+    if not least <= len(covariates) <= most:
+        wanted = str(most) if least == most else f"{least} to {most}" if most < _ANY else f"at least {least}"
+        raise ValueError(
+            f"{type(model).__name__}.{takes(model).__name__} takes {wanted} covariate(s); got {len(covariates)}. Pass "
+            f"those it takes, one by one."
+        )
+
+
+def num_covariates(model: Stored) -> tuple[int, int]:
+    """How many arguments ``model.model``, or ``loss``, needs after ``x``, and how many it takes."""
+    parameters = inspect.signature(takes(model)).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    most = _ANY if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional) - 1
+    return len([p for p in positional if p.default is p.empty]) - 1, most
+
+
+def takes(model: Stored) -> Callable[..., Any]:
+    """What takes ``x`` and the covariates."""
+    return model.loss if isinstance(model, LossModel) else model.model  # type: ignore[return-value]
+
+
+@contextmanager
+def columns_kept(model: Stored, fields: tuple[Any, ...]) -> Iterator[None]:
+    """Let the model know the columns of the fields that it is about to be trained on, unless the block fails: where it
+    knows some already, those stay.
+    """
+    before = model.columns
+    new = [
+        column_names(f, "data" if i == 0 else f"covariate {i - 1}") if isinstance(f, pd.DataFrame) else None
+        for i, f in enumerate(fields)
+    ]
+    both = [old or names for old, names in zip_longest(before or [], new)]
+    model.columns = both if any(both) else None
+    try:
+        yield
+    except BaseException:
+        model.columns = before
+        raise

@@ -1,0 +1,360 @@
+"""The narrow waist: one run of the guide and one of the model, split into per-site, per-datum log-densities.
+
+Objectives and estimators are functions of :class:`LogTerms`; only this file reads Pyro traces.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import takewhile
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from pyrovae.distributions._capabilities import capabilities
+from pyrovae.distributions._density import is_zero_somewhere, log_density, mask_of
+from pyrovae.distributions._independent import innermost
+from pyrovae.distributions._kl import expanded_kl, kl_by_dimension
+from pyrovae.distributions._support import innermost_support
+from pyrovae.model._latents import Latents, over_plates
+from pyrovae.model._modes import disable_param_statements
+from pyrovae.model._pairing import NotAPair, Sites, check_pair, masks_of
+
+PARTICLES = "_particles"
+
+
+@dataclass(frozen=True)
+class LogTerms:
+    """Log-densities in nats, each of shape ``(K, B)``: K particles of B data. They are computed when first read: a
+    closed-form KL needs neither log p(z) nor log q(z | x).
+
+    Attributes:
+        log_likelihood: log p(x | z) by observed site.
+        log_prior: log p(z) by latent site.
+        log_posterior: log q(z | x) by guide site.
+        latents: the draws by guide site, each ``(K, *plates, B, *event)``.
+        observed: the values of the observed sites.
+        likelihood: distributions of the observed sites.
+        prior: distributions of the latent sites in the model, in the model's order.
+        posterior: distributions of the sites in the guide, in the guide's order.
+        shape: ``(K, B)``.
+        masks: of the latent sites that have one, those of guide and model.
+    """
+
+    log_likelihood: Mapping[str, Float[Tensor, "particles batch"]]
+    log_prior: Mapping[str, Float[Tensor, "particles batch"]]
+    log_posterior: Mapping[str, Float[Tensor, "particles batch"]]
+    latents: Latents
+    observed: Mapping[str, Tensor]
+    likelihood: Mapping[str, Distribution]
+    prior: Mapping[str, Distribution]
+    posterior: Mapping[str, Distribution]
+    shape: tuple[int, int]
+    masks: Mapping[str, tuple[Tensor | bool, Tensor | bool]]
+    _count: Callable[[], Float[Tensor, "batch"] | None]
+
+    def read(self) -> "LogTerms":
+        """Compute every log-density now.
+
+        Raises:
+            ValueError: one that is not a number for each particle and datum.
+        """
+        for terms in (self.log_likelihood, self.log_prior, self.log_posterior):
+            dict(terms)
+        return self
+
+    @cached_property
+    def log_weight(self) -> Float[Tensor, "particles batch"]:
+        """log p(x, z) - log q(z | x)."""
+        return total(self.log_likelihood) + total(self.log_prior) - total(self.log_posterior)
+
+    @property
+    def reconstruction(self) -> Float[Tensor, "particles batch"]:
+        """log p(x | z), summed over observed sites."""
+        return total(self.log_likelihood)
+
+    @cached_property
+    def num_observed(self) -> Float[Tensor, "batch"] | None:
+        """How many dimensions of each datum are observed: masked ones are not, and a one-hot vector is one. ``None``
+        where a site's cannot be counted (multinomial).
+        """
+        return self._count()
+
+    @property
+    def not_reparameterized(self) -> list[str]:
+        """Guide sites through whose draws no gradient passes."""
+        return [name for name, q in self.posterior.items() if not q.has_rsample]
+
+    def by_datum(self, site: str, value: Tensor | None = None) -> Float[Tensor, "particles batch dim"]:
+        """The draws at ``site``, or a value that broadcasts to them, as :meth:`Latents.by_datum` arranges them."""
+        return self.latents.by_datum(site, value)
+
+    def closed_form_kl(self, site: str) -> Float[Tensor, "particles batch"] | None:
+        """KL(q(z) ‖ p(z)) at ``site`` given the sites before it, or ``None`` where it is not known.
+
+        Valid only where everything that precedes the site in the model also precedes it in the guide:
+        otherwise p(z | parents) depends on draws made after z, and averaging over q(z) alone is wrong.
+        """
+        if site not in self.prior or site not in self.posterior or site in self.masks:
+            return None
+        before_in_model, before_in_guide = (
+            set(takewhile(lambda name: name != site, sites)) for sites in (self.prior, self.posterior)
+        )
+        # The registered formula of a Delta leaves out its log_density.
+        if not before_in_model <= before_in_guide or isinstance(innermost(self.posterior[site]), Delta):
+            return None
+        kl = expanded_kl(self.posterior[site], self.prior[site])
+        # Plates nested between the particles and the data are summed, as in the log-densities.
+        return None if kl is None else _to_particles_and_batch(kl, *self.shape)
+
+    def closed_form_kl_by_dimension(self, site: str) -> Float[Tensor, "particles batch dim"] | None:
+        """The terms of :meth:`closed_form_kl`, where they are known (see
+        :func:`~pyrovae.distributions._kl.kl_by_dimension`); else ``None``.
+        """
+        if self.closed_form_kl(site) is None:
+            return None
+        terms = kl_by_dimension(self.posterior[site], self.prior[site])
+        return None if terms is None else self.by_datum(site, terms)
+
+    def kl(self, site: str, *, closed_form: bool = True) -> Float[Tensor, "particles batch"]:
+        """KL at ``site``: in closed form where known and wanted, else log q(z | x) - log p(z) at the draws."""
+        exact = self.closed_form_kl(site) if closed_form else None
+        if exact is not None:
+            return exact
+        log_q = self.log_posterior[site]
+        return log_q - self.log_prior[site] if site in self.log_prior else log_q
+
+
+def log_terms(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor,
+    *covariates: Any,
+    num_particles: int = 1,
+    max_plate_nesting: int = 1,
+) -> LogTerms:
+    """Run the guide once and the model once, replayed, over a plate of particles outside the model's plates.
+
+    The data plate must be dimension -1 of every sample site. Scales (``poutine.scale``, subsampled plates)
+    do not enter: the terms are per datum. A mask does.
+
+    Args:
+        model: ``model(x, *covariates)``.
+        guide: ``guide(x, *covariates)``.
+        x: data ``(B, *event_shape)``.
+        covariates: passed on unchanged.
+        num_particles: K.
+        max_plate_nesting: how many plates the model nests; the particle plate goes outside them.
+
+    Raises:
+        ValueError: a site outside the data plate, a latent site that only one of model and guide has, a
+            model that observes nothing, or a scale that differs between sites; a term of a wrong shape when it is read.
+    """
+    k, b = num_particles, len(x)
+    drawn, guide_sites = _run(guide, x, covariates, k, max_plate_nesting)
+    _, model_sites = _run(poutine.replay(model, trace=drawn), x, covariates, k, max_plate_nesting)
+    check_pair(guide_sites, model_sites)
+    observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
+    hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
+    log_likelihood, log_prior, log_posterior = (
+        _WhenRead({n: partial(_log_prob, n, s, k, b, given=sites is hidden) for n, s in sites.items()})
+        for sites in (observed, hidden, guide_sites)
+    )
+    return LogTerms(
+        log_likelihood=log_likelihood,
+        log_prior=log_prior,
+        log_posterior=log_posterior,
+        latents=as_latents(guide_sites, max_plate_nesting),
+        observed={n: s["value"] for n, s in observed.items()},
+        likelihood={n: s["fn"] for n, s in observed.items()},
+        prior={n: s["fn"] for n, s in hidden.items()},
+        posterior={n: s["fn"] for n, s in guide_sites.items()},
+        shape=(k, b),
+        masks=masks_of(guide_sites, hidden),
+        _count=partial(_num_observed, observed, k, b),
+    )
+
+
+def draw(
+    program: Callable[..., Any], x: Tensor, *covariates: Any, num_particles: int = 1, max_plate_nesting: int = 1
+) -> tuple[Latents, Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
+    """Run a guide, or a model as the proposal it is: what it draws and how it scores that. Arguments are those of
+    :func:`log_terms`.
+
+    Returns:
+        The draws, each ``(K, *plates, B, *event)``; the sum of their log-densities; and that of the observed sites.
+    """
+    _, sites = _run(program, x, covariates, num_particles, max_plate_nesting)
+    totals = {observed: x.new_zeros(num_particles, len(x)) for observed in (False, True)}
+    for name, site in sites.items():
+        observed = site["is_observed"]
+        totals[observed] = totals[observed] + _log_prob(name, site, num_particles, len(x))
+    return as_latents(latent_sites(sites), max_plate_nesting), totals[False], totals[True]
+
+
+def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> Latents:
+    """The values of a trace's sites in one shape: dimensions of size 1 for particles and plates that a site lacks."""
+    values = {}
+    for name, site in sites.items():
+        z = site["value"]
+        missing = 1 + max_plate_nesting + len(site["fn"].event_shape) - z.dim()
+        values[name] = z.reshape((1,) * missing + z.shape)
+    return Latents(values, max_plate_nesting - 1)
+
+
+def log_densities(
+    program: Callable[..., Any], x: Tensor, *covariates: Any, latents: Mapping[str, Tensor], max_plate_nesting: int = 1
+) -> dict[str, Float[Tensor, "particles batch"]]:
+    """log p(x, z) of a model, or log q(z | x) of a guide, by site, at given latents, in nats. Arguments are those of
+    :func:`log_terms`.
+
+    Args:
+        latents: a value for every latent site, ``(K, *plates, B, *event)``. Where there are none, K is 1.
+
+    Raises:
+        ValueError: a latent site without a value.
+    """
+    k = next(iter(latents.values())).shape[0] if latents else 1
+    values = dict(latents) if k > 1 else {site: of_one_particle(z, max_plate_nesting) for site, z in latents.items()}
+    _, sites = _run(poutine.condition(program, data=values), x, covariates, k, max_plate_nesting)
+    terms = {}
+    for name, site in sites.items():
+        if not site["is_observed"]:
+            raise ValueError(f"latents has no value for site {name!r}; it has {sorted(latents)}.")
+        terms[name] = _log_prob(name, site, k, len(x), given=name in values)
+    return terms
+
+
+def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
+    """Draws as a program sees them that runs without the particles' plate."""
+    z = z[0]
+    for _ in range(max_plate_nesting - 1):
+        if z.shape[0] > 1:
+            break  # an outer plate that the site is in; plates of size 1 inside it have their place
+        z = z[0]
+    return z
+
+
+def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
+    """A trace's random sites by name: neither plates' subsampling nor ``pyro.deterministic``."""
+    return {
+        name: site
+        for name, site in prune_subsample_sites(trace).nodes.items()
+        if site["type"] == "sample" and not site["infer"].get("_deterministic")
+    }
+
+
+def latent_sites(sites: Sites) -> dict[str, dict[str, Any]]:
+    """Those that are neither observed nor auxiliary."""
+    return {n: s for n, s in sites.items() if not (s["is_observed"] or s["infer"].get("is_auxiliary"))}
+
+
+class _WhenRead(Mapping[str, Tensor]):
+    """Values that are computed when first read, and kept."""
+
+    def __init__(self, compute: dict[str, Callable[[], Tensor]]) -> None:
+        self._compute = compute
+        self._values: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._values:
+            self._values[name] = self._compute[name]()
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._compute)
+
+    def __len__(self) -> int:
+        return len(self._compute)
+
+
+def _run(
+    program: Callable[..., Any], x: Tensor, covariates: tuple[Any, ...], k: int, nesting: int
+) -> tuple[Trace, dict[str, dict[str, Any]]]:
+    """A trace over k particles, and its random sites: in the data plate, in whole plates, in no more than stated."""
+    # No plate for one particle: a model that cannot be vectorised can still be trained.
+    particles = pyro.plate(PARTICLES, k, dim=-nesting - 1) if k > 1 else nullcontext()
+    with particles, disable_param_statements():
+        trace = poutine.trace(program).get_trace(x, *covariates)
+    sites, b = sample_sites(trace), len(x)
+    for name, site in sites.items():
+        frames = site["cond_indep_stack"]
+        for frame in frames:
+            whole = frame.size == b if frame.dim == -1 else frame.full_size in (None, frame.size)
+            if not whole and frame.name != PARTICLES:
+                some = f"takes {frame.size} at random"
+                wrong = f"has {frame.size} rows where {b} data came" if frame.dim == -1 else some
+                raise NotAPair(
+                    f"plate {frame.name!r} of site {name!r} {wrong}: log p(x) needs all of it. Data are len(x), or "
+                    f"subsample=x; leave subsample_size out."
+                )
+        if not any(frame.dim == -1 for frame in frames):
+            raise ValueError(
+                f"site {name!r} is not inside the data plate: open `with pyro.plate('data', len(x)):` around it, "
+                f"at dimension -1. Latent variables shared by all data are not supported."
+            )
+        if any(frame.dim is not None and frame.dim < -nesting - (k > 1) for frame in frames):
+            raise ValueError(
+                f"site {name!r} is in more nested plates than the {nesting} stated: set max_plate_nesting on the model."
+            )
+    return trace, sites
+
+
+def _log_prob(name: str, site: dict[str, Any], k: int, b: int, *, given: bool = False) -> Tensor:
+    """Of a value that the site drew, or ``given``, which it may not be able to draw. Observed ones are compared with
+    a constant support once, when they come in.
+    """
+    fn = site["fn"]
+    if (given or (site["is_observed"] and is_zero_somewhere(fn))) and not (site["args"] or site["kwargs"]):
+        log_prob = log_density(fn, site["value"])
+    else:
+        log_prob = fn.log_prob(site["value"], *site["args"], **site["kwargs"])
+    log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
+    try:
+        return _to_particles_and_batch(log_prob, k, b)
+    except RuntimeError as error:
+        raise ValueError(
+            f"site {name!r} has log-density of shape {tuple(log_prob.shape)}, which is not one number for each "
+            f"of {k} particle(s) × {b} data. Check its .to_event(), the plate sizes and max_plate_nesting, and "
+            f"that the decoder keeps leading dimensions."
+        ) from error
+
+
+def _to_particles_and_batch(term: Tensor, k: int, b: int) -> Tensor:
+    """``(K, *plates, B)``, or ``(*plates, B)`` for one particle, summed over the plates between: ``(K, B)``."""
+    term = term if k > 1 or not term.dim() else term.unsqueeze(0)
+    return over_plates(term).expand(k, b)
+
+
+def _num_observed(sites: Mapping[str, dict[str, Any]], k: int, b: int) -> Tensor | None:
+    total = torch.zeros(b)
+    for site in sites.values():
+        fn, shape = site["fn"], site["fn"].batch_shape + site["fn"].event_shape
+        core = innermost_support(capabilities(fn).support)
+        if isinstance(core, constraints.multinomial):
+            return None
+        each = torch.as_tensor(mask_of(fn, site["mask"])).expand(shape)
+        if core is constraints.one_hot:
+            each = each[..., :1]
+        events = len(fn.event_shape)
+        counts = (each.flatten(-events).sum(-1) if events else each).to(torch.get_default_dtype())
+        total = total.to(counts.device) + _to_particles_and_batch(counts, k, b)[0]
+    return total
+
+
+def total(terms: Mapping[str, Tensor]) -> Any:
+    """The sum of all terms; 0 where there are none, of a model without latents."""
+    total: Any = 0.0
+    for i, term in enumerate(terms.values()):
+        total = total + term if i else term
+    return total

@@ -1,0 +1,61 @@
+"""``LossModel``: what trains by a loss of its own and has no density, such as an autoencoder."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyrovae._checks import rows_of
+from pyrovae._random import seeded
+from pyrovae.model._modes import evaluation_mode
+from pyrovae.model._stored import Stored
+
+
+class LossModel(Stored, ABC):
+    """A model that ``fit`` trains by ``loss(x, *covariates)`` and that gives no log p(x): every estimator refuses it.
+
+    Data are ``x`` of shape ``(B, *event_shape)``.
+
+    Attributes:
+        event_shape: shape of one datum; ``fit`` fills it in where the subclass did not.
+    """
+
+    @abstractmethod
+    def loss(self, x: Float[Tensor, "batch *event"], *covariates: Any) -> Float[Tensor, "batch"]:
+        """What is minimised, one value for each datum."""
+
+    def check_values(self, x: Float[Tensor, "batch *event"], name: str = "x") -> None:
+        """Raise a ``ValueError`` where data hold values that the loss is not meant for; ``fit`` asks before training.
+
+        Args:
+            x: data ``(B, *event_shape)``.
+            name: what the error calls them.
+        """
+
+    def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x") -> None:
+        """Run two data, so that mistakes surface before a long run. Neither the model nor the random state changes.
+
+        Args:
+            x: data ``(B, *event_shape)``.
+            covariates: passed to the loss.
+            num_particles: without meaning here; as in :meth:`VAEModel.check`.
+            name: what the error calls ``x``.
+
+        Raises:
+            ValueError: a wrong shape, values that the loss is not meant for, or a loss that is not one number for each
+                datum.
+        """
+        self.check_values(x, name)
+        head = rows_of(covariates, slice(2))
+        with evaluation_mode(self), torch.no_grad(), seeded(0):
+            try:
+                loss = self.loss(x[:2], *head)
+            except RuntimeError as error:
+                raise ValueError(f"the loss fails on {name} of shape {tuple(x.shape)}: {error}") from error
+        if loss.shape != (len(x[:2]),):
+            raise ValueError(
+                f"{type(self).__name__}.loss gives shape {tuple(loss.shape)} for {len(x[:2])} data; it must be one "
+                f"number for each datum, ({len(x[:2])},). Sum over the dimensions of a datum, not over the batch."
+            )

@@ -1,0 +1,115 @@
+"""The evidence lower bound."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyrovae._checks import not_negative
+from pyrovae.distributions._independent import family
+from pyrovae.model import LogTerms
+from pyrovae.objectives._base import Objective
+from pyrovae.objectives._schedules import Weight
+
+
+class ELBO(Objective):
+    """E_q[log p(x|z)] - β KL(q(z|x) ‖ p(z)), Kingma & Welling (2014), Higgins et al. (2017) for β ≠ 1.
+
+    With ``free_bits`` λ, dimension d of every latent site costs max(mean over the batch of KL_d, λ) instead of its KL
+    (Kingma et al. 2016, arXiv:1606.04934, appendix C.8): below λ nats it is free, and the KL has no gradient. The bound
+    stays one, and is lower by what is free; validation in ``fit`` is by this bound too. The batch is what one process
+    sees, with all its particles.
+
+    With the ``"ar1"`` prior, KL_d is the term of the chain rule, KL(q(z_d | x) ‖ p(z_d | z_1..z_{d-1})) in the mean
+    over the posterior's earlier dimensions, not the KL from dimension d's marginal prior: it is the KL that λ bounds.
+
+    Sites that are not reparameterised get the score-function gradient, as in ``Trace_ELBO``.
+
+    Args:
+        beta: weight of every KL term, or a schedule such as ``linear_warmup(100)``.
+        analytic_kl: ``"auto"`` uses the closed form at every site where one is registered and valid (this is
+            ``TraceMeanField_ELBO``); ``True`` requires it; ``False`` never (this is ``Trace_ELBO``).
+        num_particles: K, draws of z per datum.
+        free_bits: λ, nats per latent dimension that cost nothing. Needs the KL of every dimension in closed form, at
+            every site: posterior and prior that both factorise.
+        max_plate_nesting: plates that the model nests; by default what the model says of itself.
+
+    Raises:
+        ValueError: a ``beta`` or ``free_bits`` that is negative, NaN or infinite, a schedule's ``beta`` at the time
+            when it is; ``analytic_kl=True`` and a site has no closed form, or
+            ``free_bits`` and one does not factorise (``fit`` finds out before it trains); a schedule whose
+            value is not given.
+    """
+
+    def __init__(
+        self,
+        beta: float | Callable[[float], float] = 1.0,
+        analytic_kl: Literal["auto"] | bool = "auto",
+        num_particles: int = 1,
+        *,
+        free_bits: float = 0.0,
+        max_plate_nesting: int | None = None,
+    ) -> None:
+        super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
+        if analytic_kl not in ("auto", True, False):
+            raise ValueError(f"analytic_kl must be 'auto', True or False; got {analytic_kl!r}.")
+        not_negative(free_bits=free_bits, **({} if callable(beta) else {"beta": beta}))
+        if free_bits and analytic_kl is False:
+            raise ValueError("free_bits needs the KL of each dimension in closed form: use analytic_kl='auto'.")
+        self.beta = beta
+        self.free_bits = free_bits
+        self.analytic_kl = analytic_kl
+
+    @property
+    def schedules(self) -> dict[str, Weight]:
+        return {"beta": self.beta}
+
+    def per_datum(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
+        return self._per_particle(terms, self.weight("beta", weights)).mean(0)
+
+    def surrogate(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
+        bound = self.per_datum(terms, **weights)
+        if not terms.not_reparameterized:
+            return bound
+        beta = self.weight("beta", weights)
+        score = self._per_particle(terms, beta).detach()
+        for site in terms.not_reparameterized:
+            log_q = terms.log_posterior[site]
+            # Plus β takes out the gradient of -β log q itself, whose mean is zero.
+            weight = score if self._exact(terms, site) else score + beta
+            bound = bound + ((log_q - log_q.detach()) * weight).mean(0)
+        return bound
+
+    def check(self, terms: LogTerms) -> None:
+        for site in terms.log_posterior:
+            self._kl(terms, site)
+
+    def _exact(self, terms: LogTerms, site: str) -> bool:
+        return bool(self.analytic_kl) and terms.closed_form_kl(site) is not None
+
+    def _per_particle(self, terms: LogTerms, beta: float | Tensor) -> Float[Tensor, "particles batch"]:
+        bound = terms.reconstruction
+        for site in terms.log_posterior:
+            bound = bound - beta * self._kl(terms, site)
+        return bound
+
+    def _kl(self, terms: LogTerms, site: str) -> Float[Tensor, "particles batch"]:
+        if self.free_bits:
+            return self._with_free_bits(terms, site)
+        if self.analytic_kl is True and not self._exact(terms, site):
+            raise ValueError(f"site {site!r} has no closed-form KL; use analytic_kl='auto'.")
+        return terms.kl(site, closed_form=bool(self.analytic_kl))
+
+    def _with_free_bits(self, terms: LogTerms, site: str) -> Float[Tensor, "particles batch"]:
+        """Per datum, so that its mean over the batch is what the class says: λ where that of a dimension is below."""
+        kl = terms.closed_form_kl_by_dimension(site)
+        if kl is None:
+            q, p = (family(d[site]) if site in d else "none" for d in (terms.posterior, terms.prior))
+            raise ValueError(
+                f"free_bits={self.free_bits:g} needs the KL of every dimension of site {site!r} in closed form, which "
+                f"posterior ({q}) and prior ({p}) do not have: use ones that factorise, such as posterior='mean_field' "
+                f"with prior='standard_normal', or free_bits=0."
+            )
+        return torch.where(kl.mean((0, 1)) > self.free_bits, kl, self.free_bits).sum(2)

@@ -1,0 +1,180 @@
+"""Evaluation: differences between models, bounds on log p(x) over the number of draws, gaps."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from pyrovae.evaluation import AISResult, MarginalResult
+from pyrovae.evaluation.marginal._compare import same_data
+from pyrovae.plots._axes import BLUE, GREY, ORANGE, new_axes, styles
+
+_GAPS = ("approximation", "approximation_se", "amortization", "amortization_se")
+
+
+def forest(
+    comparison: pd.DataFrame, *, reference: str | None = None, interval: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """Paired differences of mean log p(x) to the reference, with confidence intervals.
+
+    The thick bar is the Monte Carlo part of the interval, the thin one the whole.
+
+    Args:
+        comparison: table of :func:`~pyrovae.compare`.
+        reference: the model differences were taken to; by default the row whose ``diff_se`` is 0.
+        interval: half-width in standard errors; by default the table's own ``diff_low`` to
+            ``diff_high`` where it has them, else 1.96.
+        ax: where to draw.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame(
+        ...     {"diff": [0.4, 0.0], "diff_se": [0.1, 0.0], "diff_mc_se": [0.02, 0.0]}, index=["IAF", "mean-field"]
+        ... )
+        >>> [t.get_text() for t in forest(table).get_yticklabels()]
+        ['IAF', 'mean-field']
+    """
+    ax = ax or new_axes(7, 0.45 * len(comparison) + 1.5)
+    if reference is None:
+        reference = str(comparison.index[comparison["diff_se"] == 0][0])
+    y = np.arange(len(comparison))
+    ax.axvline(0.0, color="0.5", linewidth=1)
+    if interval is None and "diff_high" in comparison:
+        half = comparison["diff_high"] - comparison["diff"]
+        noise = half * (comparison["diff_mc_se"] / comparison["diff_se"]).fillna(0.0)
+    else:
+        width = 1.96 if interval is None else interval
+        half, noise = width * comparison["diff_se"], width * comparison["diff_mc_se"]
+    ax.errorbar(comparison["diff"], y, xerr=half, fmt="none", ecolor=BLUE, elinewidth=1.5)
+    ax.errorbar(comparison["diff"], y, xerr=noise, fmt="none", ecolor=BLUE, elinewidth=4)
+    at_reference = np.asarray(comparison.index == reference)
+    ax.plot(comparison["diff"][~at_reference], y[~at_reference], "o", color=BLUE)
+    ax.plot(comparison["diff"][at_reference], y[at_reference], "o", color="0.5", fillstyle="none")
+    ax.set_yticks(y, [str(name) for name in comparison.index])
+    ax.set_ylim(len(y) - 0.5, -0.5)
+    ax.set_xlabel(f"log p(x) minus that of {reference} (nats per datum)")
+    ax.grid(axis="x", alpha=0.3)
+    return ax
+
+
+def bounds(
+    results: MarginalResult | Mapping[str, MarginalResult],
+    *,
+    ais: AISResult | Mapping[str, AISResult] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """L_k over the number of draws k, averaged over data, as it rises towards log p(x) (Burda et al. 2016, theorem 1).
+
+    Bands are ± 2 Monte Carlo standard errors, for these data; what other data would change is not in them. All L_k of
+    a model come from the same draws, so its curve is far smoother than its band is wide.
+
+    Args:
+        results: a result of :func:`~pyrovae.log_marginal`, or several on the same data, by name. A diamond at K marks
+            the jackknife.
+        ais: a result of :func:`~pyrovae.ais` on the same data, or several by the names of the results: dashed lines.
+        ax: where to draw.
+
+    Raises:
+        ValueError: no results, results on different data, or AIS of a model that is not among them.
+
+    Example:
+        >>> import pyrovae, torch
+        >>> vae, x = pyrovae.VAE((6,), 2, hidden=(8,)), torch.zeros(5, 6)
+        >>> ax = bounds({"mean-field": pyrovae.log_marginal(vae, x, num_samples=100, progress=False)})
+        >>> ax.get_lines()[0].get_xdata().tolist()
+        [1, 10, 100]
+    """
+    runs = {results.model_name: results} if isinstance(results, MarginalResult) else dict(results)
+    if not runs:
+        raise ValueError("results is empty: pass at least one result of log_marginal.")
+    annealed = _by_name(ais, list(runs))
+    hash_ = next(iter(runs.values())).data_hash
+    same_data({name: r.data_hash for name, r in runs.items()}, "results", hash_)
+    same_data({name: r.data_hash for name, r in annealed.items()}, "ais", hash_)
+    ax = ax or new_axes(7, 4.5)
+    for (name, result), style in zip(runs.items(), styles(), strict=False):
+        color, table = style["color"], result.bound_table()
+        mean, band = table["log_px"], 2.0 * table["mc_se"]
+        infinite = [str(k) for k in table.index[~np.isfinite(mean)]]
+        label = f"{name} (not finite at k = {', '.join(infinite)})" if infinite else name
+        ax.plot(table.index, mean.where(np.isfinite(mean)), marker="o", markersize=4, label=label, **style)
+        ax.fill_between(table.index, mean - band, mean + band, color=color, alpha=0.2, linewidth=0)
+        ax.plot(result.num_samples, result.summary()["jackknife"], "D", color=color, fillstyle="none", markersize=8)
+        if name in annealed:
+            row = annealed[name].summary()
+            ax.axhline(row["log_px"], color=color, linestyle=(0, (6, 2)), linewidth=1.2, label=f"{name}, AIS")
+            low, high = row["log_px"] - 2.0 * row["mc_se"], row["log_px"] + 2.0 * row["mc_se"]
+            ax.axhspan(low, high, color=color, alpha=0.1, linewidth=0)
+    ax.set_xscale("log")
+    ax.set_xlabel("number of draws k")
+    ax.set_ylabel("mean $L_k$ (nats per datum)")
+    ax.grid(alpha=0.3)
+    jackknife = Line2D([], [], color=GREY, marker="D", fillstyle="none", linestyle="none", label="jackknife at K")
+    handles = [*ax.get_legend_handles_labels()[0], jackknife]
+    above: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}
+    ax.legend(handles=handles, title="bands: ± 2 Monte Carlo standard errors", frameon=False, fontsize="small", **above)
+    return ax
+
+
+def gaps(tables: Mapping[str, Any] | pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """What the approximate posterior costs (Cremer et al. 2018, arXiv:1801.03558): the approximation gap of its family
+    and the amortisation gap of its encoder, with ± 2 standard errors. Both are in nats per datum.
+
+    Args:
+        tables: by name, objects whose ``summary()`` has ``approximation``, ``approximation_se``, ``amortization`` and
+            ``amortization_se``, or such summaries; or a DataFrame with these columns and a row for each model.
+        ax: where to draw.
+
+    Raises:
+        ValueError: nothing to draw, or a summary that lacks one of the four.
+
+    Example:
+        >>> row = {"approximation": 0.8, "approximation_se": 0.1, "amortization": 1.5, "amortization_se": 0.2}
+        >>> [float(bar.get_width()) for bar in gaps({"mean-field": row}).patches]
+        [0.8, 1.5]
+    """
+    rows = dict(tables.iterrows()) if isinstance(tables, pd.DataFrame) else dict(tables)
+    if not rows:
+        raise ValueError("tables is empty: pass at least one result by name.")
+    rows = {name: of.summary() if hasattr(of, "summary") else of for name, of in rows.items()}
+    for name, row in rows.items():
+        missing = [column for column in _GAPS if column not in row]
+        if missing:
+            raise ValueError(
+                f"the summary of {name!r} lacks {', '.join(missing)}; it has {', '.join(map(str, row.keys()))}."
+            )
+    table = pd.DataFrame({name: [float(row[c]) for c in _GAPS] for name, row in rows.items()}, index=list(_GAPS)).T
+    ax = ax or new_axes(7, 0.7 * len(table) + 1.3)
+    y, height = np.arange(len(table)), 0.38
+    for which, label, color, side in (
+        ("approximation", "approximation gap", BLUE, -0.5),
+        ("amortization", "amortisation gap", ORANGE, 0.5),
+    ):
+        ax.barh(y + side * height, table[which], height, color=color, label=label)
+        ax.errorbar(
+            table[which], y + side * height, xerr=2.0 * table[f"{which}_se"], fmt="none", ecolor="black", capsize=3
+        )
+    ax.axvline(0.0, color="0.5", linewidth=1)
+    ax.set_yticks(y, [str(name) for name in table.index])
+    ax.invert_yaxis()
+    ax.set_xlabel("gap (nats per datum, ± 2 standard errors)")
+    ax.grid(axis="x", alpha=0.3)
+    ax.set_axisbelow(True)
+    ax.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return ax
+
+
+def _by_name(ais: AISResult | Mapping[str, AISResult] | None, names: list[str]) -> dict[str, AISResult]:
+    if ais is None:
+        return {}
+    if isinstance(ais, AISResult):
+        if len(names) > 1:
+            raise ValueError(f"ais must be a mapping where there are several results: pass {{{names[0]!r}: ...}}.")
+        return {names[0]: ais}
+    for name in ais:
+        if name not in names:
+            raise ValueError(f"ais has {name!r}, which is not among the results: {', '.join(names)}.")
+    return dict(ais)

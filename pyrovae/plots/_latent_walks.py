@@ -1,0 +1,190 @@
+"""What the latents mean: decoded grids and walks through the latent space."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from pyrovae._checks import at_least
+from pyrovae.model import VAEModel
+from pyrovae.plots._images import images
+from pyrovae.priors import StandardNormal
+
+_DRAWS = 20_000  # for quantiles of a prior without an inverse distribution function
+_TICKS = 5
+
+
+def manifold(
+    model: Any,
+    image_shape: Sequence[int],
+    *,
+    n: int = 20,
+    dims: Sequence[int] = (0, 1),
+    extent: Sequence[float] | None = None,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Decoded images over a plane of latents, spaced so that every image stands for the same share of the prior: the
+    n × n midpoints of equal slices go through the prior's inverse distribution function (Kingma & Welling 2014,
+    arXiv:1312.6114, fig. 4).
+
+    Latents that are not on the axes stay at the prior's medians.
+
+    Args:
+        model: a :class:`~pyrovae.VAEModel` with a single, continuous latent site; with ``extent``, anything with
+            ``decode(z)`` or ``inverse_transform(z)``, such as an autoencoder with two latents.
+        image_shape: ``(1, H, W)`` or ``(H, W)``.
+        n: images per side.
+        dims: the latent dimensions across and up.
+        extent: left, right, bottom, top of an evenly spaced grid instead, in units of the latents.
+        title: above the grid.
+        ax: where to draw.
+
+    Raises:
+        ValueError: several latent sites or a discrete one, dimensions that are not there, an empty ``extent``.
+
+    Example:
+        >>> import pyrovae
+        >>> ax = manifold(pyrovae.VAE((64,), 2, hidden=(8,)), (8, 8), n=3)
+        >>> ax.get_xlabel(), ax.get_images()[0].get_array().shape
+        ('z[0]', (28, 28))
+    """
+    at_least(2, n=n)
+    if extent is None:
+        found = _prior_quantiles(model, torch.cat([(torch.arange(n) + 0.5) / n, torch.tensor([0.5])]))
+        quantiles, medians, size = found[:-1], found[-1], found.shape[1]
+    else:
+        left, right, bottom, top = (float(e) for e in extent)
+        if not (left < right and bottom < top):
+            raise ValueError(f"extent must be left < right, bottom < top; got {tuple(extent)}.")
+        size = getattr(model, "latent_dim", None) or 1 + max(dims)
+        medians = torch.zeros(size)
+    chosen = _dimensions(dims, size)
+    if len(chosen) != 2:
+        raise ValueError(f"dims must be two latent dimensions, across and up; got {tuple(dims)}.")
+    if extent is None:
+        across, up = quantiles[:, chosen[0]], quantiles[:, chosen[1]]
+    else:
+        across, up = torch.linspace(left, right, n), torch.linspace(bottom, top, n)
+    z = medians.repeat(n, n, 1)
+    z[..., chosen[0]], z[..., chosen[1]] = across, up.flip(0).unsqueeze(1)
+    ax = images(_decode(model, z.flatten(0, 1)), image_shape, columns=n, title=title, ax=ax)
+    height, width = tuple(image_shape)[-2:]
+    at = np.unique(np.linspace(0, n - 1, min(n, _TICKS)).round().astype(int))
+    ax.set_xticks((at + 0.5) * (width + 1), [f"{v:.2g}" for v in across[at].tolist()])
+    ax.set_yticks((n - at - 0.5) * (height + 1), [f"{v:.2g}" for v in up[at].tolist()])
+    ax.set_xlabel(f"z[{chosen[0]}]")
+    ax.set_ylabel(f"z[{chosen[1]}]")
+    return ax
+
+
+def traversals(
+    model: Any,
+    x: Tensor,
+    image_shape: Sequence[int],
+    *covariates: Any,
+    dims: Sequence[int] | None = None,
+    values: Sequence[float] | None = None,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Decoded images along one latent at a time, the others held at the datum's posterior mean.
+
+    A row is a datum and a dimension: pass one datum to see what every dimension does, several and one of ``dims`` to
+    see whether it does the same to all.
+
+    Args:
+        model: a :class:`~pyrovae.VAEModel` with a single, continuous latent site; with ``values``, anything with
+            ``encode`` and ``decode`` or ``transform`` and ``inverse_transform``.
+        x: data ``(N, *event_shape)``.
+        image_shape: ``(1, H, W)`` or ``(H, W)``.
+        covariates: passed to model and guide.
+        dims: latent dimensions; by default all.
+        values: what the latent is set to, one column each; by default nine quantiles of the prior, 1 % to 99 %.
+        title: above the grid.
+        ax: where to draw.
+
+    Raises:
+        ValueError: several latent sites or a discrete one, dimensions that are not there, no values.
+
+    Example:
+        >>> import pyrovae, torch
+        >>> ax = traversals(pyrovae.VAE((64,), 3, hidden=(8,)), torch.zeros(1, 64), (8, 8), values=(-1, 0, 1))
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['z[0]', 'z[1]', 'z[2]']
+    """
+    encode = getattr(model, "encode", None) or model.transform
+    mean = _single(encode(x, *covariates)).detach().cpu()
+    chosen = _dimensions(range(mean.shape[1]) if dims is None else dims, mean.shape[1])
+    if values is not None:
+        grid = torch.tensor([float(v) for v in values]).reshape(-1, 1).expand(-1, mean.shape[1])
+        if not len(grid):
+            raise ValueError("values is empty: name at least one value for the latent.")
+        labels = [f"{v:.3g}" for v in values]
+    else:
+        shares = torch.linspace(0.01, 0.99, 9)
+        grid = _prior_quantiles(model, shares, *covariates)
+        same = bool((grid - grid[:, :1]).abs().max() < 1e-5)
+        labels = [f"{v:.2f}" for v in grid[:, 0].tolist()] if same else [f"{100 * s:.0f} %" for s in shares.tolist()]
+    rows = [(i, d) for i in range(len(mean)) for d in chosen]
+    z = torch.stack([mean[i] for i, _ in rows]).unsqueeze(1).repeat(1, len(grid), 1)
+    for row, (_, d) in enumerate(rows):
+        z[row, :, d] = grid[:, d]
+    names = [f"z[{d}]" for _, d in rows]
+    if len(mean) > 1:
+        names = [
+            f"datum {i}" + (f", {name}" if len(chosen) > 1 else "") for (i, _), name in zip(rows, names, strict=True)
+        ]
+    decoded = _decode(model, z.flatten(0, 1), *_repeated(covariates, len(mean), len(chosen) * len(grid)))
+    ax = images(decoded, image_shape, columns=len(grid), row_labels=names, title=title, ax=ax)
+    width = tuple(image_shape)[-1]
+    ax.set_xticks([(c + 0.5) * (width + 1) for c in range(len(grid))], labels)
+    one = len(chosen) == 1
+    ax.set_xlabel(f"value of z[{chosen[0]}]" if one else "value of the row's latent")
+    return ax
+
+
+def _dimensions(dims: Sequence[int], size: int) -> tuple[int, ...]:
+    chosen = tuple(int(d) for d in dims)
+    if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= d < size for d in chosen):
+        raise ValueError(f"dims must be different latent dimensions from 0 to {size - 1}; got {tuple(dims)}.")
+    return chosen
+
+
+def _decode(model: Any, z: Tensor, *covariates: Any) -> Tensor:
+    decode: Callable[..., Tensor] = getattr(model, "decode", None) or model.inverse_transform
+    with torch.no_grad():
+        return decode(z, *covariates)
+
+
+def _single(z: Any) -> Tensor:
+    if isinstance(z, dict):
+        raise ValueError(f"the model has the latent sites {', '.join(z)}: a single one is needed.")
+    if not z.is_floating_point() or z.dim() != 2:
+        raise ValueError("the latent site must be a vector of real numbers.")
+    return z
+
+
+def _prior_quantiles(model: Any, shares: Tensor, *covariates: Any) -> Tensor:
+    """Quantiles of the prior of every latent dimension, ``(len(shares), Z)``: of draws, but for the standard normal."""
+    if not isinstance(model, VAEModel):
+        raise TypeError(
+            f"{type(model).__name__} has no prior whose quantiles could be taken: say where to go by extent= or "
+            f"values=."
+        )
+    rows = next((len(c) for c in covariates if isinstance(c, Tensor) and c.dim()), 1)
+    times = -(-_DRAWS // rows)
+    draws = _single(model.sample_latents(rows * times, *_repeated(covariates, rows, times), seed=0)).float().cpu()
+    if isinstance(getattr(model, "prior", None), StandardNormal):
+        return torch.special.ndtri(shares).unsqueeze(1).expand(-1, draws.shape[1])
+    return torch.quantile(draws, shares, dim=0)
+
+
+def _repeated(covariates: tuple[Any, ...], rows: int, times: int) -> list[Any]:
+    """Covariates of ``rows`` data, each of them ``times`` times."""
+    return [
+        c.repeat_interleave(times, 0) if isinstance(c, Tensor) and c.dim() and len(c) == rows else c for c in covariates
+    ]

@@ -1,0 +1,31 @@
+"""The mixture-of-Gaussians prior."""
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from pyrovae._checks import at_least
+from pyrovae.posteriors._base import positive
+from pyrovae.priors._base import PosteriorAt, Prior
+
+
+class MixtureOfGaussians(Prior):
+    """p(z) = Σ_k π_k N(μ_k, diag σ_k²) with learnt weights, means and scales.
+
+    Args:
+        latent_dim: Z.
+        num_components: K.
+    """
+
+    def __init__(self, latent_dim: int, *, num_components: int = 10) -> None:
+        super().__init__(latent_dim)
+        at_least(1, num_components=num_components)
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
+        self.raw_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
+
+    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.TorchDistribution:
+        return dist.MixtureSameFamily(
+            dist.Categorical(logits=self.logits),
+            dist.Normal(self.loc, positive(self.raw_scale)).to_event(1),
+        )

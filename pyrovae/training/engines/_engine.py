@@ -1,0 +1,194 @@
+"""Work on one batch after another by the best means there are: what fails is left out, one thing at a time."""
+
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pyrovae._capture import CannotRecord, Capture
+from pyrovae._distributed import rank
+from pyrovae._graph import first_line, is_worthwhile, users_line
+from pyrovae.objectives import Objective
+from pyrovae.training._trainable import NothingTrains
+from pyrovae.training.engines._check import Check
+from pyrovae.training.engines._program import Program, Untraceable
+from pyrovae.training.engines._task import Task
+from pyrovae.training.engines._work import Work
+
+Means = Literal["graph", "code", "capture"]
+_LOST = {
+    "graph": "{} goes through Pyro step by step, because this step cannot be traced",
+    "code": "{} goes by a graph without machine code, because that cannot be made of it",
+    "capture": "{} is not captured as a CUDA graph, because it cannot be",
+}
+
+
+class Engine:
+    """A piece of :class:`Work`, done again and again.
+
+    It is traced as a graph, the graph is lowered to machine code, and that is captured as one CUDA graph, as far as
+    this is wanted and works. Every epoch the graph is checked against Pyro at the same draws; batches of another size
+    than most (the ragged last) go through Pyro.
+
+    Args:
+        task: what the work is done on.
+        work: the work.
+        means: what is wanted: a ``"graph"``, machine ``"code"`` of it, its ``"capture"``.
+        name: as the user knows the engine.
+        calls: how often it will be done, where machine code is only wanted if it pays; else ``None``.
+        batch_size: rows of a whole batch, where that is known.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        work: Work,
+        means: Iterable[Means],
+        name: str,
+        calls: int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        self.task, self.work, self.means, self.name = task, work, set(means), name
+        self.calls, self._batch_size = calls, batch_size
+        self.seconds = 0.0  # that making it took
+        self._shape: Any = None
+        self._program: Program | None = None
+        self._capture: Capture | None = None
+        self._recorded: Any = None  # what the capture was made of
+        self._pyro = Check(task, work)
+        self._unchecked = True
+        if "capture" in self.means and task.device.type != "cuda":
+            self._lose("capture", Untraceable(f"CUDA graphs need a CUDA device, and the model is on {task.device}"))
+
+    @property
+    def in_use(self) -> str:
+        """``"off"`` (Pyro), ``"graph"``, ``"inductor"``, ``"cudagraph(graph)"`` or ``"cudagraph"``."""
+        if "graph" not in self.means or self._program is None:
+            return "off"
+        if "capture" in self.means:
+            return "cudagraph" if self._program.is_code else "cudagraph(graph)"
+        return "inductor" if self._program.is_code else "graph"
+
+    def begin_epoch(self) -> None:
+        """Take note of whatever may have changed since the last batch."""
+        self._unchecked = True
+        self.work.begin_epoch()
+
+    def __call__(self, *raw: Tensor) -> None:
+        """Do the work on a batch.
+
+        Raises:
+            NotFinite: see :meth:`Work.finish`.
+        """
+        whole = "graph" in self.means and self._is_whole(*raw)
+        if whole and self._unchecked:
+            with self._timed():
+                self._check(*raw)
+        if not whole or "graph" not in self.means:
+            self.work.finish(self.work.eager(*raw), *raw)
+        elif "capture" not in self.means:
+            self._compute(*raw)
+        else:
+            self._launch(*raw)
+
+    def _is_whole(self, *raw: Tensor) -> bool:
+        """Whether the batch has the shape that is traced: that of a whole batch, whichever comes first."""
+        shape = [(t.shape, t.dtype) for t in raw]
+        if self._shape is None and self._batch_size in (None, len(raw[0])):
+            self._shape = shape
+        return shape == self._shape
+
+    def _compute(self, *raw: Tensor) -> None:
+        assert self._program is not None
+        self._program.fill()
+        self.work.finish(self._program(*raw), *raw)
+
+    def _launch(self, *raw: Tensor) -> None:
+        """The work as one CUDA graph."""
+        assert self._program is not None
+        self._program.fill()
+        made_of = self._program, self._program.is_code, self.work.numbers
+        if self._capture is None or made_of != self._recorded:
+            self._capture = Capture(
+                self._all_of_it if self.work.finish_is_recordable else self._program, self.task.device
+            )
+            self._recorded = made_of
+        try:
+            with self._timed(not self._capture.is_recorded):
+                results = self._capture(*raw)
+        except CannotRecord as error:
+            self._capture = None
+            self._lose("capture", error.reason)
+            return self._compute(*raw)
+        if not self.work.finish_is_recordable:
+            self.work.finish(results, *raw)
+        return None
+
+    def _all_of_it(self, *raw: Tensor) -> None:
+        assert self._program is not None
+        self.work.finish(self._program(*raw), *raw)
+
+    # -- making and checking it ----------------------------------------------------------------------------
+
+    def _check(self, *raw: Tensor) -> None:
+        """Trace what is not traced yet, or no longer what Pyro computes; do without what does not help."""
+        self._unchecked = False
+        try:
+            if self._program is not None and not self._program.is_stale:
+                self._program.fill()
+                if self._pyro.agrees(self._program, *raw):
+                    return
+            self._build(*raw)  # for the first time, or because something was changed between epochs, by a callback say
+        except NothingTrains:
+            with self._pyro.nothing_changes():
+                self.work.eager(*raw)  # says so as well, unless it is the graph alone
+            self._lose("graph", Untraceable("its loss depends on parameters, and that of the graph on none"))
+        except Exception as error:
+            self._lose("graph", error)
+
+    def _build(self, *raw: Tensor) -> None:
+        self._program, self._capture = Program(self.task, self.work.pure, *raw), None
+        if "code" in self.means and (self.calls is None or is_worthwhile(self._program.module, self.calls)):
+            try:
+                self._program.compile(*raw)
+                self._require_agreement(*raw)
+            except Exception as error:
+                self._lose("code", error)
+                self._program.uncompile()
+            else:
+                return
+        self._require_agreement(*raw)
+
+    def _lose(self, means: Means, error: Exception) -> None:
+        """Do without from now on, with a warning."""
+        self.means -= {"graph", "code", "capture"} if means == "graph" else {means}
+        if means == "graph":
+            self._program = self._capture = None
+            if self.name == "auto" and not isinstance(self.task.objective, (Objective, type(None))):
+                return  # of Pyro's objectives nobody expects it
+        if rank() > 0:
+            return
+        cause = str(error) if isinstance(error, Untraceable) else f"{first_line(error)}{users_line(error)}"
+        warnings.warn(f"compile={self.name!r}: {_LOST[means].format(self.work.name)}: {cause}", stacklevel=2)
+
+    @contextmanager
+    def _timed(self, really: bool = True) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if really:
+            if self.task.device.type == "cuda":
+                torch.cuda.synchronize(self.task.device)
+            self.seconds += time.perf_counter() - start
+
+    def _require_agreement(self, *raw: Tensor) -> None:
+        assert self._program is not None
+        self._program.fill()
+        if not self._pyro.agrees(self._program, *raw):
+            raise Untraceable(
+                f"its loss or gradient differs from Pyro's at the same draws ({self._pyro.difference}): something in "
+                f"the model, the objective or batch_transform changes from call to call other than through torch"
+            )

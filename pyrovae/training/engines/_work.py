@@ -1,0 +1,219 @@
+"""The two things that are done to a batch: an update of the parameters, and validation."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pyrovae._distributed import averaged, gathered, num_processes
+from pyrovae.training._trainable import NothingTrains, check_gradients
+from pyrovae.training.engines._task import Task
+
+Results = list[Tensor | None]
+
+
+class NotFinite(Exception):
+    """The loss of a step is not finite; nothing was updated."""
+
+
+class Work(Protocol):
+    """What an engine does to a batch: first what computes results, then what makes use of them.
+
+    Attributes:
+        total: the losses of all batches since it was last set to zero, on the device, in float64.
+        finish_is_recordable: whether a CUDA graph may hold :meth:`finish` too.
+        name: what it is called in warnings.
+        numbers: what :meth:`finish` depends on that is no tensor, so that a CUDA graph would not see it change.
+    """
+
+    name: str
+    total: Tensor
+    finish_is_recordable: bool
+
+    @property
+    def numbers(self) -> Any: ...
+
+    def begin_epoch(self) -> None:
+        """Take note of whatever may have changed since the last batch."""
+        ...
+
+    def eager(self, *raw: Tensor) -> Results:
+        """The loss, and what else there is, through Pyro's handlers: the slow and obvious twin of :meth:`pure`."""
+        ...
+
+    def pure(self, *raw: Tensor) -> Results:
+        """The same as a function of the model's tensors and the batch, which leaves nothing behind."""
+        ...
+
+    def finish(self, results: Results, *raw: Tensor) -> None:
+        """Make use of the results."""
+        ...
+
+
+class Update:
+    """An update of the parameters: the loss of a batch, the gradients of the loss per datum, a step of the optimiser.
+
+    Several processes average their gradients, once a step.
+
+    Args:
+        task: what a step computes.
+        recorded: whether steps are to be held by a CUDA graph.
+    """
+
+    name = "training"
+
+    def __init__(self, task: Task, *, recorded: bool = False) -> None:
+        self.task = task
+        self.total = torch.zeros((), dtype=torch.float64, device=task.device)
+        self.finish_is_recordable = recorded and task.share is None and _make_capturable(task.optimizer, task.device)
+        self._unproven = True  # whether the loss depends on anything that is trained
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Let other parameters be trained, or enter the loss, than before."""
+        self._parameters = self.task.parameters
+        for p in self.task.model.parameters():
+            if not p.requires_grad:
+                p.grad = None  # of what is no longer trained
+        self._entered: list[bool] | None = None  # which of them the loss depends on, in any process
+
+    @property
+    def numbers(self) -> Any:
+        """The optimiser's settings."""
+        groups = self.task.optimizer.param_groups if self.finish_is_recordable else []
+        return [{k: v for k, v in group.items() if k != "params" and not isinstance(v, Tensor)} for group in groups]
+
+    def eager(self, *raw: Tensor) -> Results:
+        task = self.task
+        task.zero_grad()
+        batch = task.prepare(*raw)
+        n = len(batch[0])
+        loss = task.loss(*batch)
+        if loss.requires_grad:
+            (loss / n).backward()
+        else:
+            for p in task.parameters:
+                if p.grad is not None:
+                    p.grad /= n
+        if self._unproven:
+            check_gradients(task.optimizer)
+            self._unproven = False
+        return [loss.detach(), *(p.grad for p in task.parameters)]
+
+    def pure(self, *raw: Tensor) -> Results:
+        batch, parameters = self.task.prepare(*raw), self.task.parameters
+        loss = self.task.loss(*batch)
+        if not loss.requires_grad:
+            raise NothingTrains
+        gradients = torch.autograd.grad(loss / len(batch[0]), parameters, allow_unused=True)
+        return [loss.detach(), *_of_their_own(gradients, parameters, [*self.task.model.buffers(), *raw])]
+
+    def finish(self, results: Results, *raw: Tensor) -> None:
+        """Update the parameters. Nothing is read back from a device that would have to be waited for.
+
+        Raises:
+            NotFinite: on the CPU, before the update.
+        """
+        loss, *gradients = results
+        assert loss is not None
+        if self.task.share is not None:
+            size, weight = self.task.share()
+            loss, gradients = weight * loss, self._averaged(gradients, weight * len(raw[0]) / size)
+        for p, gradient in zip(self._parameters, gradients, strict=True):
+            if gradient is not None and gradient.layout == torch.strided and gradient.stride() != p.stride():
+                gradient = torch.empty_like(p).copy_(gradient)  # fused optimisers read memory as it lies
+            p.grad = gradient
+        if loss.device.type == "cpu" and not math.isfinite(loss):
+            raise NotFinite
+        self.task.update()
+        self.total += loss
+
+    def _averaged(self, gradients: Results, factor: float) -> Results:
+        """Gradients of the whole batch, from those of the processes' parts: zero where only others have one."""
+        if self._entered is None:
+            self._entered = [any(some) for some in zip(*gathered([g is not None for g in gradients]), strict=True)]
+        mine = []
+        for p, gradient, entered in zip(self._parameters, gradients, self._entered, strict=True):
+            if gradient is not None and not entered:
+                raise RuntimeError(
+                    "a parameter enters the loss in the midst of an epoch that did not enter its first one, of which "
+                    "other processes do not know: let it enter every loss, as 0 * parameter.sum() say."
+                )
+            if entered:
+                mine.append(torch.zeros_like(p) if gradient is None else factor * gradient)
+        whole = iter(averaged(mine))
+        return [next(whole) if entered else None for entered in self._entered]
+
+
+class Validation:
+    """The loss of held-out batches, in evaluation mode, without gradients.
+
+    Args:
+        task: whose loss is taken.
+        prepare: from what the held-out batches give to ``(x, *covariates)``.
+        weight: what the current batch counts; see :class:`~pyrovae.training._batches.Batches`.
+    """
+
+    name = "validation"
+
+    def __init__(
+        self, task: Task, prepare: Callable[..., tuple[Any, ...]], weight: Callable[[], float] = lambda: 1.0
+    ) -> None:
+        self.task, self._prepare, self._weight = task, prepare, weight
+        self.total = torch.zeros((), dtype=torch.float64, device=task.device)
+        self.finish_is_recordable = num_processes() == 1
+        self.numbers = None
+
+    def begin_epoch(self) -> None:
+        """Nothing depends on the epoch."""
+
+    def eager(self, *raw: Tensor) -> Results:
+        return [self.task.validation_loss(*self._prepare(*raw))]
+
+    pure = eager
+
+    def finish(self, results: Results, *raw: Tensor) -> None:
+        """Add to the total."""
+        self.total += self._weight() * results[0]  # type: ignore[operator]
+
+
+def _of_their_own(
+    gradients: tuple[Tensor | None, ...], parameters: list[Tensor], others: list[Tensor]
+) -> list[Tensor | None]:
+    """Gradients laid out as their parameters are, in memory that nothing else has: what ``backward()`` leaves behind,
+    and what optimisers rely on.
+    """
+    taken = {t.untyped_storage()._cdata for t in (*parameters, *others)}
+    out: list[Tensor | None] = []
+    for gradient, p in zip(gradients, parameters, strict=True):
+        if gradient is not None:
+            storage = gradient.untyped_storage()
+            whole = storage.nbytes() == gradient.nbytes and gradient.stride() == p.stride()
+            if not whole or storage._cdata in taken:
+                gradient = torch.empty_like(p).copy_(gradient)
+            taken.add(gradient.untyped_storage()._cdata)
+        out.append(gradient)
+    return out
+
+
+def _make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Keep step counts and learning rates on the device, where schedulers fill them in place.
+
+    Returns:
+        Whether the optimiser can be part of a CUDA graph: of torch's own those that say so, and plain SGD. Others may
+        keep numbers in Python, which a graph would never see change.
+    """
+    torchs = type(optimizer).__module__.startswith("torch.optim")
+    capturable = torchs and all("capturable" in group for group in optimizer.param_groups)
+    if not capturable:
+        return type(optimizer) is torch.optim.SGD
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
+    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are meant so
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), Tensor):
+            state["step"] = state["step"].to(device)
+    return True

@@ -1,0 +1,1 @@
+"""Autoencoders: models without a density, trained by a loss of their own."""

@@ -1,0 +1,137 @@
+"""Penalties on the code of an autoencoder: sparse codes, and codes that move little with the data."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyrovae._checks import at_least, positive
+from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, affine_layers, between
+
+if TYPE_CHECKING:
+    from pyrovae.zoo.autoencoder._autoencoder import Autoencoder
+
+
+class Penalty(nn.Module, ABC):
+    """What is added to the reconstruction error of every datum, times ``weight``.
+
+    Args:
+        weight: λ.
+    """
+
+    code_activations: ClassVar[tuple[str, ...]] = tuple(ACTIVATIONS)  # for which it makes sense
+
+    def __init__(self, *, weight: float) -> None:
+        super().__init__()
+        positive(weight=weight)
+        self.weight = float(weight)
+
+    @abstractmethod
+    def forward(
+        self, model: "Autoencoder", x: Float[Tensor, "batch features"], before: Float[Tensor, "batch code"]
+    ) -> Tensor:
+        """``(batch,)``, or a number for all, without the weight.
+
+        Args:
+            model: the autoencoder.
+            x: what was encoded.
+            before: the code before its activation.
+        """
+
+
+class L1Penalty(Penalty):
+    """Σ_j |h_j| ‖d_j‖, where d_j is what unit j of the code feeds into the decoder's first layer.
+
+    With ‖d_j‖ the penalty cannot be escaped by a smaller code and larger decoder weights: for a decoder of one layer,
+    the loss depends on h_j d_j alone.
+
+    Args:
+        weight: λ.
+    """
+
+    def __init__(self, *, weight: float = 0.05) -> None:
+        super().__init__(weight=weight)
+
+    def forward(self, model: "Autoencoder", x: Tensor, before: Tensor) -> Float[Tensor, "batch"]:
+        sizes = affine_layers(model.decoder)[0].weight.norm(dim=0)
+        return (model.code_activation(before).abs() * sizes).sum(-1)
+
+
+class KLPenalty(Penalty):
+    """Σ_j KL(Bernoulli(ρ) ‖ Bernoulli(ρ̂_j)) in nats, where ρ̂_j is the mean activation of unit j over the batch.
+
+    Ng 2011, CS294A lecture notes, "Sparse autoencoder". Activations must lie between 0 and 1: a sigmoid's.
+
+    Args:
+        weight: β in the notes.
+        target: ρ.
+    """
+
+    code_activations = ("sigmoid",)
+
+    def __init__(self, *, weight: float = 1.0, target: float = 0.05) -> None:
+        super().__init__(weight=weight)
+        self.target = between("target", target)
+
+    def forward(self, model: "Autoencoder", x: Tensor, before: Tensor) -> Float[Tensor, ""]:
+        # By logarithms: a unit that is off for the whole batch has a finite KL and a gradient.
+        off_by = math.log(len(before))
+        on = nn.functional.logsigmoid(before).logsumexp(0) - off_by
+        off = nn.functional.logsigmoid(-before).logsumexp(0) - off_by
+        p = self.target
+        return (p * (math.log(p) - on) + (1 - p) * (math.log1p(-p) - off)).sum()
+
+
+class ContractionPenalty(Penalty):
+    """‖∂h/∂x‖²_F, the squared Frobenius norm of the encoder's Jacobian.
+
+    For an encoder of one layer by its formula, Σ_j s'(a_j)² ‖W_j‖² (Rifai et al. 2011, ICML, eq. 7); for a deep one by
+    Hutchinson's unbiased estimate E‖Jᵀv‖² over random signs v. Tie the weights, or the decoder will make up for a code
+    that is only smaller.
+
+    Args:
+        weight: λ.
+        num_probes: vectors v per datum, for a deep encoder.
+    """
+
+    def __init__(self, *, weight: float = 0.1, num_probes: int = 1) -> None:
+        super().__init__(weight=weight)
+        at_least(1, num_probes=num_probes)
+        self.num_probes = num_probes
+
+    def forward(self, model: "Autoencoder", x: Tensor, before: Tensor) -> Float[Tensor, "batch"]:
+        if len(model.encoder) == 1:
+            slopes = ACTIVATIONS[model.code_activation_name].derivative(before)
+            return slopes.square() @ affine_layers(model.encoder)[0].weight.square().sum(1)
+        return hutchinson(lambda given: model.code_activation(model.encoder(given)), x, self.num_probes)
+
+
+def hutchinson(
+    function: Callable[[Tensor], Tensor], x: Float[Tensor, "batch features"], num_probes: int
+) -> Float[Tensor, "batch"]:
+    """An unbiased estimate of ‖∂f/∂x‖²_F for every datum: the mean of ‖Jᵀv‖² over vectors v of random signs.
+
+    Args:
+        function: ``(batch, features) -> (batch, code)``, each row from the same row.
+        x: where.
+        num_probes: vectors per datum.
+    """
+    out, pull, *_ = torch.func.vjp(function, x)
+    signs = 2.0 * torch.randint(2, (num_probes, *out.shape), device=out.device).to(out.dtype) - 1.0
+    return torch.vmap(pull)(signs)[0].square().sum(-1).mean(0)
+
+
+def squared_jacobian_norm(
+    function: Callable[[Tensor], Tensor], x: Float[Tensor, "batch features"]
+) -> Float[Tensor, "batch"]:
+    """‖∂f/∂x‖²_F for every datum, exactly: one pass back for each number that comes out."""
+    out, pull, *_ = torch.func.vjp(function, x)
+    units = torch.eye(out.shape[1], dtype=out.dtype, device=out.device)
+    return sum((pull(unit.expand_as(out))[0].square().sum(-1) for unit in units), torch.zeros_like(out[:, 0]))
+
+
+PENALTIES: dict[str, type[Penalty]] = {"l1": L1Penalty, "kl": KLPenalty, "contraction": ContractionPenalty}

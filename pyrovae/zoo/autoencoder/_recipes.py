@@ -1,0 +1,179 @@
+"""The autoencoders of the lecture, each as an :class:`Autoencoder` with its parts; and greedy pretraining."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae._checks import as_data, at_least
+from pyrovae._random import seeded
+from pyrovae.model import LossModel
+from pyrovae.model._inputs import columns_kept
+from pyrovae.model._modes import evaluation_mode
+from pyrovae.training import Run, fit
+from pyrovae.training._batches import Splits, as_fields
+from pyrovae.zoo.autoencoder._autoencoder import Autoencoder
+from pyrovae.zoo.autoencoder._parts import ERRORS, affine_layers
+
+
+def linear_autoencoder(event_shape: Sequence[int], code_dim: int, **options: Any) -> Autoencoder:
+    """One affine layer each way and squared error: its optimum spans the first principal components (Baldi & Hornik
+    1989, Neural Networks 2), though its codes are not theirs.
+
+    Args:
+        event_shape: shape of one datum.
+        code_dim: number of components.
+        options: of :class:`Autoencoder`, other than ``hidden`` and ``code_activation``.
+    """
+    return Autoencoder(event_shape, code_dim, hidden=(), code_activation="identity", **options)
+
+
+def deep_autoencoder(
+    event_shape: Sequence[int], code_dim: int, *, hidden: Sequence[int] = (256, 64), **options: Any
+) -> Autoencoder:
+    """Several layers each way (Hinton & Salakhutdinov 2006, Science 313). Stack it by :func:`pretrain`.
+
+    Args:
+        event_shape: shape of one datum.
+        code_dim: size of the code.
+        hidden: widths of the encoder's hidden layers.
+        options: of :class:`Autoencoder`.
+    """
+    return Autoencoder(event_shape, code_dim, hidden=hidden, **options)
+
+
+def denoising_autoencoder(
+    event_shape: Sequence[int],
+    code_dim: int,
+    *,
+    noise: str = "gaussian",
+    hidden: Sequence[int] = (256,),
+    noise_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> Autoencoder:
+    """Trained to give x back from x with noise (Vincent et al. 2008, ICML; 2010, JMLR 11).
+
+    Args:
+        event_shape: shape of one datum.
+        code_dim: size of the code, which may be larger than the data's.
+        noise: ``"gaussian"`` or ``"masking"``.
+        hidden: widths of the encoder's hidden layers.
+        noise_options: ``scale`` of Gaussian noise, ``fraction`` and ``rescale`` of masking.
+        options: of :class:`Autoencoder`.
+    """
+    return Autoencoder(
+        event_shape, code_dim, hidden=hidden, corruption=noise, corruption_options=noise_options, **options
+    )
+
+
+def sparse_autoencoder(
+    event_shape: Sequence[int],
+    code_dim: int,
+    *,
+    penalty: str = "kl",
+    penalty_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> Autoencoder:
+    """Few units of the code are active at a time: by L1 on a rectified code, or by the KL of a sigmoid code's mean
+    activations to a target.
+
+    Args:
+        event_shape: shape of one datum.
+        code_dim: size of the code, which may be larger than the data's.
+        penalty: ``"kl"`` or ``"l1"``.
+        penalty_options: ``weight``, and ``target`` for ``"kl"``.
+        options: of :class:`Autoencoder`.
+    """
+    if penalty not in ("kl", "l1"):
+        raise ValueError(f"penalty must be 'kl' or 'l1'; got {penalty!r}.")
+    options.setdefault("code_activation", "sigmoid" if penalty == "kl" else "relu")
+    return Autoencoder(event_shape, code_dim, penalty=penalty, penalty_options=penalty_options, **options)
+
+
+def contractive_autoencoder(
+    event_shape: Sequence[int],
+    code_dim: int,
+    *,
+    hidden: Sequence[int] = (),
+    penalty_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> Autoencoder:
+    """Codes that move little with the data (Rifai et al. 2011, ICML): sigmoid code, tied weights, and the squared norm
+    of the encoder's Jacobian as penalty, exact for one layer and by Hutchinson's estimate for several.
+
+    Args:
+        event_shape: shape of one datum.
+        code_dim: size of the code.
+        hidden: widths of the encoder's hidden layers.
+        penalty_options: ``weight``, and ``num_probes`` for a deep encoder.
+        options: of :class:`Autoencoder`.
+    """
+    options = {"code_activation": "sigmoid", "tied": True, **options}
+    return Autoencoder(
+        event_shape, code_dim, hidden=hidden, penalty="contraction", penalty_options=penalty_options, **options
+    )
+
+
+class _Level(LossModel):
+    """One layer of the encoder and its mirror image in the decoder, which are the whole model's own."""
+
+    def __init__(self, model: Autoencoder, index: int) -> None:
+        super().__init__()
+        encoder, decoder = affine_layers(model.encoder), affine_layers(model.decoder)
+        self.encoder, self.decoder = encoder[index], decoder[-1 - index]
+        self.activation = model.code_activation if index == len(encoder) - 1 else model.encoder[1]
+        self.output = nn.Identity() if index == 0 else model.encoder[1]  # as in the whole decoder
+        self.error = ERRORS[model.reconstruction if index == 0 else "squared_error"]
+        self.corruption = model.corruption
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.activation(self.encoder(x))
+
+    def loss(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        given = x if self.corruption is None or not self.training else self.corruption(x)
+        return self.error(self.output(self.decoder(self.encode(given))), x)
+
+
+def pretrain(model: Autoencoder, data: Any, *, epochs: int = 20, seed: int | None = None, **options: Any) -> list[Run]:
+    """Greedy layer-wise pretraining (Bengio et al. 2006, NeurIPS; with a corruption, Vincent et al. 2010, JMLR 11).
+
+    Layer by layer from the data inwards, each layer of the encoder and its mirror image in the decoder are trained
+    to reconstruct what the layers before give out: the data by the model's own error, codes by squared error. A
+    corruption applies to what every level encodes, the penalty to none. Then fine-tune: ``pv.fit(model, data)``.
+
+    Args:
+        model: an autoencoder, trained in place.
+        data: tensor, array or DataFrame ``(N, *event_shape)``, or ``datasets.load(...)``, of which the training split.
+        epochs: of every level.
+        seed: seed of every level's ``fit``.
+        options: passed to ``fit``: ``learning_rate``, ``batch_size``, ``compile``, ``progress``, ...
+
+    Returns:
+        The runs, one for each layer.
+
+    Raises:
+        TypeError: ``model`` is no :class:`Autoencoder`.
+        ValueError: bad data or arguments.
+    """
+    if not isinstance(model, Autoencoder):
+        raise TypeError(f"pretrain needs a pyrovae.zoo.Autoencoder; got {type(model).__name__}.")
+    at_least(0, epochs=epochs)
+    transform = options.pop("batch_transform", None)
+    if isinstance(data, Splits):
+        data, transform = data.train, transform or data.batch_transform
+    with columns_kept(model, as_fields(data)):
+        x = as_data(data, "data", model.event_shape, model.columns)
+    model.check(x.to(model.like()), name="data")
+    if options.get("validation") is not None:
+        raise ValueError("pretrain takes no validation data, which deeper levels would need encoded: leave it out.")
+    runs = []
+    for index in range(len(affine_layers(model.encoder))):
+        level = _Level(model, index)
+        runs.append(fit(level, x, epochs=epochs, seed=seed, batch_transform=transform, **options))
+        with evaluation_mode(level), torch.no_grad(), seeded(0 if seed is None else seed):
+            x = x.to(level.like())
+            x = level.encode((x if transform is None else transform(x)).flatten(1))
+        transform = None
+    return runs
