@@ -59,7 +59,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "learning_rate": 3e-3 if digits else 1e-3,
         "train_size": None,
     }
-    for name, value in (usual | ({"epochs": 10} if args.quick else {})).items():
+    for name, value in (usual | ({"epochs": 25} if args.quick else {})).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.pretrain_epochs is None:

@@ -6,6 +6,11 @@ import pyro
 import pytest
 import torch
 
+if os.environ.get("PYROVAE_CHECK_TYPES"):
+    from tests.annotations import install
+
+    install()
+
 matplotlib.use("Agg")
 torch.set_num_threads(int(os.environ.get("PYROVAE_TEST_THREADS", "1")))  # workers share the cores
 

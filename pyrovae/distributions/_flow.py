@@ -1,5 +1,6 @@
 """A normalizing flow used as a posterior: drawn and scored in one pass, in its sampling direction."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,14 +39,14 @@ class Flow(KeepsLastDraw, TorchDistribution):
         self.can_score = can_score
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Flow":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "Flow":
         new = self._get_checked_instance(Flow, _instance)
         new.base = self.base.expand(batch_shape)
         new.transform, new.can_score = self.transform, self.can_score
         TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
         return new
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
         u = self.base.rsample(sample_shape)
         z, log_det = self.transform.call_and_ladj(u)
         return self._keep(z, self.base.log_prob(u) - log_det)

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyrovae.distributions._independent import innermost
 
 
-def product_of_normals(p: Any, q: Any) -> dist.TorchDistribution:
+def product_of_normals(p: Any, q: Any) -> dist.Distribution:
     """The normal proportional to p(z) q(z): precisions add, and weigh the means (Sønderby et al. 2016,
     arXiv:1602.02282, eq. 17-19).
 
@@ -26,7 +26,7 @@ def product_of_normals(p: Any, q: Any) -> dist.TorchDistribution:
 
 def residual_normal(
     p: Any, shift: Float[Tensor, "*batch_event"], stretch: Float[Tensor, "*batch_event"]
-) -> dist.TorchDistribution:
+) -> dist.Distribution:
     """N(μ + shift, σ · stretch) for p = N(μ, σ): a posterior relative to its prior (Vahdat & Kautz 2020,
     arXiv:2007.03898, sec. 3.2).
 

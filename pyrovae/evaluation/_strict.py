@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Num
 from torch import Tensor
 
 from pyrovae._checks import as_covariates, resolve_device, rows_of
@@ -33,7 +33,7 @@ class TestSet:
 
     __test__ = False  # no test class, whatever pytest thinks of its name
 
-    x: Float[Tensor, "data *event"]
+    x: Num[Tensor, "data *event"]
     covariates: tuple[Any, ...]
     index: pd.Index | None = None
 

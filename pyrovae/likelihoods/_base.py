@@ -24,5 +24,5 @@ class Likelihood(nn.Module, ABC):
         self.event_dim = event_dim
 
     @abstractmethod
-    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:
+    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.Distribution:
         """The distribution for ``params`` of shape ``(..., P, *event_shape)``: batch ``(...)``."""

@@ -15,5 +15,5 @@ class Bernoulli(Likelihood):
         event_dim: number of dimensions of one datum.
     """
 
-    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:
+    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.Distribution:
         return IndependentBernoulli(params.squeeze(-self.event_dim - 1), self.event_dim)

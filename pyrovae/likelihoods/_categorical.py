@@ -22,5 +22,5 @@ class Categorical(Likelihood):
         at_least(2, num_levels=num_levels)
         self.num_params = num_levels
 
-    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:
+    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.Distribution:
         return Levels(params.movedim(-self.event_dim - 1, -1)).to_event(self.event_dim)

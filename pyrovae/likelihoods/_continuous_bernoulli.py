@@ -18,5 +18,5 @@ class ContinuousBernoulli(Likelihood):
         event_dim: number of dimensions of one datum.
     """
 
-    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:
+    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.Distribution:
         return ByLogits(params.squeeze(-self.event_dim - 1)).to_event(self.event_dim)

@@ -33,7 +33,7 @@ class DiscretizedLogistic(Likelihood):
         self.num_levels = num_levels
         self.min_scale = min_scale
 
-    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:
+    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.Distribution:
         loc, raw = params.unbind(-self.event_dim - 1)
         return Binned(0.5 + loc, self._scale(raw), self.num_levels).to_event(self.event_dim)
 
@@ -67,7 +67,7 @@ class DiscretizedLogisticMixture(DiscretizedLogistic):
         start = (torch.arange(num_components) + 0.5) / num_components
         self.register_buffer("start", start, persistent=False)
 
-    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:
+    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.Distribution:
         logits, loc, raw = params.movedim(-self.event_dim - 1, -1).chunk(3, -1)
         components = Binned(self.start + loc, self._scale(raw), self.num_levels)
         return dist.MixtureSameFamily(dist.Categorical(logits=logits), components).to_event(self.event_dim)

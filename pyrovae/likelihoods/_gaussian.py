@@ -42,7 +42,7 @@ class Gaussian(Likelihood):
         if scale == "shared":
             self.log_scale = nn.Parameter(torch.zeros(()))
 
-    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:
+    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.Distribution:
         loc, *raw = params.unbind(-self.event_dim - 1)
         scale: Tensor
         if raw:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
@@ -67,7 +67,7 @@ class VAEModel(Generation, PyroModule):
 
     # -- the waist ---------------------------------------------------------------------------------------
 
-    def log_terms(self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int = 1) -> LogTerms:
+    def log_terms(self, x: Num[Tensor, "batch *event"], *covariates: Any, num_particles: int = 1) -> LogTerms:
         """Per-site, per-datum log-densities ``(num_particles, B)``, in nats; see :class:`LogTerms`.
 
         Args:
@@ -79,20 +79,20 @@ class VAEModel(Generation, PyroModule):
             return self._on_waist(log_terms, self.model, self.guide, x, *covariates, num_particles=num_particles).read()
 
     def log_joint(
-        self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
+        self, x: Num[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
     ) -> Float[Tensor, "particles batch"]:
         """log p(x, z) in nats at given ``latents``, each ``(K, *plates, B, *event)``."""
         return total(self._on_waist(log_densities, self.model, x, *covariates, latents=latents))
 
     def log_prior(
-        self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
+        self, x: Num[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
     ) -> dict[str, Float[Tensor, "particles batch"]]:
         """log p(z) in nats by latent site, given the sites before it, at given ``latents``."""
         terms = self._on_waist(log_densities, self.model, x, *covariates, latents=latents)
         return {site: term for site, term in terms.items() if site in latents}
 
     def log_posterior(
-        self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
+        self, x: Num[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
     ) -> Float[Tensor, "particles batch"]:
         """log q(z | x) in nats at given ``latents``, each ``(K, *plates, B, *event)``.
 
@@ -102,7 +102,7 @@ class VAEModel(Generation, PyroModule):
         return total(self._on_waist(log_densities, self.guide, x, *covariates, latents=latents))
 
     def draw_posterior(
-        self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
+        self, x: Num[Tensor, "batch *event"], *covariates: Any, num_particles: int
     ) -> tuple[Latents, Float[Tensor, "particles batch"]]:
         """Draws z ~ q(z | x), each site's ``(K, *plates, B, *event)``, and their log q(z | x) in nats. The decoder does
         not run.
@@ -110,8 +110,8 @@ class VAEModel(Generation, PyroModule):
         return self._on_waist(draw, self.guide, x, *covariates, num_particles=num_particles)[:2]
 
     def draw_prior(
-        self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
-    ) -> tuple[Latents, Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
+        self, x: Num[Tensor, "batch *event"], *covariates: Any, num_particles: int
+    ) -> tuple[Latents, Float[Tensor, "particles batch"], Num[Tensor, "particles batch"]]:
         """Draws z ~ p(z), each site's ``(K, *plates, B, *event)``, with their log p(z) and the log p(x | z) of the
         data, in nats.
         """

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Num
 from pyro import poutine
 from torch import Tensor
 
@@ -36,7 +36,7 @@ class Generation(Stored):
     draw_posterior: Any
     max_plate_nesting: int = 1
 
-    def sample(self, n: int, *covariates: Any, seed: int | None = None) -> Float[Tensor, "n *event"]:
+    def sample(self, n: int, *covariates: Any, seed: int | None = None) -> Num[Tensor, "n *event"]:
         """Draw ``n`` data from the model: z ~ p(z), x ~ p(x | z).
 
         All dimensions are drawn, those under a mask too. What else the model observes, such as labels that are passed,
@@ -56,7 +56,7 @@ class Generation(Stored):
         """
         return self.simulate(n, *covariates, seed=seed)[0]
 
-    def simulate(self, n: int, *covariates: Any, seed: int | None = None) -> tuple[Float[Tensor, "n *event"], Latents]:
+    def simulate(self, n: int, *covariates: Any, seed: int | None = None) -> tuple[Num[Tensor, "n *event"], Latents]:
         """Draw ``n`` data with the latents they came from: z is an exact draw from p(z | x), or from p(z | x, y) where
         the model observes given labels y too.
 
@@ -80,7 +80,7 @@ class Generation(Stored):
 
     def encode(
         self,
-        x: Float[Tensor, "batch *event"],
+        x: Num[Tensor, "batch *event"] | Any,
         *covariates: Any,
         num_samples: int | None = None,
         seed: int | None = 0,
@@ -122,7 +122,7 @@ class Generation(Stored):
                     sums[name] = sums.get(name, 0.0) + z.mean(0) / _MEAN_BLOCKS
         return _only(sums)
 
-    def decode(self, z: Any, *covariates: Any) -> Float[Tensor, "*batch_event"]:
+    def decode(self, z: Any, *covariates: Any) -> Num[Tensor, "*batch_event"]:
         """The mean of p(x | z); where that does not exist, its mode.
 
         Of a Bernoulli or a one-hot categorical that is the probabilities, of counts their expectation. A
@@ -166,8 +166,8 @@ class Generation(Stored):
         return mean.reshape(*lead, *mean.shape[1:])
 
     def reconstruct(
-        self, x: Float[Tensor, "batch *event"], *covariates: Any, seed: int | None = 0
-    ) -> Float[Tensor, "batch *event"]:
+        self, x: Num[Tensor, "batch *event"] | Any, *covariates: Any, seed: int | None = 0
+    ) -> Num[Tensor, "batch *event"]:
         """What :meth:`decode` gives at one draw z ~ q(z | x) per datum: the mean of p(x | z), or its mode. Where the
         model uses x besides observing it (the size of a library, a mask), it is this x.
         """
@@ -181,11 +181,11 @@ class Generation(Stored):
 
     def interpolate(
         self,
-        start: Float[Tensor, "batch *event"],
-        end: Float[Tensor, "batch *event"],
+        start: Num[Tensor, "batch *event"] | Any,
+        end: Num[Tensor, "batch *event"] | Any,
         *covariates: Any,
         steps: int = 8,
-    ) -> Float[Tensor, "steps batch *event"]:
+    ) -> Num[Tensor, "steps batch *event"]:
         """Decode along the straight lines between the posterior means of ``start`` and ``end``.
 
         Args:

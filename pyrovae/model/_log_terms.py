@@ -12,7 +12,7 @@ from typing import Any
 
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
@@ -187,7 +187,7 @@ def log_terms(
 
 def draw(
     program: Callable[..., Any], x: Tensor, *covariates: Any, num_particles: int = 1, max_plate_nesting: int = 1
-) -> tuple[Latents, Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
+) -> tuple[Latents, Float[Tensor, "particles batch"], Num[Tensor, "particles batch"]]:
     """Run a guide, or a model as the proposal it is: what it draws and how it scores that. Arguments are those of
     :func:`log_terms`.
 

@@ -97,11 +97,11 @@ class VAE(VAEModel):
         self.encoder = built[0] if encoder is None else encoder
         self.decoder = built[1] if decoder is None else decoder
 
-    def q(self, x: Float[Tensor, "*batch_event"]) -> dist.TorchDistribution:
+    def q(self, x: Float[Tensor, "*batch_event"]) -> dist.Distribution:
         """q(z | x): batch ``(...)`` for ``x`` of shape ``(..., *event_shape)``."""
         return self.posterior(self.encoder(x))
 
-    def p(self, z: Float[Tensor, "*batch latent"]) -> dist.TorchDistribution:
+    def p(self, z: Float[Tensor, "*batch latent"]) -> dist.Distribution:
         """p(x | z): batch ``(...)`` for ``z`` of shape ``(..., Z)``."""
         assert self.event_shape is not None
         params = self.decoder(z)

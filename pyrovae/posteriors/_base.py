@@ -40,7 +40,7 @@ class Posterior(nn.Module, ABC):
         self.context_dim = context_dim
 
     @abstractmethod
-    def forward(self, context: Float[Tensor, "*batch context"]) -> dist.TorchDistribution:
+    def forward(self, context: Float[Tensor, "*batch context"]) -> dist.Distribution:
         """The distribution q(z | context)."""
 
 
@@ -50,7 +50,7 @@ class NormalHead(nn.Linear):
     def __init__(self, latent_dim: int, context_dim: int) -> None:
         super().__init__(context_dim, 2 * latent_dim)
 
-    def forward(self, context: Tensor) -> dist.TorchDistribution:
+    def forward(self, context: Tensor) -> dist.Distribution:
         loc, raw = super().forward(context).chunk(2, dim=-1)
         return dist.Normal(loc, positive(raw)).to_event(1)
 

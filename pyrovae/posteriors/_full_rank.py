@@ -21,7 +21,7 @@ class FullRankNormal(Posterior):
         self.head = nn.Linear(context_dim, 2 * latent_dim)
         self.off_diagonal = nn.Linear(context_dim, latent_dim**2)
 
-    def forward(self, context: Float[Tensor, "*batch context"]) -> dist.TorchDistribution:
+    def forward(self, context: Float[Tensor, "*batch context"]) -> dist.Distribution:
         loc, raw = self.head(context).chunk(2, dim=-1)
         full = self.off_diagonal(context).unflatten(-1, (self.latent_dim, self.latent_dim))
         return MultivariateNormal(loc, scale_tril=full.tril(-1) + positive(raw).diag_embed())

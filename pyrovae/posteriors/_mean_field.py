@@ -36,7 +36,7 @@ class MeanFieldNormal(Posterior):
             self.head = nn.Linear(context_dim, latent_dim)
             self.raw_scale = nn.Parameter(torch.zeros(latent_dim))
 
-    def forward(self, context: Float[Tensor, "*batch context"]) -> dist.TorchDistribution:
+    def forward(self, context: Float[Tensor, "*batch context"]) -> dist.Distribution:
         if self.scale == "amortized":
             return self.head(context)
         loc = self.head(context)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyrovae._checks import at_least
 
-PosteriorAt = Callable[[Tensor], dist.TorchDistribution]
+PosteriorAt = Callable[[Tensor], dist.Distribution]
 """Data ``(N, *event_shape)`` to q(z|x), batch ``(N,)``, event ``(Z,)``."""
 
 
@@ -30,5 +30,5 @@ class Prior(nn.Module, ABC):
         self.latent_dim = latent_dim
 
     @abstractmethod
-    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.TorchDistribution:
+    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.Distribution:
         """The distribution p(z): batch ``()``, event ``(Z,)``."""

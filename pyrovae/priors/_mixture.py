@@ -24,7 +24,7 @@ class MixtureOfGaussians(Prior):
         self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
         self.raw_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
 
-    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.TorchDistribution:
+    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.Distribution:
         return dist.MixtureSameFamily(
             dist.Categorical(logits=self.logits),
             dist.Normal(self.loc, positive(self.raw_scale)).to_event(1),

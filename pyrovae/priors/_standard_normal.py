@@ -19,5 +19,5 @@ class StandardNormal(Prior):
         super().__init__(latent_dim)
         self.register_buffer("zeros", torch.zeros(latent_dim), persistent=False)
 
-    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.TorchDistribution:
+    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.Distribution:
         return dist.Normal(self.zeros, torch.ones_like(self.zeros)).to_event(1)

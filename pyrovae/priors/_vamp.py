@@ -35,7 +35,7 @@ class VampPrior(Prior):
         """The pseudo-inputs, shape ``(K, *event_shape)``."""
         return self.raw.sigmoid()
 
-    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.TorchDistribution:
+    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.Distribution:
         if posterior_at is None:
             raise ValueError("VampPrior needs posterior_at, the function from data to q(z|x).")
         return dist.MixtureSameFamily(dist.Categorical(logits=self.zeros), posterior_at(self.pseudo_inputs))

@@ -37,7 +37,7 @@ class UniformCodes(nn.Module):
         self.grid_shape, self.num_codes = _checked(grid_shape, num_codes), num_codes
         self.register_buffer("logits", torch.zeros(*grid_shape, num_codes), persistent=False)
 
-    def forward(self) -> dist.TorchDistribution:
+    def forward(self) -> dist.Distribution:
         """The distribution p(z): batch ``()``, event ``(H, W)``."""
         return dist.Categorical(logits=self.logits).to_event(2)
 
@@ -93,7 +93,7 @@ class PixelCNNPrior(LossModel):
             like=torch.empty(0, dtype=torch.long, device=self.embedding.weight.device),
         )
 
-    def _conditional(self, codes: Int[Tensor, "*batch rows width"]) -> dist.TorchDistribution:
+    def _conditional(self, codes: Int[Tensor, "*batch rows width"]) -> dist.Distribution:
         return dist.Categorical(logits=self.logits(codes).movedim(-3, -1), validate_args=False).to_event(2)
 
     def loss(self, x: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch"]:

@@ -60,7 +60,7 @@ class _Layered(VAEModel):
         """The networks of the posterior, for data of so many numbers."""
         raise NotImplementedError
 
-    def p(self, z: Float[Tensor, "*batch latent"]) -> dist.TorchDistribution:
+    def p(self, z: Float[Tensor, "*batch latent"]) -> dist.Distribution:
         """p(x | z_1): batch ``(...)`` for ``z`` of shape ``(..., Z_1)``."""
         assert self.event_shape is not None
         params = self.decoder(z)

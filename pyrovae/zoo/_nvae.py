@@ -173,14 +173,14 @@ class _Group(nn.Module):
         """The path at this group's resolution."""
         return h if self.grower is None else over_leading(self.grower, h, 3)
 
-    def prior(self, h: Tensor, like: Tensor) -> dist.TorchDistribution:
+    def prior(self, h: Tensor, like: Tensor) -> dist.Distribution:
         """p(z | what is above), from the path; N(0, I) at the top."""
         if self.prior_head is None:
             return dist.Normal(like.new_zeros(self.latents, *h.shape[-2:]), 1.0).to_event(3)
         loc, scale = _loc_and_scale(over_leading(self.prior_head, h, 3))
         return dist.Normal(loc, scale).to_event(3)
 
-    def posterior(self, h: Tensor, feature: Tensor, like: Tensor) -> dist.TorchDistribution:
+    def posterior(self, h: Tensor, feature: Tensor, like: Tensor) -> dist.Distribution:
         """q(z | what is above, x), relative to the prior."""
         # The path may have particles, which the encoder's features lack.
         both = feature + over_leading(self.of_path, h, 3)

@@ -90,7 +90,7 @@ class PixelDecoder(nn.Module):
             said = said.unsqueeze(-1) if said.shape[-1] == 1 else said.reshape(*batch_shape, *context.shape)
             context = context + said
 
-        def conditional(x: Tensor) -> dist.TorchDistribution:
+        def conditional(x: Tensor) -> dist.Distribution:
             params = self.network(self._seen(x), context)
             return self.likelihood(params.unflatten(-3, (self.likelihood.num_params, self.event_shape[0])))
 
@@ -230,7 +230,7 @@ class PixelVAE(VAE):
             input_dropout=input_dropout,
         )
 
-    def p(self, z: Float[Tensor, "*batch latent"]) -> dist.TorchDistribution:
+    def p(self, z: Float[Tensor, "*batch latent"]) -> dist.Distribution:
         return self.decoder(z)
 
 

@@ -129,11 +129,11 @@ class VQVAE(VAEModel):
 
     # -- the pair ----------------------------------------------------------------------------------------
 
-    def q(self, x: Float[Tensor, "*batch channels height width"]) -> dist.TorchDistribution:
+    def q(self, x: Float[Tensor, "*batch channels height width"]) -> dist.Distribution:
         """q(z | x), all mass on the nearest codes: batch ``(...)``, event ``(H', W')``."""
         return PointMass(self.quantizer.nearest(self._features(x)), self.num_codes).to_event(2)
 
-    def p(self, z: Int[Tensor, "*batch rows columns"]) -> dist.TorchDistribution:
+    def p(self, z: Int[Tensor, "*batch rows columns"]) -> dist.Distribution:
         """p(x | z): batch ``(...)`` for codes ``(..., H', W')``."""
         return self._decoded(self.quantizer.embed(z))
 
@@ -228,7 +228,7 @@ class VQVAE(VAEModel):
         """The encoder's output, a vector for each position: ``(..., H', W', D)``."""
         return self.encoder(x).movedim(-3, -1)
 
-    def _decoded(self, vectors: Tensor) -> dist.TorchDistribution:
+    def _decoded(self, vectors: Tensor) -> dist.Distribution:
         assert self.event_shape is not None
         params = self.decoder(vectors.movedim(-1, -3))
         return self.likelihood(params.reshape(*vectors.shape[:-3], self.likelihood.num_params, *self.event_shape))

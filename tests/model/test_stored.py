@@ -210,7 +210,7 @@ def test_values_come_back_as_they_were(value: Any, back: Any, tmp_path) -> None:
 
 
 def test_nan_comes_back() -> None:
-    assert math.isnan(decode(json.loads(json.dumps(encode(math.nan))), None))
+    assert math.isnan(decode(json.loads(json.dumps(encode(math.nan))), lambda construction: None))
 
 
 def test_arguments_are_captured_by_value(tmp_path) -> None:
@@ -450,7 +450,7 @@ def test_signatures_are_the_constructors_own() -> None:
     import inspect
 
     assert list(inspect.signature(zoo.HierarchicalVAE).parameters)[:2] == ["event_shape", "latent_dims"]
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'latent_dim'"):
+    with pytest.raises(TypeError, match="missing (1|a) required (positional )?argument: 'latent_dim'"):
         pv.VAE((6,))
 
 

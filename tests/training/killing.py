@@ -20,7 +20,7 @@ import torch
 
 import pyrovae as pv
 
-EPOCHS = 12
+EPOCHS = 6
 
 
 def train(engine: str, binarize: bool, folder: Path | None) -> dict[str, torch.Tensor]:
@@ -31,8 +31,8 @@ def train(engine: str, binarize: bool, folder: Path | None) -> dict[str, torch.T
     pv.fit(
         vae,
         data,
-        objective=pv.ELBO(beta=pv.linear_warmup(6)),
-        lr_schedule=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.7),
+        objective=pv.ELBO(beta=pv.linear_warmup(3)),
+        lr_schedule=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.7),
         clip_norm=5.0,
         epochs=EPOCHS,
         compile=engine,
