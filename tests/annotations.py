@@ -1,7 +1,7 @@
-"""The annotations of the package, checked at run time: ``make test-types``.
+"""The package's annotations, shapes included, checked at run time: ``make test-types``.
 
-jaxtyping's import hook puts a check around every function. What a function refuses with an error of its own is for other
-tests, so that its arguments are looked at with its result, once it accepted them.
+jaxtyping's import hook puts a check around every function. What one refuses by an error of its own is for other tests,
+so that arguments are looked at together with the result, once they were accepted.
 """
 
 import random
@@ -26,7 +26,7 @@ def install() -> None:
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The check of one call. jaxtyping asks for two: of the arguments before it, and of arguments and result after it."""
+    """The check around one function. jaxtyping asks for two: of the arguments before a call, and of all after it."""
     hints = function.__annotations__
     if not any(re.fullmatch(r"ret\d+", name) for name in hints):  # in which jaxtyping passes the result
         return lambda *args, **kwargs: None

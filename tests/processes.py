@@ -139,7 +139,7 @@ def evaluations(seed: int | None = 0) -> dict[str, Any]:
     flow, model, x = small(posterior="planar"), small(), binary(23)
     torch.manual_seed(100 + rank())  # which nothing may depend on, but rank 0's where there is no seed
     options: dict[str, Any] = {"seed": seed, "progress": False}
-    short = {"num_temperatures": 10, "num_chains": 4, "num_leapfrog": 2}
+    short = {"num_temperatures": 4, "num_chains": 4, "num_leapfrog": 2}
     with mock.patch.dict(chunks.BLOCK, cpu=BLOCK):
         return {
             "log_marginal": pv.log_marginal(flow, x, num_samples=200, **options).pointwise,
@@ -333,7 +333,7 @@ def out_of_memory(folder: Path) -> Any:
         return run(self, compute, rows)
 
     with mock.patch.dict(chunks.BLOCK, cpu=BLOCK), mock.patch.object(_Runs, "_run", starved):
-        return pv.ais(small(), binary(23), num_temperatures=20, num_chains=8, progress=False).pointwise
+        return pv.ais(small(), binary(23), num_temperatures=10, num_chains=8, progress=False).pointwise
 
 
 @case

@@ -81,7 +81,6 @@ PICTURES = {
 }
 
 
-
 @pytest.mark.slow
 @pytest.mark.parametrize("script", [pytest.param(p.name, marks=pytest.mark.xdist_group(p.name)) for p in EXAMPLES])
 def test_quick(script: str, ran: Callable[[str], Done]) -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class Source:
 
     path: str
     urls: tuple[str, ...]
-    decode: Callable[[bytes], dict[str, np.ndarray]]
+    decode: Callable[[bytes], dict[str, Any]]
     sha256: dict[str, str]
 
 
@@ -37,9 +38,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("PYROVAE_CACHE") or pooch.os_cache("pyrovae"))
 
 
-def read(
-    source: Source, *, root: str | os.PathLike[str] | None, download: bool, progress: bool
-) -> dict[str, np.ndarray]:
+def read(source: Source, *, root: str | os.PathLike[str] | None, download: bool, progress: bool) -> dict[str, Any]:
     """The arrays of a source: from ``root`` (or ``PYROVAE_DATA``), the cache, or a download into the cache.
 
     Raises:
@@ -59,7 +58,7 @@ def read(
     return _download(source, cache_dir() / source.path, folders, progress)
 
 
-def verify(source: Source, path: Path) -> dict[str, np.ndarray]:
+def verify(source: Source, path: Path) -> dict[str, Any]:
     """Decode a file and compare every array with its SHA-256."""
     try:
         arrays = source.decode(path.read_bytes())
@@ -75,7 +74,7 @@ def verify(source: Source, path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _download(source: Source, target: Path, searched: list[Path], progress: bool) -> dict[str, np.ndarray]:
+def _download(source: Source, target: Path, searched: list[Path], progress: bool) -> dict[str, Any]:
     """Fetch, verify, and only then put in place."""
     import pooch
 

@@ -5,13 +5,14 @@ import io
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from pyrovae.datasets._files import Source
 
 Splits = dict[str, np.ndarray]
-Read = Callable[[Source], dict[str, np.ndarray]]
+Read = Callable[[Source], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _decode_idx(content: bytes) -> dict[str, np.ndarray]:
     return {"array": np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)}
 
 
-def _decode_mat(content: bytes) -> dict[str, np.ndarray]:
+def _decode_mat(content: bytes) -> dict[str, Any]:
     import scipy.io
 
     return scipy.io.loadmat(io.BytesIO(content))

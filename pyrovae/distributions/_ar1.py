@@ -33,7 +33,7 @@ class AR1(dist.MultivariateNormal):
         length: int,
         *,
         scale: Float[Tensor, "chains"] | None = None,
-        batch_shape: Sequence[int] = torch.Size(),  # noqa: B008
+        batch_shape: Sequence[int] = torch.Size(),
     ) -> None:
         self.alpha, self.length = alpha, length
         self.scale = ((1.0 - alpha) * (1.0 + alpha)).sqrt() if scale is None else scale
@@ -62,7 +62,7 @@ class AR1(dist.MultivariateNormal):
     def _unbroadcasted_scale_tril(self) -> Tensor:  # all that the base class computes comes from it
         return torch.block_diag(*self._factor)
 
-    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         shape = (*torch.Size(sample_shape), *self.batch_shape, len(self.alpha), self.length)
         noise = torch.randn(shape, dtype=self.alpha.dtype, device=self.alpha.device)
         return torch.einsum("cts,...cs->...ct", self._factor, noise).flatten(-2)

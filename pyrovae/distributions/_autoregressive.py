@@ -69,7 +69,7 @@ class Autoregressive(TorchDistribution):
         return self._conditional(value.expand(*lead, *self.event_shape)).log_prob(value)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         height, width = self.event_shape[-2:]
         x = self._like.new_zeros(*sample_shape, *self.batch_shape, *self.event_shape)
         for i, j in product(range(height), range(width)):

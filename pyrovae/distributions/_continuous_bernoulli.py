@@ -42,7 +42,7 @@ class ContinuousBernoulli(TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "ContinuousBernoulli":
         return ContinuousBernoulli(self.logits.expand(batch_shape))
 
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """By inversion: the distance from the likelier end is exponential of rate |l|, cut off at 1."""
         with torch.no_grad():
             shape = torch.Size(sample_shape) + self.batch_shape

@@ -49,7 +49,7 @@ class DiscretizedLogistic(TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "DiscretizedLogistic":
         return DiscretizedLogistic(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.num_levels)
 
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         with torch.no_grad():
             shape = torch.Size(sample_shape) + self.batch_shape
             u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)

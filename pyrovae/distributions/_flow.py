@@ -41,13 +41,13 @@ class Flow(KeepsLastDraw, TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "Flow":
         new = self._get_checked_instance(Flow, _instance)
-        new.base = self.base.expand(batch_shape)
+        new.base = self.base.expand(torch.Size(batch_shape))
         new.transform, new.can_score = self.transform, self.can_score
         TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
         return new
 
-    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
-        u = self.base.rsample(sample_shape)
+    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        u = self.base.rsample(torch.Size(sample_shape))
         z, log_det = self.transform.call_and_ladj(u)
         return self._keep(z, self.base.log_prob(u) - log_det)
 

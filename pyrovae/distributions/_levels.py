@@ -54,7 +54,7 @@ class Levels(TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "Levels":
         return Levels(self.logits.expand(*batch_shape, self.num_levels))
 
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         k = torch.distributions.Categorical(logits=self.logits, validate_args=False).sample(sample_shape)
         return k.to(self.logits.dtype) / (self.num_levels - 1)
 

@@ -19,7 +19,7 @@ class MultivariateNormal(KeepsLastDraw, dist.MultivariateNormal):
     millions of nats, because the condition number of a triangular L grows exponentially with its size.
     """
 
-    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
         return self._keep(self.loc + apply_matrix(self._unbroadcasted_scale_tril, noise), noise)
 

@@ -34,7 +34,7 @@ class PointMass(TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "PointMass":
         return PointMass(self.value.expand(batch_shape), self.num_values)
 
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         return self.value.expand(*sample_shape, *self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class Latents(Mapping[str, Tensor]):
         num_plates: how many plates there are between particles and data.
     """
 
-    def __init__(self, sites: Mapping[str, Tensor], num_plates: int) -> None:
+    def __init__(self, sites: Mapping[str, Any], num_plates: int) -> None:
         self._sites, self.num_plates = dict(sites), num_plates
 
     def __getitem__(self, site: str) -> Tensor:
@@ -88,6 +88,6 @@ def per_datum(term: Tensor, num_plates: int) -> Float[Tensor, "particles batch"]
 
 register_pytree_node(
     Latents,
-    lambda latents: (list(latents.values()), (tuple(latents), latents.num_plates)),
+    lambda latents: (list(latents._sites.values()), (tuple(latents), latents.num_plates)),
     lambda sites, context: Latents(dict(zip(context[0], sites, strict=True)), context[1]),
 )

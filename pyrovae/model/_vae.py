@@ -14,7 +14,7 @@ from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model._base import VAEModel
 from pyrovae.networks import MLP, ConvDecoder, ConvEncoder, GatedMLP, StridedDecoder, StridedEncoder
 from pyrovae.networks._conv import as_image_shape
-from pyrovae.posteriors import POSTERIORS, Posterior
+from pyrovae.posteriors import POSTERIORS
 from pyrovae.priors import PRIORS, Prior
 
 _MLPS: dict[str, type[MLP] | type[GatedMLP]] = {"mlp": MLP, "gated_mlp": GatedMLP}
@@ -56,7 +56,7 @@ class VAE(VAEModel):
         event_shape: Sequence[int],
         latent_dim: int,
         *,
-        posterior: str | Posterior = "mean_field",
+        posterior: str | nn.Module = "mean_field",
         prior: str | Prior = "standard_normal",
         likelihood: str | Likelihood = "bernoulli",
         network: str = "mlp",

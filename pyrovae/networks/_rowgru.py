@@ -52,7 +52,7 @@ class RowGRU(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "*batch channels height width"], context: Tensor | None = None
-    ) -> Float[Tensor, "*batch out height width"]:
+    ) -> Float[Tensor, "*broadcast out height width"]:
         """Leading dimensions of ``x`` and of ``context``, ``(..., context_dim)``, broadcast."""
         x, context = with_context(x, context, self.context_dim, self.spatial_context)
         if context is not None:

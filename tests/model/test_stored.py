@@ -450,7 +450,7 @@ def test_signatures_are_the_constructors_own() -> None:
     import inspect
 
     assert list(inspect.signature(zoo.HierarchicalVAE).parameters)[:2] == ["event_shape", "latent_dims"]
-    with pytest.raises(TypeError, match="missing (1|a) required (positional )?argument: 'latent_dim'"):
+    with pytest.raises(TypeError, match=r"missing (1|a) required (positional )?argument: 'latent_dim'"):
         pv.VAE((6,))
 
 

@@ -194,5 +194,5 @@ class Autoencoder(LossModel):
     def _data(self, x: Any, name: str) -> Tensor:
         return as_data(x, name, self.event_shape, self.columns).to(self.like())
 
-    def _encode(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch code"]:
+    def _encode(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch code"]:
         return self.code_activation(self.encoder(x))
