@@ -1,12 +1,11 @@
 """Variational autoencoders as Pyro model/guide pairs, compared by importance-sampled log p(x)."""
 
-__version__ = "0.1.0"
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pyrovae import datasets, distributions, evaluation, likelihoods, networks, posteriors, priors, zoo
 from pyrovae._distributed import is_main_process
+from pyrovae._version import __version__ as __version__
 from pyrovae.evaluation import (
     AISResult,
     BDMCResult,

@@ -3,12 +3,9 @@
 import warnings
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from pyrovae._checks import at_least
-from pyrovae._random import seeded
-from pyrovae.evaluation._strict import as_test_set, strict, with_density
-from pyrovae.evaluation.latents._collapse import check_threshold, checked
+from pyrovae.evaluation._run import EvaluationRun
+from pyrovae.evaluation.latents._collapse import check_threshold, require_latents
 from pyrovae.evaluation.latents._dimensions import measure
 from pyrovae.training import Run
 
@@ -64,14 +61,15 @@ class CollapseMonitor:
         if record["epoch"] % self._every:
             return
         x, covariates = self._fields
-        model = with_density("CollapseMonitor", run.model)
-        data = as_test_set("CollapseMonitor", model, x, covariates)
-        at_least(2, **{"the number of data in x": len(data)})
-        with strict(model) as target, seeded(self._seed):
+        model: Any = run.model
+        options: Any = {"seed": self._seed, "progress": False, "compile": "off"}
+        evaluation = EvaluationRun("CollapseMonitor", model, x, covariates, **options)
+        at_least(2, **{"the number of data in x": len(evaluation.data)})
+        with evaluation:
             if run is not self._run:
                 self._start(run)
-                checked(model, data)
-            measured = measure(model, data, self._num_samples, self._threshold, target, tqdm(disable=True))
+                require_latents(evaluation)
+            measured = measure(evaluation, self._num_samples, self._threshold)
         active, total = int(measured.dimensions["active"].sum()), int(measured.dimensions["activity"].notna().sum())
         record["rate"], record["active_units"] = float(measured.rate.mean()), active
         if len(measured.kl) > 1:
