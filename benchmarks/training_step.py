@@ -79,7 +79,7 @@ class Setting:
 def engine(setting: Setting, name: str) -> Steps:
     """Epoch after epoch, as ``fit`` drives it."""
     vae, n = setting.vae(), setting.batch_size
-    batches = as_batches(vae, setting.x, batch_size=n, transform=setting.transform, name="data")
+    batches = as_batches(vae, setting.x, batch_size=n, transform=setting.transform)
     steps = build(name, Task(vae, pv.ELBO(), adam(vae)), batches, epochs=0)
     while True:
         steps.begin_epoch()

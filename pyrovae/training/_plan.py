@@ -144,12 +144,10 @@ def _batches(
             data, (x, *rest) = hold_out(model, data, validation)
             x = placed(x, model.like())
             validation = (from_main(transform(x) if transform else x), *rest)
-        train = as_batches(model, data, batch_size=batch_size, transform=transform, name="data")
+        train = as_batches(model, data, batch_size=batch_size, transform=transform)
         held_out = None
         if validation is not None:
-            held_out = as_batches(
-                model, validation, batch_size=batch_size, transform=None, name="validation", large=True
-            )
+            held_out = as_batches(model, validation, batch_size=batch_size, held_out=True)
         for batches in (train, held_out):
             if batches is not None:
                 _check(batches, model, objective)

@@ -37,10 +37,10 @@ def with_splits(
 
 
 def as_batches(
-    model: Model, data: Any, *, batch_size: int, transform: Transform | None, name: str, large: bool = False
+    model: Model, data: Any, *, batch_size: int, transform: Transform | None = None, held_out: bool = False
 ) -> Batches:
     """Batches of ``data``: a tensor, array or DataFrame, a tuple of them (x, then covariates), a ``Dataset`` or a
-    ``DataLoader`` (which keeps its own batch size). ``large`` ones, of data in memory, are for a loss alone.
+    ``DataLoader`` (which keeps its own batch size). Of ``held_out`` data in memory they are larger.
 
     Raises:
         TypeError: data of another kind, a list among them.
@@ -48,11 +48,12 @@ def as_batches(
             fields than the model takes.
     """
     at_least(1, batch_size=batch_size)
+    name = "validation" if held_out else "data"
     if isinstance(data, DataLoader):
         return LoaderBatches(data, model, transform, name)
     if isinstance(data, (*ARRAYS, tuple)):
         tensors = in_memory(model, data, name)
-        if large:
+        if held_out:
             batch_size = max(
                 batch_size, min(_ENLARGED * batch_size, MAX_NUMBERS_AT_ONCE // max(tensors[0][0].numel(), 1))
             )
@@ -60,7 +61,7 @@ def as_batches(
     if isinstance(data, Dataset):
         if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]
             raise ValueError(f"{name} is empty. Pass at least one datum.")
-        if name == "data" and num_processes() > 1 and not isinstance(data, IterableDataset):
+        if not held_out and num_processes() > 1 and not isinstance(data, IterableDataset):
             mine = max(1, batch_size // num_processes())
             loader = DataLoader(data, mine, sampler=DistributedSampler(data))
         else:
