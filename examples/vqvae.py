@@ -173,7 +173,7 @@ def pictures(
     plt.close("all")
 
 
-def curves(out: Path, stage_one: pv.Run, stage_two: pv.Run, in_use: list[float]) -> None:
+def curves(out: Path, stage_one: pv.FitResult, stage_two: pv.FitResult, in_use: list[float]) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     pv.plots.curves({"stage one": stage_one}, ax=axes[0])
     axes[0].set(title="log p(x | z) - commitment", ylabel="validation (nats)")

@@ -28,7 +28,7 @@ from pyrovae.evaluation import (
 )
 from pyrovae.model import VAE, LogTerms, LossModel, VAEModel, load
 from pyrovae.objectives import ELBO, IWAE, BetaTCVAE, CapacityELBO, cosine_warmup, cyclical, linear_warmup
-from pyrovae.training import CheckpointError, NonFiniteLoss, Run, fit, lagging_inference
+from pyrovae.training import Checkpoint, CheckpointError, FitResult, NonFiniteLoss, fit, lagging_inference
 
 if TYPE_CHECKING:
     from pyrovae import plots
@@ -41,17 +41,18 @@ __all__ = [
     "BDMCResult",
     "BetaTCVAE",
     "CapacityELBO",
+    "Checkpoint",
     "CheckpointError",
     "CollapseMonitor",
     "CollapseReport",
     "Disentanglement",
     "ElboTerms",
+    "FitResult",
     "GapsResult",
     "LogTerms",
     "LossModel",
     "MarginalResult",
     "NonFiniteLoss",
-    "Run",
     "VAEModel",
     "ais",
     "bdmc",

@@ -23,7 +23,7 @@ from pyrovae._distributed import rank, summed
 from pyrovae._random import get_state, set_state
 from pyrovae.evaluation import _memory as memory
 from pyrovae.evaluation._run import EvaluationRun
-from pyrovae.training._checkpoint import Checkpoints
+from pyrovae.training._checkpoint import CheckpointFolder
 
 BLOCK = 2**15  # bytes: several blocks of data even in a test
 CASES: dict[str, Callable[[Path], Any]] = {}
@@ -92,7 +92,7 @@ def small(**options: Any) -> pv.VAE:
     return pv.VAE((6,), 3, hidden=(16,), **options)
 
 
-def fit(model: pv.VAEModel, data: Any, **options: Any) -> pv.Run:
+def fit(model: pv.VAEModel, data: Any, **options: Any) -> pv.FitResult:
     return pv.fit(model, data, **{"epochs": 1, "seed": 0, "device": "cpu", "progress": False, **options})
 
 
@@ -104,7 +104,7 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def table(run: pv.Run) -> Any:
+def table(run: pv.FitResult) -> Any:
     return run.history.drop(columns="seconds")
 
 
@@ -216,9 +216,9 @@ def checkpoints(folder: Path) -> Any:
     """Weights and histories of a run and of one in two parts, and what each process wrote."""
     out: dict[str, Any] = {}
     writes = []
-    save = Checkpoints.save
+    save = CheckpointFolder.save
 
-    def counting(self: Checkpoints, *args: Any) -> Path:
+    def counting(self: CheckpointFolder, *args: Any) -> Path:
         writes.append(rank())
         return save(self, *args)
 
@@ -233,11 +233,11 @@ def checkpoints(folder: Path) -> Any:
             learning_rate=1e-2,
             objective=pv.ELBO(beta=pv.linear_warmup(3)),
             epochs=epochs,
-            checkpoint_dir=where,
+            checkpoint=where,
         )
         return {"weights": state(model), "history": table(run)}
 
-    with mock.patch.object(Checkpoints, "save", counting):
+    with mock.patch.object(CheckpointFolder, "save", counting):
         out["whole"] = train(4, None)
         for name, where in {"shared": folder / "shared", "own": folder / f"own{rank()}"}.items():
             train(2, where)
@@ -294,7 +294,7 @@ def unused_parameters(folder: Path) -> Any:
     model.idle.requires_grad_(False)
     model.uses_extra = True
 
-    def leave_out(run: pv.Run) -> None:
+    def leave_out(run: pv.FitResult) -> None:
         model.uses_extra = False
 
     fit(model, binary(20), epochs=1)

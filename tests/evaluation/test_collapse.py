@@ -408,7 +408,7 @@ def test_bad_arguments_are_named() -> None:
 DATA = torch.tensor([[1.0] * 3 + [0.0] * 3, [0.0] * 3 + [1.0] * 3]).repeat(100, 1)
 
 
-def train(beta, callbacks=(), *, epochs: int = 12, seed: int = 0, **options) -> pv.Run:
+def train(beta, callbacks=(), *, epochs: int = 12, seed: int = 0, **options) -> pv.FitResult:
     torch.manual_seed(0)
     model = pv.VAE(
         (6,),
@@ -463,7 +463,7 @@ def test_monitor_is_quiet_about_a_healthy_model(beta) -> None:
 def test_monitor_leaves_the_trajectory_as_it_was_bit_for_bit() -> None:
     grads = []
 
-    def keep(run: pv.Run) -> None:
+    def keep(run: pv.FitResult) -> None:
         assert run.model.training
         grads.append([p.grad.clone() for p in run.model.parameters()])
 
@@ -497,7 +497,7 @@ def test_monitor_records_every_site_where_there_are_several() -> None:
     assert "kl_z" not in train(1.0, [pv.CollapseMonitor(DATA)], epochs=1).history
 
 
-class Records(pv.Run):
+class Records(pv.FitResult):
     """A run whose looks are scripted."""
 
     def look(self, monitor: pv.CollapseMonitor, active: int, beta: float) -> None:

@@ -29,7 +29,7 @@ def frame(n: int = 40) -> pd.DataFrame:
     return pd.DataFrame(rows(n).numpy(), columns=NAMES, index=[f"row {i}" for i in range(n)])
 
 
-def fit(model: pv.VAEModel, data, **kwargs) -> pv.Run:
+def fit(model: pv.VAEModel, data, **kwargs) -> pv.FitResult:
     return pv.fit(model, data, **{"epochs": 1, "seed": 0, "compile": "off", **QUIET, **kwargs})
 
 

@@ -13,7 +13,7 @@ from pyrovae.evaluation._data import require_density
 from pyrovae.model import VAE, VAEModel
 from pyrovae.model._modes import evaluation_mode, local_parameters
 from pyrovae.posteriors import POSTERIORS, Posterior
-from pyrovae.training import Run, fit
+from pyrovae.training import FitResult, fit
 
 
 class Refitted(VAEModel):
@@ -76,7 +76,7 @@ def refit_posterior(
     *,
     posterior_options: dict[str, Any] | None = None,
     **fit_options: Any,
-) -> tuple[Refitted, Run]:
+) -> tuple[Refitted, FitResult]:
     """Freeze prior and decoder and train another posterior for them.
 
     p(x, z) stays what it was to the bit, so log p(x) is the same number for both: ``compare`` says ``same_model``, and

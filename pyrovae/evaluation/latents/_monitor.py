@@ -7,7 +7,7 @@ from pyrovae._checks import at_least
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.latents._collapse import check_threshold, require_latents
 from pyrovae.evaluation.latents._dimensions import measure
-from pyrovae.training import Run
+from pyrovae.training import FitResult
 
 _PATIENCE, _START = 5, 10  # looks in a row, because latents also die and wake; the latter before any has been active
 
@@ -50,13 +50,13 @@ class CollapseMonitor:
         check_threshold(threshold)
         self._fields = x, covariates
         self._every, self._threshold, self._num_samples, self._seed = every, threshold, num_samples, seed
-        self._run: Run | None = None
+        self._records: list[dict[str, float]] | None = None  # of the run that is watched
 
-    def _start(self, run: Run) -> None:
-        self._run, self._low, self._warned = run, 0, False
+    def _start(self, run: FitResult) -> None:
+        self._records, self._low, self._warned = run.records, 0, False
         self._seen: list[tuple[float, int]] = []
 
-    def __call__(self, run: Run) -> None:
+    def __call__(self, run: FitResult) -> None:
         record = run.records[-1]
         if record["epoch"] % self._every:
             return
@@ -66,7 +66,7 @@ class CollapseMonitor:
         evaluation = EvaluationRun("CollapseMonitor", model, x, covariates, **options)
         at_least(2, **{"the number of data in x": len(evaluation.data)})
         with evaluation:
-            if run is not self._run:
+            if run.records is not self._records:
                 self._start(run)
                 require_latents(evaluation)
             measured = measure(evaluation, self._num_samples, self._threshold)
