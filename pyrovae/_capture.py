@@ -5,17 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from pyrovae._compat.torch import tree_flatten, tree_map_only, tree_unflatten
 
 _WARM_UP = 3  # calls on the recording stream before it records, as CUDA graphs need
 
 
 class CannotRecord(Exception):
-    """Work that cannot be recorded, for this reason; nothing of it was done."""
-
-    def __init__(self, reason: Exception) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
+    """Work that cannot be recorded, for the reason that is its argument; nothing of it was done."""
 
 
 class Capture:

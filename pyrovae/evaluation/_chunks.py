@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from pyrovae._compat.torch import TorchDispatchMode, tree_leaves
 
 BLOCK = {"cpu": 64 * 2**20, "cuda": 2**30}  # bytes of a block of draws: enough that Python does not count
 SLICE = {"cpu": 20 * 2**20, "cuda": 2**30}  # bytes to score at once: what stays in a CPU's caches, what fills a GPU
@@ -52,11 +52,6 @@ def probe(run: Callable[[int, int], Any]) -> Cost:
     one = allocated(1, 2)
     per_draw = max((allocated(1, 10) - one) // 8, 1)
     return Cost(max(allocated(2, 2) - one - 2 * per_draw, 0), per_draw)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch's allocator, on whatever device, could not get what it was asked for."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def halved(sizes: tuple[int, int]) -> tuple[int, int]:

@@ -13,13 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import as_covariates, resolve_device, rows_of
+from pyrovae._compat.torch import full_precision
 from pyrovae._distributed import check_same_everywhere, num_processes
 from pyrovae._frames import check_same_index
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
 from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model._inputs import as_inputs, check_number
-from pyrovae.model._modes import evaluation_mode, full_precision
+from pyrovae.model._modes import evaluation_mode
 from pyrovae.model._support import check_densities, checked_terms
 
 _LOOK = {"cpu": 2**14, "cuda": 2**22}  # numbers of x that the support check takes at once

@@ -15,12 +15,10 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions import Delta
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyrovae._compat.pyro import is_sample_site, scale_and_mask
 from pyrovae.distributions._capabilities import capabilities
 from pyrovae.distributions._density import is_zero_somewhere, log_density, mask_of
 from pyrovae.distributions._independent import innermost
@@ -245,13 +243,9 @@ def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
     return z
 
 
-def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
+def sample_sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
     """A trace's random sites by name: neither plates' subsampling nor ``pyro.deterministic``."""
-    return {
-        name: site
-        for name, site in prune_subsample_sites(trace).nodes.items()
-        if site["type"] == "sample" and not site["infer"].get("_deterministic")
-    }
+    return {name: site for name, site in trace.nodes.items() if is_sample_site(site)}
 
 
 def latent_sites(sites: Sites) -> dict[str, dict[str, Any]]:
@@ -280,7 +274,7 @@ class _WhenRead(Mapping[str, Tensor]):
 
 def _run(
     program: Callable[..., Any], x: Tensor, covariates: tuple[Any, ...], k: int, nesting: int
-) -> tuple[Trace, dict[str, dict[str, Any]]]:
+) -> tuple[poutine.Trace, dict[str, dict[str, Any]]]:
     """A trace over k particles, and its random sites: in the data plate, in whole plates, in no more than stated."""
     # No plate for one particle: a model that cannot be vectorised can still be trained.
     particles = pyro.plate(PARTICLES, k, dim=-nesting - 1) if k > 1 else nullcontext()

@@ -12,17 +12,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, default_collate
 
-from pyrovae._checks import (
-    ARRAYS,
-    as_covariates,
-    as_data,
-    as_tensor,
-    at_least,
-    check_kind,
-    differentiable,
-    placed,
-    reason,
-)
+from pyrovae._checks import ARRAYS, as_covariates, as_data, as_tensor, at_least, check_kind, differentiable, placed
+from pyrovae._compat.pyro import reason
 from pyrovae._distributed import from_main, gathered, my_share, num_processes
 from pyrovae._hash import content_hash
 from pyrovae._random import get_state, seeded, set_state

@@ -17,6 +17,7 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
 from pyrovae._capture import replayed
+from pyrovae._compat.torch import is_not_vectorised
 from pyrovae._random import seeded
 from pyrovae.distributions._capabilities import capabilities
 from pyrovae.distributions._support import innermost_support, varies
@@ -213,7 +214,7 @@ class OwnFamily(PerDatum):
         try:
             return vectorised(self._stacked, rows, latents, *self._part)
         except RuntimeError as error:
-            if not any(word in str(error) for word in ("vmap", "functorch", "Batching rule")):
+            if not is_not_vectorised(error):
                 raise
             raise ValueError(
                 f"the guide cannot be run for many parameters at once, as the own family needs, because it branches "

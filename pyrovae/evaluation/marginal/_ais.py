@@ -13,10 +13,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrovae._checks import as_covariates, at_least, lookup, one_of
+from pyrovae._compat.torch import is_out_of_memory
 from pyrovae._distributed import common_seed, connect, joined, my_blocks, rank
 from pyrovae._graph import COMPILE, Compile
 from pyrovae._random import reseed, seeded
-from pyrovae.evaluation._chunks import BLOCK, is_out_of_memory, probe
+from pyrovae.evaluation._chunks import BLOCK, probe
 from pyrovae.evaluation._strict import TestSet, as_test_set, check_ranks, fingerprint, model_name, strict, with_density
 from pyrovae.evaluation.marginal._annealing import SCHEDULES, SETTLING, Annealing
 from pyrovae.evaluation.marginal._stream import WeightStream

@@ -9,18 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import at_least
+from pyrovae._compat.torch import is_out_of_memory
 from pyrovae._distributed import my_blocks
 from pyrovae._graph import Compile, Graph
 from pyrovae._random import reseed, seeded
-from pyrovae.evaluation._chunks import (
-    BLOCK,
-    SLICE,
-    chunk_sizes,
-    default_budget,
-    halved,
-    is_out_of_memory,
-    probe,
-)
+from pyrovae.evaluation._chunks import BLOCK, SLICE, chunk_sizes, default_budget, halved, probe
 from pyrovae.evaluation._strict import TestSet, as_test_set, strict
 from pyrovae.model import Latents, VAEModel
 

@@ -11,6 +11,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyrovae._compat.torch import places
 from pyrovae._random import get_every_state, set_every_state
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._modes import UnscaledData
@@ -91,20 +92,23 @@ class Task:
 
     @contextmanager
     def nothing_changes(self) -> Iterator[None]:
-        """Random state and buffers are put back."""
+        """Random state, buffers and gradients are put back: those of a captured step stay where it writes them."""
         generators = get_every_state()
-        places = [(module._buffers, dict(module._buffers)) for module in self.model.modules()]
+        before = [(place, dict(place)) for place in places(self.model, parameters=False)]
         values = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        gradients = [(p, p.grad) for p in self.model.parameters()]
         try:
             yield
         finally:
             set_every_state(generators)
             with torch.no_grad():
-                for place, before in places:
+                for place, content in before:
                     place.clear()
-                    place.update(before)
+                    place.update(content)
                 for buffer, value in values:
                     buffer.copy_(value)
+            for p, gradient in gradients:
+                p.grad = gradient
 
     def zero_grad(self) -> None:
         """Forget all gradients, those of parameters that the optimiser does not have too: they would add up."""
