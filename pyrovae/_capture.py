@@ -12,7 +12,11 @@ _WARM_UP = 3  # calls on the recording stream before it records, as CUDA graphs 
 
 
 class CannotRecord(Exception):
-    """Work that cannot be recorded, for the reason that is its argument; nothing of it was done."""
+    """Work that cannot be recorded, for this reason; nothing of it was done."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class Capture:

@@ -209,20 +209,20 @@ def test_fake_tensors_are_known_and_have_memory_of_their_own() -> None:
 # -- torch: modules and optimisers -------------------------------------------------------------------------
 
 
-@canary("torch", "places")
+@canary("torch", "tensor_places")
 def test_what_is_put_into_a_modules_places_is_what_it_uses() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False)).eval()
     x, weight = torch.rand(3, 2), torch.rand(2, 2)
-    for place in of_torch.places(module):
+    for place in of_torch.tensor_places(module):
         if "weight" in place and place["weight"] is not None:
             place["weight"] = weight  # no parameter
         if "running_mean" in place:
             place["running_mean"] = torch.ones(2)
     expected = (x @ weight.mT + module[0].bias - 1.0) / (1.0 + module[1].eps) ** 0.5
     torch.testing.assert_close(module(x), expected)
-    keys = [set(place) for place in of_torch.places(module, parameters=False)]
+    keys = [set(place) for place in of_torch.tensor_places(module, parameters=False)]
     assert keys == [set(), set(), {"running_mean", "running_var", "num_batches_tracked"}]
-    absent = of_torch.places(nn.BatchNorm1d(2, track_running_stats=False), parameters=False)
+    absent = of_torch.tensor_places(nn.BatchNorm1d(2, track_running_stats=False), parameters=False)
     assert absent == [dict.fromkeys(("running_mean", "running_var", "num_batches_tracked"))]
 
 

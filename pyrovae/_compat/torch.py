@@ -56,7 +56,7 @@ def storage_id(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def places(model: nn.Module, *, parameters: bool = True) -> list[dict[str, Any]]:
+def tensor_places(model: nn.Module, *, parameters: bool = True) -> list[dict[str, Any]]:
     """The dictionaries in which a model and its parts keep buffers and parameters (or not these), by name: what is set
     there is what the model uses, whatever it is.
     """

@@ -60,9 +60,20 @@ class Check:
         self.difference += f", where rounding explains {', '.join(f'{m:.2g}' for m in measured)}"
         return all(d <= m for d, m in zip(off, measured, strict=True))
 
+    @contextmanager
+    def nothing_changes(self) -> Iterator[None]:
+        """Random state, buffers and gradients are put back: those of a captured step stay where it writes them."""
+        before = [(p, p.grad) for p in self._task.model.parameters()]
+        try:
+            with self._task.nothing_changes():
+                yield
+        finally:
+            for p, gradient in before:
+                p.grad = gradient
+
     def _outcome(self, compute: Callable[..., Results], *raw: Tensor) -> tuple[Results, Results]:
         """Results, and buffers after them."""
-        with _reproducible(), self._task.nothing_changes():
+        with _reproducible(), self.nothing_changes():
             results = _copied(compute(*raw))
             return results, _copied(self._task.model.buffers())
 

@@ -109,23 +109,28 @@ class Engine:
 
     def _launch(self, *raw: Tensor) -> None:
         """The work as one CUDA graph."""
-        program, work = self._program, self.work
-        assert program is not None
-        program.fill()
-        made_of = program, program.is_code, work.numbers
+        assert self._program is not None
+        self._program.fill()
+        made_of = self._program, self._program.is_code, self.work.numbers
         if self._capture is None or made_of != self._recorded:
-            whole = (lambda *raw: work.finish(program(*raw), *raw)) if work.finish_is_recordable else program
-            self._capture, self._recorded = Capture(whole, self.task.device), made_of
+            self._capture = Capture(
+                self._all_of_it if self.work.finish_is_recordable else self._program, self.task.device
+            )
+            self._recorded = made_of
         try:
             with self._timed(not self._capture.is_recorded):
                 results = self._capture(*raw)
         except CannotRecord as error:
             self._capture = None
-            self._lose("capture", error.args[0])
+            self._lose("capture", error.reason)
             return self._compute(*raw)
-        if not work.finish_is_recordable:
-            work.finish(results, *raw)
+        if not self.work.finish_is_recordable:
+            self.work.finish(results, *raw)
         return None
+
+    def _all_of_it(self, *raw: Tensor) -> None:
+        assert self._program is not None
+        self.work.finish(self._program(*raw), *raw)
 
     # -- making and checking it ----------------------------------------------------------------------------
 
@@ -139,7 +144,7 @@ class Engine:
                     return
             self._build(*raw)  # for the first time, or because something was changed between epochs, by a callback say
         except NothingTrains:
-            with self.task.nothing_changes():
+            with self._pyro.nothing_changes():
                 self.work.eager(*raw)  # says so as well, unless it is the graph alone
             self._lose("graph", Untraceable("its loss depends on parameters, and that of the graph on none"))
         except Exception as error:

@@ -11,7 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyrovae._code import compiled
-from pyrovae._compat.torch import is_fake, places, renew_cache
+from pyrovae._compat.torch import is_fake, renew_cache, tensor_places
 from pyrovae._graph import trace
 from pyrovae.training.engines._task import Task
 
@@ -46,7 +46,7 @@ class Program:
         self._task, self._compute = task, compute
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._buffers = dict(model.named_buffers())
-        owned = [(place, key, b) for place in places(model, parameters=False) for key, b in place.items()]
+        places = [(place, key, b) for place in tensor_places(model, parameters=False) for key, b in place.items()]
         self._memory = _memory(task)
         self._values = {n: torch.zeros((), dtype=torch.float64, device=task.device) for n in task.weights}
         self._filled: list[float] = []
@@ -56,7 +56,7 @@ class Program:
         self.fill()
         with _nothing_left_behind(model), _unfused(model):
             self._module = trace(self._pure, *self._own, *raw)
-        self._places = [(place, key, b) for place, key, b in owned if id(b) in self._replaced]
+        self._places = [(place, key, b) for place, key, b in places if id(b) in self._replaced]
         self._function: Callable[..., Any] = self._module
         self.is_code = False
 
@@ -163,14 +163,14 @@ def _in_place_of_its_own(model: torch.nn.Module, tensors: dict[str, Tensor]) -> 
     by then. (torch's own way, for ``functional_call``, does not put back a module that has two names.)
     """
     own = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers()) if name in tensors}
-    there = [(place, key, t) for place in places(model) for key, t in place.items() if id(t) in own]
-    absent = [(place, key) for place in places(model, parameters=False) for key, b in place.items() if b is None]
+    places = [(place, key, t) for place in tensor_places(model) for key, t in place.items() if id(t) in own]
+    absent = [(place, key) for place in tensor_places(model, parameters=False) for key, b in place.items() if b is None]
     try:
-        for place, key, t in there:
+        for place, key, t in places:
             place[key] = tensors[own[id(t)]]
         yield
     finally:
-        for place, key, t in there:
+        for place, key, t in places:
             tensors[own[id(t)]] = place[key]
             place[key] = t
         made = [key for place, key in absent if place[key] is not None]

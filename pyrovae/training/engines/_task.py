@@ -11,7 +11,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyrovae._compat.torch import places
+from pyrovae._compat.torch import tensor_places
 from pyrovae._random import get_every_state, set_every_state
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._modes import UnscaledData
@@ -92,23 +92,20 @@ class Task:
 
     @contextmanager
     def nothing_changes(self) -> Iterator[None]:
-        """Random state, buffers and gradients are put back: those of a captured step stay where it writes them."""
+        """Random state and buffers are put back."""
         generators = get_every_state()
-        before = [(place, dict(place)) for place in places(self.model, parameters=False)]
+        places = [(place, dict(place)) for place in tensor_places(self.model, parameters=False)]
         values = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        gradients = [(p, p.grad) for p in self.model.parameters()]
         try:
             yield
         finally:
             set_every_state(generators)
             with torch.no_grad():
-                for place, content in before:
+                for place, before in places:
                     place.clear()
-                    place.update(content)
+                    place.update(before)
                 for buffer, value in values:
                     buffer.copy_(value)
-            for p, gradient in gradients:
-                p.grad = gradient
 
     def zero_grad(self) -> None:
         """Forget all gradients, those of parameters that the optimiser does not have too: they would add up."""
