@@ -224,9 +224,8 @@ def fold(module: GraphModule, *, of: Callable[[Tensor], bool] | None = None) -> 
             known[node] = node.target(*args, **kwargs)
     if shared:
         for i, node in enumerate(n for n in calls if isinstance(known.get(n), Tensor)):
-            if all(user in known for user in node.users):
-                continue  # only the last of a chain is read
-            _replace(module, node, f"_folded_{i}", known[node])
+            if not all(user in known for user in node.users):  # only the last of a chain is read
+                _replace(module, node, f"_folded_{i}", known[node])
         module.graph.eliminate_dead_code()
     module.recompile()
 

@@ -46,9 +46,8 @@ def trace(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
         raise RuntimeError("the shape of one of its tensors depends on values")
     module.graph.eliminate_dead_code()  # random operations stay
     module.recompile()
-    elsewhere = [t.device for t in inputs if t.device.type != "cpu"]
-    if elsewhere:
-        move_constants(module, elsewhere[0])
+    if elsewhere := next((t.device for t in inputs if t.device.type != "cpu"), None):
+        move_constants(module, elsewhere)
     return module
 
 

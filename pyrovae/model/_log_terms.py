@@ -3,10 +3,11 @@
 Objectives and estimators are functions of :class:`LogTerms`; only this file reads Pyro traces.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from itertools import takewhile
 from typing import Any
 
@@ -348,7 +349,4 @@ def _num_observed(sites: Mapping[str, dict[str, Any]], k: int, b: int) -> Tensor
 
 def total(terms: Mapping[str, Tensor]) -> Any:
     """The sum of all terms; 0 where there are none, of a model without latents."""
-    total: Any = 0.0
-    for i, term in enumerate(terms.values()):
-        total = total + term if i else term
-    return total
+    return reduce(operator.add, terms.values()) if terms else 0.0

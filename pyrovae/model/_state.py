@@ -30,10 +30,8 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     found = model.state_dict(keep_vars=True) | dict(model.named_buffers(remove_duplicate=False))
     for name, value in found.items():
         if is_lazy(value) or not isinstance(value, Tensor):
-            reason = (
-                "lazy: use the layer that is told its sizes" if is_lazy(value) else "no tensor: keep it in a buffer"
-            )
-            raise ValueError(f"{name} of {type(model).__name__} cannot be kept in a file, because it is {reason}.")
+            why = "lazy: use the layer that is told its sizes" if is_lazy(value) else "no tensor: keep it in a buffer"
+            raise ValueError(f"{name} of {type(model).__name__} cannot be kept in a file, because it is {why}.")
     return {uncompiled(name): value for name, value in found.items()}
 
 
