@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from pyrovae._compat.torch import TorchDispatchMode, is_out_of_memory, tree_leaves
 
 T = TypeVar("T")
 Sizes = tuple[int, int]  # data, and draws of each, at once
@@ -87,11 +87,6 @@ def within_memory(attempt: Callable[[Sizes], T], sizes: Sizes, device: torch.dev
         sizes = (-(-data // 2), draws) if data > 1 else (1, -(-draws // 2))
         if device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch's allocator, on whatever device, could not get what it was asked for."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def default_budget(device: torch.device) -> int:

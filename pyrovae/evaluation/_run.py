@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrovae._checks import at_least, one_of, resolve_device
+from pyrovae._compat.torch import full_precision
 from pyrovae._distributed import check_same_everywhere, common_seed, connect, joined, my_blocks, num_processes, rank
 from pyrovae._graph import COMPILE, Compile, Graph
 from pyrovae._random import reseed, seeded
@@ -19,7 +20,7 @@ from pyrovae.evaluation._data import as_evaluation_data, require_density
 from pyrovae.evaluation._memory import BLOCK, Sizes, plan, probe, within_memory
 from pyrovae.evaluation._result import Provenance, weights_hash
 from pyrovae.model import LogTerms, LossModel, VAEModel
-from pyrovae.model._modes import evaluation_mode, full_precision
+from pyrovae.model._modes import evaluation_mode
 
 Compute = Callable[[slice, int], Mapping[Any, Tensor]]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
+from pyrovae._compat.torch import is_not_vectorised
 from pyrovae._random import seeded
 from pyrovae.evaluation.inference._per_datum import Draws, PerDatum, can_score_anywhere
 from pyrovae.evaluation.inference._playback import Playback, record
@@ -103,7 +104,7 @@ class OwnFamily(PerDatum):
         try:
             return vectorised(self._stacked, rows, latents, *self._part)
         except RuntimeError as error:
-            if not any(word in str(error) for word in ("vmap", "functorch", "Batching rule")):
+            if not is_not_vectorised(error):
                 raise
             raise ValueError(
                 f"the guide cannot be run for many parameters at once, as the own family needs, because it branches "

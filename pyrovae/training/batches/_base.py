@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyrovae._checks import as_covariates, as_data, differentiable, placed, reason
+from pyrovae._checks import as_covariates, as_data, differentiable, placed
+from pyrovae._compat.pyro import reason
 from pyrovae._random import get_state, seeded, set_state
 from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model._inputs import num_covariates, takes

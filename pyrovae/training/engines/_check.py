@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from pyrovae.model._modes import full_precision
+from pyrovae._compat.torch import full_precision
 from pyrovae.training.engines._work import Results, Work
 
 # A kernel's functions are off by a few units in the last place, a sum by the square root of its terms: the loss and its

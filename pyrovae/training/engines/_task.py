@@ -11,6 +11,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyrovae._compat.torch import tensor_places
 from pyrovae._random import get_every_state, set_every_state
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._modes import UnscaledData
@@ -91,7 +92,7 @@ class Task:
     def nothing_changes(self) -> Iterator[None]:
         """Random state, buffers and gradients are put back: those of a captured step stay where it writes them."""
         generators, gradients = get_every_state(), [(p, p.grad) for p in self.model.parameters()]
-        places = [(module._buffers, dict(module._buffers)) for module in self.model.modules()]
+        places = [(place, dict(place)) for place in tensor_places(self.model, parameters=False)]
         values = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         try:
             yield

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrovae._compat.torch import storage_id
 from pyrovae._distributed import averaged, gathered, num_processes
 from pyrovae.training._trainable import NothingTrains, check_gradients
 from pyrovae.training.batches import Batch, Batches
@@ -181,15 +182,14 @@ def _of_their_own(
     """Gradients laid out as their parameters are, in memory that nothing else has: what ``backward()`` leaves behind,
     and what optimisers rely on.
     """
-    taken = {t.untyped_storage()._cdata for t in (*parameters, *others)}
+    taken = {storage_id(t) for t in (*parameters, *others)}
     out: list[Tensor | None] = []
     for gradient, p in zip(gradients, parameters, strict=True):
         if gradient is not None:
-            storage = gradient.untyped_storage()
-            whole = storage.nbytes() == gradient.nbytes and gradient.stride() == p.stride()
-            if not whole or storage._cdata in taken:
+            whole = gradient.untyped_storage().nbytes() == gradient.nbytes and gradient.stride() == p.stride()
+            if not whole or storage_id(gradient) in taken:
                 gradient = torch.empty_like(p).copy_(gradient)
-            taken.add(gradient.untyped_storage()._cdata)
+            taken.add(storage_id(gradient))
         out.append(gradient)
     return out
 
@@ -208,7 +208,6 @@ def _make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> 
     for group in optimizer.param_groups:
         group["capturable"] = True
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
-    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are meant so
     for state in optimizer.state.values():
         if isinstance(state.get("step"), Tensor):
             state["step"] = state["step"].to(device)
