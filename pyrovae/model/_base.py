@@ -8,7 +8,9 @@ from jaxtyping import Float, Num
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
-from pyrovae._checks import all_on, reason, rows_of
+from pyrovae._checks import all_on, rows_of
+from pyrovae._compat.pyro import param_statements, reason
+from pyrovae._compat.torch import is_outside_support, part_of
 from pyrovae.model._generation import Generation
 from pyrovae.model._latents import Latents
 from pyrovae.model._log_terms import LogTerms, draw, log_densities, log_terms, total
@@ -60,7 +62,7 @@ class VAEModel(Generation, PyroModule):
     def __getattr__(self, name: str) -> Any:
         # Reaching for a part makes a param statement for each of its parameters, a sixth of a small model's step.
         if param_statements_disabled():
-            part = self.__dict__.get("_modules", {}).get(name)
+            part = part_of(self, name)
             if part is not None and not isinstance(part, PyroModule):
                 return part
         return super().__getattr__(name)
@@ -137,14 +139,14 @@ class VAEModel(Generation, PyroModule):
         """
         head = rows_of(covariates, slice(2))
         options: dict[str, Any] = {"num_particles": num_particles, "name": name, "whole": x}
-        self._pyro_context.param_state["params"].clear()  # of what tracing has left there
+        param_statements(self).clear()  # of what tracing has left there
         with self._inference(0):
             try:
                 with pyro.validation_enabled(True):
                     try:
                         terms = checked_terms(self, x[:2], *head, **options)
                     except ValueError as error:
-                        if "within the support" not in str(error):
+                        if not is_outside_support(error):
                             raise
                         # A draw outside the prior's support has importance weight zero, which is allowed.
                         with pyro.distributions.validation_enabled(False):
@@ -161,7 +163,7 @@ class VAEModel(Generation, PyroModule):
                 some = slice(_AUXILIARY)
                 check_auxiliary(self.guide, terms.prior, x[some], *rows_of(covariates, some))
         own = {id(p) for p in self.parameters()}  # pyro.module(...) registers these, which does no harm
-        store = self._pyro_context.param_state["params"]
+        store = param_statements(self)
         stray = [n for n, p in store.items() if id(p) not in own]
         store.clear()
         if stray:

@@ -9,7 +9,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, reason, rows_of
+from pyrovae._checks import as_covariates, rows_of
+from pyrovae._compat.pyro import reason
 from pyrovae._random import seeded
 from pyrovae.distributions._capabilities import capabilities, center
 from pyrovae.model._log_terms import Sites, sample_sites

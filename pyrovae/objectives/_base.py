@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pyro.infer import ELBO as PyroELBO
-from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
 from pyrovae._checks import at_least
 from pyrovae.model import LogTerms, VAEModel, log_terms
 from pyrovae.objectives._schedules import Weight, has_ended, value_at
 
+Program = Callable[..., Any]  # a model, or a guide
 Weights = Mapping[str, float | Tensor]  # in force, by name
 
 
@@ -94,28 +94,22 @@ class Objective(PyroELBO):
 
     # -- the loss of a batch -----------------------------------------------------------------------------
 
-    def surrogate_loss(
-        self, weights: Weights, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def surrogate_loss(self, weights: Weights, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss to differentiate, with these weights."""
         return -self.surrogate(self._terms(model, guide, *args, **kwargs), **weights).sum()
 
     @torch.no_grad()
-    def bound_loss(
-        self, weights: Weights, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def bound_loss(self, weights: Weights, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The negative bound, with these weights."""
         return -self.per_datum(self._terms(model, guide, *args, **kwargs), **weights).sum()
 
-    def differentiable_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         return self.surrogate_loss(self._now(), model, guide, *args, **kwargs)
 
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         return self.bound_loss(self._now(), model, guide, *args, **kwargs).item()
 
-    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         terms, weights = self._terms(model, guide, *args, **kwargs), self._now()
         (-self.surrogate(terms, **weights).sum()).backward()
         return -self.per_datum(terms, **weights).sum().item()
@@ -123,11 +117,11 @@ class Objective(PyroELBO):
     def _now(self) -> dict[str, float]:
         return {} if self.time is None else self.weights(self.time)
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        """Abstract in Pyro's class; Pyro's own tools (e.g. ``guess_max_plate_nesting``) may call it."""
-        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+    def _get_trace(self, *args: Any, **kwargs: Any) -> Any:
+        """Abstract in Pyro's class, where subclasses call it: here, nobody does."""
+        raise NotImplementedError
 
-    def _terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> LogTerms:
+    def _terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> LogTerms:
         return log_terms(
             model,
             guide,
@@ -138,6 +132,6 @@ class Objective(PyroELBO):
         )
 
 
-def _nesting(model: Callable[..., Any]) -> int:
+def _nesting(model: Program) -> int:
     owner = getattr(model, "__self__", None)
     return owner.max_plate_nesting if isinstance(owner, VAEModel) else 1

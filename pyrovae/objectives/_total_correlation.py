@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Independent, Normal
 
 from pyrovae._checks import at_least, not_negative, one_of
 from pyrovae.model import LogTerms
@@ -116,11 +116,12 @@ def _factorised(terms: LogTerms) -> tuple[str, Normal]:
     match list(terms.posterior.items()):
         case [(site, Independent(base_dist=Normal() as q))] if site not in terms.masks:
             if terms.posterior[site].event_shape == terms.by_datum(site).shape[2:]:
-                if _has_independent_dimensions(terms.prior.get(site)):
+                p = terms.prior.get(site)
+                if isinstance(p, Independent) and not p.base_dist.event_shape:
                     return site, q
                 raise ValueError(
                     f"BetaTCVAE needs a prior that factorises over the dimensions, such as 'standard_normal', at site "
-                    f"{site!r}; got {type(terms.prior.get(site)).__name__}. Use ELBO(beta=...)."
+                    f"{site!r}; got {type(p).__name__}. Use ELBO(beta=...)."
                 )
     found = ", ".join(
         f"{site}: {type(q).__name__} of event {tuple(q.event_shape)}" for site, q in terms.posterior.items()
@@ -129,7 +130,3 @@ def _factorised(terms: LogTerms) -> tuple[str, Normal]:
         f"BetaTCVAE needs one latent site, whose posterior is a normal of independent dimensions such as 'mean_field'; "
         f"got {found}. Use ELBO(beta=...)."
     )
-
-
-def _has_independent_dimensions(p: Distribution | None) -> bool:
-    return isinstance(p, Independent) and not p.base_dist.event_shape

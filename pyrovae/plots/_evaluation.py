@@ -87,13 +87,13 @@ def bounds(
         >>> ax.get_lines()[0].get_xdata().tolist()
         [1, 10, 100]
     """
-    runs = {results.model_name: results} if isinstance(results, MarginalResult) else dict(results)
+    runs = {results.provenance.model_name: results} if isinstance(results, MarginalResult) else dict(results)
     if not runs:
         raise ValueError("results is empty: pass at least one result of log_marginal.")
     annealed = _by_name(ais, list(runs))
-    hash_ = next(iter(runs.values())).data_hash
-    same_data({name: r.data_hash for name, r in runs.items()}, "results", hash_)
-    same_data({name: r.data_hash for name, r in annealed.items()}, "ais", hash_)
+    hash_ = next(iter(runs.values())).provenance.data_hash
+    same_data({name: r.provenance.data_hash for name, r in runs.items()}, "results", hash_)
+    same_data({name: r.provenance.data_hash for name, r in annealed.items()}, "ais", hash_)
     ax = ax or new_axes(7, 4.5)
     for (name, result), style in zip(runs.items(), styles(), strict=False):
         color, table = style["color"], result.bound_table()

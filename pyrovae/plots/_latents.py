@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrovae._checks import at_least
 from pyrovae._random import seeded
 from pyrovae.evaluation import CollapseReport
-from pyrovae.evaluation._strict import as_test_set
+from pyrovae.evaluation._data import as_evaluation_data, require_density
 from pyrovae.model import VAEModel
 from pyrovae.plots._axes import BLUE, GREY, ORANGE, new_axes, styles
 
@@ -196,7 +196,7 @@ def _draws(
     model: VAEModel, x: Any, covariates: tuple[Any, ...], num_samples: int, seed: int | None
 ) -> tuple[Tensor, Tensor]:
     """As many draws from q(z) as from p(z), ``(N·S, Z)`` each, on the CPU."""
-    data = as_test_set("aggregate_posterior", model, x, covariates)
+    data = as_evaluation_data(require_density("aggregate_posterior", model), x, covariates)
     step, like = max(1, _AT_ONCE // num_samples), model.like()
     q, p = [], []
     with seeded(seed):

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from pyrovae.distributions import _zuko
+from pyrovae._compat import zuko
 from pyrovae.posteriors._base import FlowPosterior
 
 
@@ -58,7 +58,7 @@ class IAF(InverseAutoregressive):
     def __init__(
         self, latent_dim: int, context_dim: int, *, num_flows: int = 4, hidden: Sequence[int] = (128, 128)
     ) -> None:
-        super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden, family=_zuko.flows.MAF)
+        super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden, family=zuko.flows.MAF)
 
 
 class NeuralSpline(InverseAutoregressive):
@@ -83,4 +83,4 @@ class NeuralSpline(InverseAutoregressive):
         hidden: Sequence[int] = (128, 128),
         bins: int = 8,
     ) -> None:
-        super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden, family=_zuko.flows.NSF, bins=bins)
+        super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden, family=zuko.flows.NSF, bins=bins)

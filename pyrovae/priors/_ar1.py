@@ -8,9 +8,7 @@ from pyrovae._checks import at_least
 from pyrovae.distributions import AR1 as AR1Process
 from pyrovae.priors._base import PosteriorAt, Prior
 
-_MIN_INNOVATION = (
-    1e-6  # least 1 - α²: float32 still resolves steps of √(1 - α²), a thousandth of what they are steps of
-)
+_MIN_INNOVATION = 1e-6  # least 1 - α²: float32 resolves steps of √(1 - α²), a thousandth of what they are steps of
 
 
 class AR1(Prior):
