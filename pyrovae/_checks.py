@@ -40,19 +40,23 @@ def at_least(minimum: int, **arguments: Any) -> None:
 def not_negative(**arguments: Any) -> None:
     """Raise a ``ValueError`` unless every named argument is a finite number, 0 or more."""
     for name, value in arguments.items():
-        try:
-            fine = not isinstance(value, str) and 0 <= float(value) < math.inf
-        except (TypeError, ValueError):
-            fine = False
-        if not fine:
+        if not 0 <= _number(value) < math.inf:
             raise ValueError(f"{name} must not be negative, NaN or infinite; got {value!r}.")
 
 
 def positive(**arguments: Any) -> None:
-    """Raise a ``ValueError`` unless every named argument is above 0 and finite."""
+    """Raise a ``ValueError`` unless every named argument is a number above 0 and finite."""
     for name, value in arguments.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite; got {value}.")
+        if not 0 < _number(value) < math.inf:
+            raise ValueError(f"{name} must be positive and finite; got {value!r}.")
+
+
+def _number(value: Any) -> float:
+    """NaN, if it is none."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def one_of(allowed: Sequence[str], **arguments: Any) -> None:

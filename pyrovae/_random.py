@@ -39,7 +39,7 @@ def undisturbed() -> Iterator[None]:
 
 def derived(*numbers: int) -> int:
     """A seed that follows from several numbers that are not negative, for one block of a run among many."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def reseed(*numbers: int) -> None:

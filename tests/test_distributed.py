@@ -186,7 +186,7 @@ def single() -> dict[str, pd.DataFrame]:
     return processes.evaluations()
 
 
-@pytest.mark.parametrize("name", ["log_marginal", "ais", "bdmc"])
+@pytest.mark.parametrize("name", processes.UNSEEDED)
 def test_without_a_seed_all_processes_agree(name: str, seen: Seen) -> None:
     first, second = (s["evaluation"]["unseeded"] for s in seen)
     pd.testing.assert_frame_equal(first[name], second[name], check_exact=True)

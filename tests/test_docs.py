@@ -13,6 +13,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 def shrunk(code: str) -> str:
     code = re.sub(r"epochs=\d+", "epochs=2", code)
     code = re.sub(r"num_samples=\d[\d_]*", "num_samples=50", code)
+    code = re.sub(r"\bpoints=\d+", "points=41", code)
     return re.sub(r"\b(num_temperatures|steps)=\d+", r"\1=5", code)
 
 

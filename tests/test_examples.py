@@ -82,7 +82,7 @@ PICTURES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [pytest.param(p.name, marks=pytest.mark.xdist_group(p.name)) for p in EXAMPLES])
+@pytest.mark.parametrize("script", [p.name for p in EXAMPLES])
 def test_quick(script: str, ran: Callable[[str], Done]) -> None:
     done = ran(script)
     assert done.returncode == 0, done.errors
@@ -154,7 +154,6 @@ def of_independent_pixels(data: pv.datasets.Data, n: int) -> pd.Series:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("flow_posterior.py")
 def test_report_on_saved_models(ran: Callable[[str], Done], tmp_path: Path) -> None:
     models = ran("flow_posterior.py").folder
     assert len(list(models.glob("*.safetensors"))) >= 6

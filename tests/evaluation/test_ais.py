@@ -1,6 +1,7 @@
 """Annealed importance sampling and its sandwich, against exact answers."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -121,11 +122,8 @@ def test_several_modes_where_importance_sampling_is_flagged() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("posterior", ["mean_field", "iaf"])
-def test_digits_every_estimator_against_quadrature(posterior: str) -> None:
-    data = pv.datasets.load("digits", binarize="static")
-    vae = pv.VAE(data.event_shape, 2, posterior=posterior, hidden=(64,))
-    pv.fit(vae, data, epochs=40, progress=False, seed=0, device="cpu")
-    x = data.test[:50]
+def test_digits_every_estimator_against_quadrature(posterior: str, digits_vae: Callable[[str], pv.VAE]) -> None:
+    vae, x = digits_vae(posterior), pv.datasets.load("digits", binarize="static").test[:20]
     exact = grid_log_px(vae, x, points=301, half_width=7.0).numpy()
     sampled = pv.log_marginal(vae, x, progress=False)
     annealed = pv.ais(vae, x, num_temperatures=100, progress=False)
