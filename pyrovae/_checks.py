@@ -62,6 +62,14 @@ def one_of(allowed: Sequence[str], **arguments: Any) -> None:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
 
 
+def as_event_shape(event_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one datum as integers; a ``ValueError`` unless it holds sizes, all of them positive."""
+    shape = tuple(int(n) for n in event_shape)
+    if not shape or min(shape) < 1:
+        raise ValueError(f"event_shape must hold positive sizes, e.g. (784,); got {tuple(event_shape)}.")
+    return shape
+
+
 def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
     """``"auto"`` is CUDA when present, else the CPU; a device that is not there raises ``ValueError``."""
     if device is None or device == "auto":

@@ -1,6 +1,7 @@
 """What every likelihood is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import pyro.distributions as dist
 from jaxtyping import Float
@@ -22,6 +23,18 @@ class Likelihood(nn.Module, ABC):
     def __init__(self, event_dim: int) -> None:
         super().__init__()
         self.event_dim = event_dim
+
+    def distribution(
+        self, output: Tensor, batch_shape: Sequence[int], event_shape: Sequence[int]
+    ) -> dist.TorchDistribution:
+        """The distribution over data of ``event_shape`` that a network's output stands for, with this batch shape.
+
+        Args:
+            output: ``(*batch_shape, P, *event_shape)``, or with the dimensions after the batch's flattened in any way.
+            batch_shape: leading dimensions.
+            event_shape: shape of one datum.
+        """
+        return self(output.reshape(*batch_shape, self.num_params, *event_shape))
 
     @abstractmethod
     def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:

@@ -56,7 +56,7 @@ class GridEncoder(nn.Module):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, ...],
         out_channels: int,
         *,
         downsampling: int = 4,
@@ -95,7 +95,7 @@ class GridDecoder(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, ...],
         out_channels: int,
         *,
         downsampling: int = 4,

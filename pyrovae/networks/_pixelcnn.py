@@ -49,6 +49,7 @@ class GatedPixelCNN(nn.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, e.g. 3 or 5; got {kernel_size}.")
         check_context(context_dim, spatial_context)
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.context_dim, self.spatial_context = context_dim, spatial_context
         self.layers = nn.ModuleList(
             _Layer(hidden if i else in_channels, hidden, kernel_size, context_dim, first=not i)

@@ -43,6 +43,7 @@ class RowGRU(nn.Module):
         super().__init__()
         at_least(1, in_channels=in_channels, out_channels=out_channels, width=width, hidden=hidden)
         check_context(context_dim, spatial_context)
+        self.in_channels, self.out_channels, self.width = in_channels, out_channels, width
         self.context_dim, self.spatial_context = context_dim, spatial_context
         told = context_dim or 0
         self.rows = nn.GRU(width * (in_channels + told), hidden, batch_first=True)

@@ -9,10 +9,15 @@ from pyrovae.zoo._non_amortized import NonAmortizedVAE
 from pyrovae.zoo._nvae import NVAE
 from pyrovae.zoo._pixel import PixelCNN, PixelDecoder, PixelVAE
 from pyrovae.zoo._vqvae import VQVAE
-from pyrovae.zoo.autoencoder._autoencoder import Autoencoder
-from pyrovae.zoo.autoencoder._parts import GaussianNoise, MaskingNoise
-from pyrovae.zoo.autoencoder._penalties import ContractionPenalty, KLPenalty, L1Penalty
-from pyrovae.zoo.autoencoder._recipes import (
+from pyrovae.zoo.autoencoder import (
+    Autoencoder,
+    ContractionPenalty,
+    Corruption,
+    GaussianNoise,
+    KLPenalty,
+    L1Penalty,
+    MaskingNoise,
+    Penalty,
     contractive_autoencoder,
     deep_autoencoder,
     denoising_autoencoder,
@@ -26,6 +31,7 @@ __all__ = [
     "VQVAE",
     "Autoencoder",
     "ContractionPenalty",
+    "Corruption",
     "GaussianNoise",
     "HierarchicalVAE",
     "KLPenalty",
@@ -33,6 +39,7 @@ __all__ = [
     "LadderVAE",
     "MaskingNoise",
     "NonAmortizedVAE",
+    "Penalty",
     "PixelCNN",
     "PixelCNNPrior",
     "PixelDecoder",

@@ -11,16 +11,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, lookup
+from pyrovae._checks import as_event_shape, at_least
 from pyrovae.distributions import product_of_normals
-from pyrovae.likelihoods import LIKELIHOODS
+from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAEModel
 from pyrovae.networks import MLP
 from pyrovae.posteriors import MeanFieldNormal
 
 
-class _Layered(VAEModel):
-    """p(z_L) p(z_{L-1} | z_L) ... p(z_1 | z_2) p(x | z_1), every factor but the last a diagonal normal."""
+class _Hierarchy(VAEModel):
+    """Several layers of latents: p(z_L) p(z_{L-1} | z_L) ... p(x | z_1), all but the last factor diagonal normals."""
+
+    _layer_norm = False  # by default
 
     def __init__(
         self,
@@ -28,26 +30,22 @@ class _Layered(VAEModel):
         latent_dims: Sequence[int] = (40, 20),
         *,
         hidden: Sequence[int] = (200, 200),
-        layer_norm: bool = False,
-        likelihood: str = "bernoulli",
+        layer_norm: bool | None = None,
+        likelihood: str | Likelihood = "bernoulli",
         likelihood_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.event_shape, dims, hidden = tuple(event_shape), tuple(latent_dims), tuple(hidden)
-        if not self.event_shape:
-            raise ValueError("event_shape must hold positive sizes, e.g. (784,); got ().")
+        self.event_shape, dims, hidden = as_event_shape(event_shape), tuple(latent_dims), tuple(hidden)
         if not dims:
             raise ValueError("latent_dims must name at least one layer's size, e.g. (40, 20) for two; got none.")
-        for size in self.event_shape:
-            at_least(1, event_shape=size)
         for size in dims:
             at_least(1, latent_dims=size)
         for size in hidden:
             at_least(1, hidden=size)
+        layer_norm = self._layer_norm if layer_norm is None else layer_norm
         self.latent_dims = dims
         self.sites = tuple(f"z{layer}" for layer in range(1, len(dims) + 1))
-        options = dict(likelihood_options or {})
-        self.likelihood = lookup(LIKELIHOODS, likelihood, "likelihood")(event_dim=len(self.event_shape), **options)
+        self.likelihood = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=len(self.event_shape))
         self.priors = nn.ModuleList(
             nn.Sequential(_trunk(above, hidden, layer_norm), MeanFieldNormal(here, _width(above, hidden)))
             for here, above in pairwise(dims)
@@ -63,8 +61,7 @@ class _Layered(VAEModel):
     def p(self, z: Float[Tensor, "*batch latent"]) -> dist.TorchDistribution:
         """p(x | z_1): batch ``(...)`` for ``z`` of shape ``(..., Z_1)``."""
         assert self.event_shape is not None
-        params = self.decoder(z)
-        return self.likelihood(params.reshape(*z.shape[:-1], self.likelihood.num_params, *self.event_shape))
+        return self.likelihood.distribution(self.decoder(z), z.shape[:-1], self.event_shape)
 
     def model(self, x: Tensor) -> None:
         *lower, top = self.sites
@@ -75,7 +72,7 @@ class _Layered(VAEModel):
             pyro.sample("x", self.p(z), obs=x)
 
 
-class HierarchicalVAE(_Layered):
+class HierarchicalVAE(_Hierarchy):
     """Several stochastic layers, inferred bottom-up: q(z_1 | x) q(z_2 | z_1) ... q(z_L | z_{L-1}), as in Rezende et al.
     (2014, arXiv:1401.4082) and Burda et al. (2016, arXiv:1509.00519).
 
@@ -93,12 +90,14 @@ class HierarchicalVAE(_Layered):
         event_shape: shape of one datum.
         latent_dims: sizes of the layers, from the one next to the data upwards.
         hidden: widths of the hidden layers of every network; none makes every conditional affine.
-        layer_norm: normalise the hidden layers over their features.
-        likelihood: a name in ``likelihoods.LIKELIHOODS``.
-        likelihood_options: of its constructor.
+        layer_norm: normalise the hidden layers over their features; by default no.
+        likelihood: a name in ``likelihoods.LIKELIHOODS``, or a :class:`~pyrovae.likelihoods.Likelihood`.
+        likelihood_options: options of a likelihood given by name.
 
     Raises:
-        ValueError: no layer, a size that is not positive, an unknown likelihood.
+        TypeError: a likelihood that is neither a name nor a module of its class.
+        ValueError: no layer, a size that is not positive, an unknown likelihood, options that it does not have, a built
+            one for data of other dimensions.
     """
 
     def _build_guide(self, size: int, hidden: tuple[int, ...], layer_norm: bool) -> None:
@@ -115,7 +114,7 @@ class HierarchicalVAE(_Layered):
                 h = pyro.sample(site, encoder(h))
 
 
-class LadderVAE(_Layered):
+class LadderVAE(_Hierarchy):
     """The ladder VAE (Sønderby et al. 2016, arXiv:1602.02282): a deterministic pass upwards, then a posterior downwards
     that shares the generative path.
 
@@ -131,32 +130,16 @@ class LadderVAE(_Layered):
         event_shape: shape of one datum.
         latent_dims: sizes of the layers, from the one next to the data upwards.
         hidden: widths of the hidden layers of every network; none makes every conditional affine.
-        layer_norm: normalise the hidden layers over their features.
-        likelihood: a name in ``likelihoods.LIKELIHOODS``.
-        likelihood_options: of its constructor.
+        layer_norm: normalise the hidden layers over their features; by default yes.
+        likelihood: a name in ``likelihoods.LIKELIHOODS``, or a :class:`~pyrovae.likelihoods.Likelihood`.
+        likelihood_options: options of a likelihood given by name.
 
     Raises:
-        ValueError: no layer, a size that is not positive, an unknown likelihood.
+        TypeError: a likelihood that is neither a name nor a module of its class.
+        ValueError: as of :class:`HierarchicalVAE`.
     """
 
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        latent_dims: Sequence[int] = (40, 20),
-        *,
-        hidden: Sequence[int] = (200, 200),
-        layer_norm: bool = True,
-        likelihood: str = "bernoulli",
-        likelihood_options: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(
-            event_shape,
-            latent_dims,
-            hidden=hidden,
-            layer_norm=layer_norm,
-            likelihood=likelihood,
-            likelihood_options=likelihood_options,
-        )
+    _layer_norm = True
 
     def _build_guide(self, size: int, hidden: tuple[int, ...], layer_norm: bool) -> None:
         ups, heads = [], []

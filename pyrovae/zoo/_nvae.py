@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, lookup, not_negative
+from pyrovae._checks import at_least, not_negative
 from pyrovae.distributions import residual_normal
-from pyrovae.likelihoods import LIKELIHOODS
+from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAEModel
 from pyrovae.networks._conv import as_image_shape, over_leading
 from pyrovae.networks._residual import ConvCell, DepthwiseCell
@@ -45,13 +45,15 @@ class NVAE(VAEModel):
         channels: of the networks at the finest resolution of latents; every halving doubles them.
         expansion: of the depthwise cells.
         cells: residual cells per group, in the encoder and on the path.
-        likelihood: a name in ``likelihoods.LIKELIHOODS``.
-        likelihood_options: of its constructor.
+        likelihood: a name in ``likelihoods.LIKELIHOODS``, or a :class:`~pyrovae.likelihoods.Likelihood`.
+        likelihood_options: options of a likelihood given by name.
         spectral_weight: λ in nats; 0 leaves the regularisation out.
 
     Raises:
+        TypeError: a likelihood that is neither a name nor a module of its class.
         ValueError: an image that the halvings do not divide, no groups, sizes that are not positive, a
-            ``spectral_weight`` that is negative, NaN or infinite, an unknown likelihood.
+            ``spectral_weight`` that is negative, NaN or infinite, an unknown likelihood, options that it does not have,
+            a built one for data of other dimensions.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class NVAE(VAEModel):
         channels: int = 16,
         expansion: int = 3,
         cells: int = 1,
-        likelihood: str = "bernoulli",
+        likelihood: str | Likelihood = "bernoulli",
         likelihood_options: dict[str, Any] | None = None,
         spectral_weight: float = 1e-2,
     ) -> None:
@@ -81,8 +83,7 @@ class NVAE(VAEModel):
         at_least(1, latent_channels=latent_channels, channels=channels, expansion=expansion, cells=cells)
         not_negative(spectral_weight=spectral_weight)
         self.spectral_weight = float(spectral_weight)
-        options = dict(likelihood_options or {})
-        self.likelihood = lookup(LIKELIHOODS, likelihood, "likelihood")(event_dim=3, **options)
+        self.likelihood = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=3)
 
         widths = [channels * 2**i for i in reversed(range(halvings))]  # from the top
         self.start = nn.Parameter(0.1 * torch.randn(widths[0], height // shrunk, width // shrunk))
@@ -116,9 +117,8 @@ class NVAE(VAEModel):
             for site, group in self._groups():
                 h = group.grow(h)
                 h = group.merge(h, pyro.sample(site, group.prior(h, x)))
-            params = over_leading(self.out, h, 3)
-            params = params.reshape(*h.shape[:-3], self.likelihood.num_params, *x.shape[1:])
-            pyro.sample("x", self.likelihood(params), obs=x)
+            out = over_leading(self.out, h, 3)
+            pyro.sample("x", self.likelihood.distribution(out, h.shape[:-3], x.shape[1:]), obs=x)
 
     def guide(self, x: Tensor) -> None:
         features = self._features(x)

@@ -15,7 +15,7 @@ from torch.distributions import Bernoulli, kl_divergence
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import pyrovae as pv
-from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CORRUPTIONS
+from pyrovae.zoo.autoencoder import ACTIVATIONS, CORRUPTIONS
 
 zoo = pv.zoo
 DIGITS = pv.datasets.load("digits")
@@ -351,8 +351,14 @@ def test_tied_weights_are_one() -> None:
         ({"corruption": "gausian"}, "Did you mean 'gaussian'"),
         ({"corruption": "gaussian", "corruption_options": {"scale": 0.0}}, "scale must be positive"),
         ({"corruption": "masking", "corruption_options": {"fraction": 1.0}}, "fraction must lie between 0 and 1"),
-        ({"corruption": "masking", "corruption_options": {"scale": 1.0}}, "corruption_options do not fit"),
-        ({"corruption_options": {"scale": 1.0}}, "without a corruption"),
+        (
+            {"corruption": "masking", "corruption_options": {"scale": 1.0}},
+            "has options fraction, rescale; got 'scale'",
+        ),
+        (
+            {"corruption_options": {"scale": 1.0}},
+            "are for a corruption given by name; got NoneType",
+        ),
         ({"penalty": "l2"}, "unknown penalty 'l2'"),
         ({"penalty": "l1", "penalty_options": {"weight": -1.0}}, "weight must be positive"),
         ({"penalty": "kl", "code_activation": "relu"}, "needs code_activation 'sigmoid'"),
@@ -382,7 +388,7 @@ def test_bad_data() -> None:
         model.reconstruction_error(torch.rand(3, 64), given=torch.rand(2, 64))
     with pytest.raises(ValueError, match="num_probes must be at least 1"):
         model.squared_jacobian_norm(torch.rand(3, 64), num_probes=0)
-    with pytest.raises(ValueError, match="penalty must be 'kl' or 'l1'"):
+    with pytest.raises(ValueError, match="penalty must be one of 'kl', 'l1'; got 'contraction'"):
         zoo.sparse_autoencoder((64,), 5, penalty="contraction")
     for train in (pv.fit, zoo.pretrain):
         with pytest.raises(ValueError, match=r"data holds values from 0 to 16; reconstruction='bernoulli'"):

@@ -2,15 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import lookup, positive
-
-Part = TypeVar("Part", bound=nn.Module)
+from pyrovae._checks import positive
+from pyrovae._parts import Registry
 
 
 class Activation(NamedTuple):
@@ -40,6 +39,22 @@ def bernoulli_error(out: Float[Tensor, "batch features"], x: Float[Tensor, "batc
 
 
 ERRORS = {"squared_error": squared_error, "bernoulli": bernoulli_error}
+
+
+class CodeNetworks(Protocol):
+    """The networks of an autoencoder, as far as its penalty may depend on them.
+
+    Attributes:
+        encoder: ``(..., features)`` to the code before its activation.
+        decoder: ``(..., code)`` to the reconstruction's parameters.
+        code_activation: what turns the encoder's output into the code; a layer of ``ACTIVATIONS``.
+        code_activation_name: its name there.
+    """
+
+    encoder: nn.Sequential
+    decoder: nn.Sequential
+    code_activation: nn.Module
+    code_activation_name: str
 
 
 class Transposed(nn.Module):
@@ -108,24 +123,7 @@ class MaskingNoise(Corruption):
         return kept / (1 - self.fraction) if self.rescale else kept
 
 
-CORRUPTIONS: dict[str, type[Corruption]] = {"gaussian": GaussianNoise, "masking": MaskingNoise}
-
-
-def build(registry: dict[str, type[Part]], kind: str, name: str | None, options: dict[str, Any] | None) -> Part | None:
-    """The part called ``name`` with its options, or ``None`` for ``None``.
-
-    Raises:
-        ValueError: an unknown name, an unknown option, a value out of range.
-    """
-    if name is None:
-        if options:
-            raise ValueError(f"{kind}_options are given without a {kind}: name one of {', '.join(registry)}.")
-        return None
-    cls = lookup(registry, name, kind)
-    try:
-        return cls(**(options or {}))
-    except TypeError as error:
-        raise ValueError(f"{kind}_options do not fit {kind} {name!r}: {error}") from error
+CORRUPTIONS: Registry[Corruption] = Registry("corruption", Corruption, gaussian=GaussianNoise, masking=MaskingNoise)
 
 
 def between(name: str, value: float) -> float:

@@ -3,17 +3,15 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyrovae._checks import at_least, positive
-from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, affine_layers, between
-
-if TYPE_CHECKING:
-    from pyrovae.zoo.autoencoder._autoencoder import Autoencoder
+from pyrovae._parts import Registry
+from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CodeNetworks, affine_layers, between
 
 
 class Penalty(nn.Module, ABC):
@@ -32,14 +30,14 @@ class Penalty(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, model: "Autoencoder", x: Float[Tensor, "batch features"], before: Float[Tensor, "batch code"]
+        self, networks: CodeNetworks, x: Float[Tensor, "batch features"], pre_activation: Float[Tensor, "batch code"]
     ) -> Tensor:
-        """``(batch,)``, or a number for all, without the weight.
+        """The penalty without its weight: ``(batch,)``, or one number for the whole batch.
 
         Args:
-            model: the autoencoder.
+            networks: the autoencoder.
             x: what was encoded.
-            before: the code before its activation.
+            pre_activation: its code before the activation.
         """
 
 
@@ -56,9 +54,9 @@ class L1Penalty(Penalty):
     def __init__(self, *, weight: float = 0.05) -> None:
         super().__init__(weight=weight)
 
-    def forward(self, model: "Autoencoder", x: Tensor, before: Tensor) -> Float[Tensor, "batch"]:
-        sizes = affine_layers(model.decoder)[0].weight.norm(dim=0)
-        return (model.code_activation(before).abs() * sizes).sum(-1)
+    def forward(self, networks: CodeNetworks, x: Tensor, pre_activation: Tensor) -> Float[Tensor, "batch"]:
+        sizes = affine_layers(networks.decoder)[0].weight.norm(dim=0)
+        return (networks.code_activation(pre_activation).abs() * sizes).sum(-1)
 
 
 class KLPenalty(Penalty):
@@ -77,11 +75,11 @@ class KLPenalty(Penalty):
         super().__init__(weight=weight)
         self.target = between("target", target)
 
-    def forward(self, model: "Autoencoder", x: Tensor, before: Tensor) -> Float[Tensor, ""]:
+    def forward(self, networks: CodeNetworks, x: Tensor, pre_activation: Tensor) -> Float[Tensor, ""]:
         # By logarithms: a unit that is off for the whole batch has a finite KL and a gradient.
-        off_by = math.log(len(before))
-        on = nn.functional.logsigmoid(before).logsumexp(0) - off_by
-        off = nn.functional.logsigmoid(-before).logsumexp(0) - off_by
+        off_by = math.log(len(pre_activation))
+        on = nn.functional.logsigmoid(pre_activation).logsumexp(0) - off_by
+        off = nn.functional.logsigmoid(-pre_activation).logsumexp(0) - off_by
         p = self.target
         return (p * (math.log(p) - on) + (1 - p) * (math.log1p(-p) - off)).sum()
 
@@ -103,11 +101,11 @@ class ContractionPenalty(Penalty):
         at_least(1, num_probes=num_probes)
         self.num_probes = num_probes
 
-    def forward(self, model: "Autoencoder", x: Tensor, before: Tensor) -> Float[Tensor, "batch"]:
-        if len(model.encoder) == 1:
-            slopes = ACTIVATIONS[model.code_activation_name].derivative(before)
-            return slopes.square() @ affine_layers(model.encoder)[0].weight.square().sum(1)
-        return hutchinson(lambda given: model.code_activation(model.encoder(given)), x, self.num_probes)
+    def forward(self, networks: CodeNetworks, x: Tensor, pre_activation: Tensor) -> Float[Tensor, "batch"]:
+        if len(networks.encoder) == 1:
+            slopes = ACTIVATIONS[networks.code_activation_name].derivative(pre_activation)
+            return slopes.square() @ affine_layers(networks.encoder)[0].weight.square().sum(1)
+        return hutchinson(lambda given: networks.code_activation(networks.encoder(given)), x, self.num_probes)
 
 
 def hutchinson(
@@ -134,4 +132,4 @@ def squared_jacobian_norm(
     return sum((pull(unit.expand_as(out))[0].square().sum(-1) for unit in units), torch.zeros_like(out[:, 0]))
 
 
-PENALTIES: dict[str, type[Penalty]] = {"l1": L1Penalty, "kl": KLPenalty, "contraction": ContractionPenalty}
+PENALTIES: Registry[Penalty] = Registry("penalty", Penalty, l1=L1Penalty, kl=KLPenalty, contraction=ContractionPenalty)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae._checks import as_data, at_least
+from pyrovae._checks import as_data, at_least, one_of
 from pyrovae._random import seeded
 from pyrovae.model import LossModel
 from pyrovae.model._inputs import columns_kept
@@ -14,7 +14,8 @@ from pyrovae.model._modes import evaluation_mode
 from pyrovae.training import Run, fit
 from pyrovae.training._batches import Splits, as_fields
 from pyrovae.zoo.autoencoder._autoencoder import Autoencoder
-from pyrovae.zoo.autoencoder._parts import ERRORS, affine_layers
+from pyrovae.zoo.autoencoder._parts import ERRORS, Corruption, affine_layers
+from pyrovae.zoo.autoencoder._penalties import KLPenalty, Penalty
 
 
 def linear_autoencoder(event_shape: Sequence[int], code_dim: int, **options: Any) -> Autoencoder:
@@ -47,7 +48,7 @@ def denoising_autoencoder(
     event_shape: Sequence[int],
     code_dim: int,
     *,
-    noise: str = "gaussian",
+    noise: str | Corruption = "gaussian",
     hidden: Sequence[int] = (256,),
     noise_options: dict[str, Any] | None = None,
     **options: Any,
@@ -57,9 +58,9 @@ def denoising_autoencoder(
     Args:
         event_shape: shape of one datum.
         code_dim: size of the code, which may be larger than the data's.
-        noise: ``"gaussian"`` or ``"masking"``.
+        noise: ``"gaussian"``, ``"masking"``, or a :class:`Corruption`.
         hidden: widths of the encoder's hidden layers.
-        noise_options: ``scale`` of Gaussian noise, ``fraction`` and ``rescale`` of masking.
+        noise_options: of a noise given by name: ``scale`` of Gaussian noise, ``fraction`` and ``rescale`` of masking.
         options: of :class:`Autoencoder`.
     """
     return Autoencoder(
@@ -71,7 +72,7 @@ def sparse_autoencoder(
     event_shape: Sequence[int],
     code_dim: int,
     *,
-    penalty: str = "kl",
+    penalty: str | Penalty = "kl",
     penalty_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Autoencoder:
@@ -81,13 +82,14 @@ def sparse_autoencoder(
     Args:
         event_shape: shape of one datum.
         code_dim: size of the code, which may be larger than the data's.
-        penalty: ``"kl"`` or ``"l1"``.
-        penalty_options: ``weight``, and ``target`` for ``"kl"``.
+        penalty: ``"kl"``, ``"l1"``, or a :class:`Penalty`.
+        penalty_options: of a penalty given by name: ``weight``, and ``target`` for ``"kl"``.
         options: of :class:`Autoencoder`.
     """
-    if penalty not in ("kl", "l1"):
-        raise ValueError(f"penalty must be 'kl' or 'l1'; got {penalty!r}.")
-    options.setdefault("code_activation", "sigmoid" if penalty == "kl" else "relu")
+    if isinstance(penalty, str):
+        one_of(("kl", "l1"), penalty=penalty)
+    by_kl = penalty == "kl" or isinstance(penalty, KLPenalty)
+    options.setdefault("code_activation", "sigmoid" if by_kl else "relu")
     return Autoencoder(event_shape, code_dim, penalty=penalty, penalty_options=penalty_options, **options)
 
 
