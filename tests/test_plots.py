@@ -462,7 +462,7 @@ def test_aggregate_posterior_of_one_dimension_is_a_histogram() -> None:
 def test_aggregate_posterior_with_covariates_and_refusals() -> None:
     ax = pv.plots.aggregate_posterior(Conditional(), binary(10), torch.randn(10, 2))
     assert len(ax.collections[1].get_offsets()) == 10
-    with pytest.raises(ValueError, match="latent sites z2, z1; aggregate_posterior shows a single one"):
+    with pytest.raises(ValueError, match="latent sites z2, z1: a single one is needed"):
         pv.plots.aggregate_posterior(TwoSites(), binary(10))
     for dims in ((0, 3), (0, 0), (0, 1, 2), (-1, 0), ()):
         with pytest.raises(ValueError, match="different latent dimensions from 0 to 2; got"):
@@ -502,7 +502,7 @@ def test_codes_are_drawn_by_class() -> None:
     for name, drawn in enumerate(ax.collections):
         np.testing.assert_allclose(drawn.get_offsets(), code[labels == name][:, [3, 1]], rtol=1e-6)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("code[3]", "code[1]")
-    with pytest.raises(ValueError, match="two different dimensions from 0 to 3"):
+    with pytest.raises(ValueError, match="2 different latent dimensions from 0 to 3"):
         pv.plots.codes(code, labels, dims=(0, 4))
     with pytest.raises(ValueError, match=r"\(30, 4\) and 29 labels"):
         pv.plots.codes(code, labels[1:])

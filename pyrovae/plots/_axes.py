@@ -19,6 +19,11 @@ def new_axes(width: float, height: float) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
+def legend_above(ax: Axes, columns: int = 2, **options: Any) -> None:
+    """Put a small legend above the axes, where it hides nothing."""
+    ax.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, **options)
+
+
 def styles() -> Iterator[dict[str, Any]]:
     """Colours without end; after the last, the same with other dashes."""
     return cycle({"color": color, "linestyle": dashes} for dashes, color in product(("-", "--", ":", "-."), PALETTE))

@@ -40,10 +40,7 @@ def codebook_usage(counts: Int[Tensor, "codes"], *, title: str = "", ax: Axes | 
     ax.axhline(1.0 / k, color=ORANGE, linestyle="--", label="all equally often")
     at = effective + 0.5  # so many bars lie to its left
     ax.plot([at, at], [0.0, share[0]], color=VERMILION, linestyle=":", label=f"perplexity {effective:.1f}")
-    ax.set_xlim(0.5, k + 0.5)
-    ax.set_ylim(0.0, 1.35 * share[0])  # room for the legend
-    ax.set_xlabel("code, by frequency")
-    ax.set_ylabel("share of all positions")
-    ax.set_title(title)
+    ax.set(xlim=(0.5, k + 0.5), ylim=(0.0, 1.35 * share[0]))  # room for the legend
+    ax.set(xlabel="code, by frequency", ylabel="share of all positions", title=title)
     ax.legend(frameon=False, fontsize="small", loc="upper right")
     return ax

@@ -50,8 +50,7 @@ def curves(runs: Mapping[str, Run | pd.DataFrame], *, column: str = "val_loss", 
         top = max(line.get_ydata().max() for line in ax.get_lines())  # type: ignore[union-attr]
         bottom = min(lowest)
         ax.set_ylim(bottom - 0.05 * (top - bottom), top + 0.08 * (top - bottom))
-    ax.set_xlabel("epoch")
-    ax.set_ylabel(_LABELS.get(column, column))
+    ax.set(xlabel="epoch", ylabel=_LABELS.get(column, column))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize="small")
     return ax
