@@ -29,8 +29,9 @@ def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
 
 
 def at_least(minimum: int, **arguments: Any) -> None:
-    """Raise a ``ValueError`` unless every named argument is an integer not under ``minimum``."""
-    for name, value in arguments.items():
+    """Raise a ``ValueError`` unless every named argument is an integer not under ``minimum``, or a tuple of such."""
+    each = [(name, n) for name, value in arguments.items() for n in (value if isinstance(value, tuple) else (value,))]
+    for name, value in each:
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise ValueError(f"{name} must be an integer of at least {minimum}; got {value!r}.")
         if value < minimum:

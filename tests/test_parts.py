@@ -117,13 +117,12 @@ CASES = {
     ),
     "denoising": Case(
         lambda **parts: zoo.denoising_autoencoder((6,), 3, **parts),
-        "noise",
+        "corruption",
         "gaussian",
         {"scale": 0.1},
         lambda: zoo.GaussianNoise(scale=0.1),
         None,
         "",
-        "corruption",
     ),
     "sparse": Case(
         lambda **parts: zoo.sparse_autoencoder((6,), 3, **parts),
@@ -162,7 +161,7 @@ def test_by_name_and_built_are_one_model(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_built_part_must_be(name: str) -> None:
     case = CASES[name]
-    kind = "corruption" if case.argument == "noise" else case.argument
+    kind = case.argument
     with pytest.raises(ValueError, match=f"{kind}_options are for a {kind} given by name"):
         case.make(**{case.argument: case.built(), f"{case.argument}_options": {"any": 1}})
     with pytest.raises((TypeError, ValueError), match=f"{kind} must be .*; got float"):

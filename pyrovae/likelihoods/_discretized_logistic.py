@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import at_least, positive
 from pyrovae.distributions import DiscretizedLogistic as Binned
 from pyrovae.likelihoods._base import Likelihood
 
@@ -28,8 +28,7 @@ class DiscretizedLogistic(Likelihood):
     def __init__(self, event_dim: int, *, num_levels: int = 256, min_scale: float = 0.1) -> None:
         super().__init__(event_dim)
         at_least(2, num_levels=num_levels)
-        if not min_scale > 0:
-            raise ValueError(f"min_scale must be positive, in steps between levels; got {min_scale}.")
+        positive(min_scale=min_scale)
         self.num_levels = num_levels
         self.min_scale = min_scale
 

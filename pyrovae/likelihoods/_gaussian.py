@@ -1,6 +1,5 @@
 """Continuous data."""
 
-import math
 from typing import Literal
 
 import pyro.distributions as dist
@@ -8,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyrovae._checks import positive
 from pyrovae.likelihoods._base import Likelihood
 
 
@@ -29,13 +29,11 @@ class Gaussian(Likelihood):
         min_scale: float = 1e-3,
     ) -> None:
         super().__init__(event_dim)
-        if isinstance(scale, str):
-            if scale not in ("shared", "per_pixel"):
-                raise ValueError(f"scale must be a number, 'shared' or 'per_pixel'; got {scale!r}.")
-        elif not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"scale must be positive; got {scale}.")
-        if not min_scale > 0:
-            raise ValueError(f"min_scale must be positive; got {min_scale}.")
+        if not isinstance(scale, str):
+            positive(scale=scale)
+        elif scale not in ("shared", "per_pixel"):
+            raise ValueError(f"scale must be a number, 'shared' or 'per_pixel'; got {scale!r}.")
+        positive(min_scale=min_scale)
         self.scale = scale
         self.min_scale = min_scale
         self.num_params = 2 if scale == "per_pixel" else 1

@@ -35,10 +35,6 @@ def grid_shape(image_shape: tuple[int, ...], downsampling: int) -> tuple[int, in
     return height // downsampling, width // downsampling
 
 
-def _strides(downsampling: int) -> int:
-    return downsampling.bit_length() - 1
-
-
 class GridEncoder(nn.Module):
     """Images ``(..., C, H, W)`` to grids of features ``(..., D, H/f, W/f)``: one 4×4 convolution of stride 2 for every
     halving, residual blocks, a 1×1 convolution.
@@ -68,7 +64,7 @@ class GridEncoder(nn.Module):
         at_least(1, out_channels=out_channels, hidden=hidden)
         at_least(0, num_blocks=num_blocks)
         layers: list[nn.Module] = [nn.Conv2d(image_shape[0], hidden, 4, 2, 1)]
-        for _ in range(_strides(downsampling) - 1):
+        for _ in range(downsampling.bit_length() - 2):
             layers += [nn.ReLU(), nn.Conv2d(hidden, hidden, 4, 2, 1)]
         layers += [_Residual(hidden) for _ in range(num_blocks)]
         self.layers = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(hidden, out_channels, 1))
@@ -108,7 +104,7 @@ class GridDecoder(nn.Module):
         at_least(0, num_blocks=num_blocks)
         layers: list[nn.Module] = [nn.Conv2d(in_channels, hidden, 3, padding=1)]
         layers += [_Residual(hidden) for _ in range(num_blocks)]
-        for _ in range(_strides(downsampling) - 1):
+        for _ in range(downsampling.bit_length() - 2):
             layers += [nn.ReLU(), nn.ConvTranspose2d(hidden, hidden, 4, 2, 1)]
         self.layers = nn.Sequential(*layers, nn.ReLU(), nn.ConvTranspose2d(hidden, out_channels, 4, 2, 1))
 

@@ -73,7 +73,5 @@ class GatedMLP(nn.Sequential):
 
 
 def _sizes(in_features: int, hidden: Sequence[int], out_features: int) -> list[int]:
-    at_least(1, in_features=in_features, out_features=out_features)
-    for size in hidden:
-        at_least(1, hidden=size)
+    at_least(1, in_features=in_features, out_features=out_features, hidden=tuple(hidden))
     return [in_features, *hidden, out_features]

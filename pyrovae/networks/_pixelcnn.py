@@ -1,15 +1,13 @@
 """Gated PixelCNN: a convolutional network in which a pixel's output depends on earlier pixels alone."""
 
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from pyrovae._checks import at_least
-from pyrovae.networks._context import check_context, with_context
-from pyrovae.networks._conv import over_leading
+from pyrovae.networks._context import PixelNetwork
 
 
-class GatedPixelCNN(nn.Module):
+class GatedPixelCNN(PixelNetwork):
     """Images ``(..., C, H, W)`` to parameters of every pixel given those before it, in raster order: the gated network
     of van den Oord et al. (2016, arXiv:1606.05328, fig. 2), whose two stacks leave no blind spot.
 
@@ -43,14 +41,11 @@ class GatedPixelCNN(nn.Module):
         context_dim: int | None = None,
         spatial_context: bool = False,
     ) -> None:
-        super().__init__()
-        at_least(1, in_channels=in_channels, out_channels=out_channels, hidden=hidden, num_layers=num_layers)
+        super().__init__(in_channels, out_channels, context_dim, spatial_context)
+        at_least(1, hidden=hidden, num_layers=num_layers)
         at_least(3, kernel_size=kernel_size)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, e.g. 3 or 5; got {kernel_size}.")
-        check_context(context_dim, spatial_context)
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.context_dim, self.spatial_context = context_dim, spatial_context
         self.layers = nn.ModuleList(
             _Layer(hidden if i else in_channels, hidden, kernel_size, context_dim, first=not i)
             for i in range(num_layers)
@@ -59,16 +54,7 @@ class GatedPixelCNN(nn.Module):
             nn.ReLU(), nn.Conv2d(hidden, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, out_channels, 1)
         )
 
-    def forward(
-        self, x: Float[Tensor, "*batch channels height width"], context: Tensor | None = None
-    ) -> Float[Tensor, "*batch out height width"]:
-        """Leading dimensions of ``x`` and of ``context``, ``(..., context_dim)``, broadcast."""
-        x, context = with_context(x, context, self.context_dim, self.spatial_context)
-        if context is not None:
-            context = context.reshape(-1, *context.shape[-3:])
-        return over_leading(lambda image: self._run(image, context), x, 3)
-
-    def _run(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def of_images(self, x: Tensor, context: Tensor | None) -> Tensor:
         above = left = x
         total: Tensor | None = None
         for layer in self.layers:

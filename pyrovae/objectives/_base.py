@@ -15,6 +15,7 @@ from pyrovae.model import LogTerms, VAEModel, log_terms
 from pyrovae.objectives._schedules import Weight, has_ended, value_at
 
 Weights = Mapping[str, float | Tensor]  # in force, by name
+Program = Callable[..., Any]  # a model or a guide
 
 
 class Objective(PyroELBO):
@@ -94,28 +95,22 @@ class Objective(PyroELBO):
 
     # -- the loss of a batch -----------------------------------------------------------------------------
 
-    def surrogate_loss(
-        self, weights: Weights, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def surrogate_loss(self, weights: Weights, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss to differentiate, with these weights."""
         return -self.surrogate(self._terms(model, guide, *args, **kwargs), **weights).sum()
 
     @torch.no_grad()
-    def bound_loss(
-        self, weights: Weights, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def bound_loss(self, weights: Weights, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The negative bound, with these weights."""
         return -self.per_datum(self._terms(model, guide, *args, **kwargs), **weights).sum()
 
-    def differentiable_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         return self.surrogate_loss(self._now(), model, guide, *args, **kwargs)
 
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         return self.bound_loss(self._now(), model, guide, *args, **kwargs).item()
 
-    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         terms, weights = self._terms(model, guide, *args, **kwargs), self._now()
         (-self.surrogate(terms, **weights).sum()).backward()
         return -self.per_datum(terms, **weights).sum().item()
@@ -127,7 +122,7 @@ class Objective(PyroELBO):
         """Abstract in Pyro's class; Pyro's own tools (e.g. ``guess_max_plate_nesting``) may call it."""
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
-    def _terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> LogTerms:
+    def _terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> LogTerms:
         return log_terms(
             model,
             guide,
@@ -138,6 +133,6 @@ class Objective(PyroELBO):
         )
 
 
-def _nesting(model: Callable[..., Any]) -> int:
+def _nesting(model: Program) -> int:
     owner = getattr(model, "__self__", None)
     return owner.max_plate_nesting if isinstance(owner, VAEModel) else 1

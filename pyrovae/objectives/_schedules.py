@@ -34,6 +34,10 @@ class _Warmup(Schedule):
     end: float
     cosine: bool
 
+    def __post_init__(self) -> None:
+        positive(duration=self.ends)
+        not_negative(start=self.start, end=self.end)
+
     def __call__(self, t: float) -> float:
         if t >= self.ends:
             return self.end
@@ -68,8 +72,6 @@ def linear_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> S
     Raises:
         ValueError: a duration that is not positive and finite, a weight that is negative, NaN or infinite.
     """
-    positive(duration=duration)
-    not_negative(start=start, end=end)
     return _Warmup(duration, start, end, cosine=False)
 
 
@@ -84,8 +86,6 @@ def cosine_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> S
     Raises:
         ValueError: as of :func:`linear_warmup`.
     """
-    positive(duration=duration)
-    not_negative(start=start, end=end)
     return _Warmup(duration, start, end, cosine=True)
 
 

@@ -55,6 +55,12 @@ def images(
     return ax
 
 
+def strips(rows: Mapping[str, Tensor], image_shape: Sequence[int], **options: Any) -> Axes:
+    """A grid of images with a row for each of several batches of one size, by name."""
+    x = torch.cat([row.cpu() for row in rows.values()])
+    return images(x, image_shape, columns=len(x) // len(rows), row_labels=tuple(rows), **options)
+
+
 def reconstructions(
     model: Any, x: Tensor, image_shape: Sequence[int], *, title: str = "", ax: Axes | None = None
 ) -> Axes:
@@ -75,8 +81,8 @@ def reconstructions(
         'untrained'
     """
     models = model if isinstance(model, Mapping) else {"decoded": model}
-    rows = [x.cpu(), *(m.reconstruct(x).cpu() for m in models.values())]
-    return images(torch.cat(rows), image_shape, columns=len(x), row_labels=("data", *models), title=title, ax=ax)
+    rows = {"data": x, **{name: m.reconstruct(x) for name, m in models.items()}}
+    return strips(rows, image_shape, title=title, ax=ax)
 
 
 def denoising(
@@ -110,10 +116,8 @@ def denoising(
     """
     if noisy.shape != x.shape:
         raise ValueError(f"noisy has shape {tuple(noisy.shape)} and x has {tuple(x.shape)}; they must be equal.")
-    rows = [x.cpu(), noisy.cpu(), *(m.reconstruct(noisy).cpu() for m in models.values())]
-    return images(
-        torch.cat(rows), image_shape, columns=len(x), row_labels=("clean", "noisy", *models), title=title, ax=ax
-    )
+    rows = {"clean": x, "noisy": noisy, **{name: m.reconstruct(noisy) for name, m in models.items()}}
+    return strips(rows, image_shape, title=title, ax=ax)
 
 
 def samples(

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from pyrovae._checks import at_least
 from pyrovae.evaluation import CollapseReport
 from pyrovae.plots._axes import legend_above, new_axes, styles
-from pyrovae.plots._images import images
+from pyrovae.plots._images import strips
 from pyrovae.plots._inputs import by_name
 
 
@@ -45,14 +45,12 @@ def layer_samples(
     draws = model.sample_latents(n, seed=seed)
     if not isinstance(draws, dict):
         raise ValueError("layer_samples shows what several latent sites decide; this model has one. Use samples.")
-    rows, held = [model.decode(draws)], {}
+    first, held = model.decode(draws), {}
+    rows = {"all drawn": first}
     for site, z in list(draws.items())[:-1]:
         held[site] = z[:1].expand_as(z)
-        rows.append(model.decode(held))
-    for row in rows[1:]:
-        row[0] = rows[0][0]
-    labels = ["all drawn"] + [("… " if i else "") + f"{name} held" for i, name in enumerate(held)]
-    return images(torch.cat(rows), image_shape, columns=n, row_labels=labels, title=title, ax=ax)
+        rows[("… " if len(held) > 1 else "") + f"{site} held"] = torch.cat([first[:1], model.decode(held)[1:]])
+    return strips(rows, image_shape, title=title, ax=ax)
 
 
 def kl_per_site(report: CollapseReport | Mapping[str, CollapseReport], *, ax: Axes | None = None) -> Axes:

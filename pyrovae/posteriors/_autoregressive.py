@@ -1,7 +1,7 @@
 """Autoregressive flows, drawn in one pass: zuko's masked transforms run from base to latent space."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,21 +19,16 @@ class InverseAutoregressive(FlowPosterior):
     same map for all inputs, since the last layer of its network starts small.
     """
 
+    family: ClassVar[Any]  # a flow of zuko's
+
     def __init__(
-        self,
-        latent_dim: int,
-        context_dim: int,
-        *,
-        num_flows: int,
-        hidden: Sequence[int],
-        family: Any,
-        **options: Any,
+        self, latent_dim: int, context_dim: int, *, num_flows: int, hidden: Sequence[int], **options: Any
     ) -> None:
         super().__init__(latent_dim, context_dim, num_flows=num_flows)
         # The masked networks see every draw; a narrow summary of the context keeps them cheap.
         width = min(context_dim, 64)
         self.summary = nn.Linear(context_dim, width)
-        flow = family(latent_dim, width, transforms=num_flows, hidden_features=tuple(hidden), **options)
+        flow = self.family(latent_dim, width, transforms=num_flows, hidden_features=tuple(hidden), **options)
         self.steps = flow.transform.transforms
         with torch.no_grad():
             for step in self.steps:
@@ -55,10 +50,12 @@ class IAF(InverseAutoregressive):
         hidden: hidden layers of each masked network.
     """
 
+    family = _zuko.flows.MAF
+
     def __init__(
         self, latent_dim: int, context_dim: int, *, num_flows: int = 4, hidden: Sequence[int] = (128, 128)
     ) -> None:
-        super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden, family=_zuko.flows.MAF)
+        super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden)
 
 
 class NeuralSpline(InverseAutoregressive):
@@ -74,6 +71,8 @@ class NeuralSpline(InverseAutoregressive):
         bins: spline bins per dimension.
     """
 
+    family = _zuko.flows.NSF
+
     def __init__(
         self,
         latent_dim: int,
@@ -83,4 +82,4 @@ class NeuralSpline(InverseAutoregressive):
         hidden: Sequence[int] = (128, 128),
         bins: int = 8,
     ) -> None:
-        super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden, family=_zuko.flows.NSF, bins=bins)
+        super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden, bins=bins)

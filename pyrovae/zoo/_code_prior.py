@@ -14,8 +14,7 @@ from pyrovae.networks import GatedPixelCNN
 def _checked(grid_shape: tuple[int, int], num_codes: int) -> tuple[int, int]:
     at_least(2, num_codes=num_codes)
     height, width = grid_shape
-    at_least(1, grid_shape=height)
-    at_least(1, grid_shape=width)
+    at_least(1, grid_shape=(height, width))
     return height, width
 
 

@@ -38,18 +38,12 @@ class _Hierarchy(VAEModel):
         self.event_shape, dims, hidden = as_event_shape(event_shape), tuple(latent_dims), tuple(hidden)
         if not dims:
             raise ValueError("latent_dims must name at least one layer's size, e.g. (40, 20) for two; got none.")
-        for size in dims:
-            at_least(1, latent_dims=size)
-        for size in hidden:
-            at_least(1, hidden=size)
+        at_least(1, latent_dims=dims, hidden=hidden)
         layer_norm = self._layer_norm if layer_norm is None else layer_norm
         self.latent_dims = dims
         self.sites = tuple(f"z{layer}" for layer in range(1, len(dims) + 1))
         self.likelihood = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=len(self.event_shape))
-        self.priors = nn.ModuleList(
-            nn.Sequential(_trunk(above, hidden, layer_norm), MeanFieldNormal(here, _width(above, hidden)))
-            for here, above in pairwise(dims)
-        )
+        self.priors = nn.ModuleList(_conditional(above, here, hidden, layer_norm) for here, above in pairwise(dims))
         outputs = self.likelihood.num_params * prod(self.event_shape)
         self.decoder = MLP(dims[0], hidden[::-1], outputs, layer_norm=layer_norm)
         self._build_guide(prod(self.event_shape), hidden, layer_norm)
@@ -103,8 +97,7 @@ class HierarchicalVAE(_Hierarchy):
     def _build_guide(self, size: int, hidden: tuple[int, ...], layer_norm: bool) -> None:
         below = (size, *self.latent_dims[:-1])
         self.encoders = nn.ModuleList(
-            nn.Sequential(_trunk(source, hidden, layer_norm), MeanFieldNormal(here, _width(source, hidden)))
-            for source, here in zip(below, self.latent_dims, strict=True)
+            _conditional(source, here, hidden, layer_norm) for source, here in zip(below, self.latent_dims, strict=True)
         )
 
     def guide(self, x: Tensor) -> None:
@@ -166,6 +159,13 @@ def _narrow(q: MeanFieldNormal) -> MeanFieldNormal:
     with torch.no_grad():
         q.head.bias[q.latent_dim :] -= 2.0
     return q
+
+
+def _conditional(in_features: int, latent_dim: int, hidden: Sequence[int], layer_norm: bool) -> nn.Module:
+    """An amortised diagonal normal over one layer's latents, given another layer's or the data."""
+    return nn.Sequential(
+        _trunk(in_features, hidden, layer_norm), MeanFieldNormal(latent_dim, _width(in_features, hidden))
+    )
 
 
 def _trunk(in_features: int, hidden: Sequence[int], layer_norm: bool) -> nn.Module:

@@ -73,8 +73,7 @@ class NVAE(VAEModel):
         groups = tuple(groups)
         if not groups:
             raise ValueError("groups must name at least one resolution's number of groups, e.g. (1, 2); got none.")
-        for count in groups:
-            at_least(1, groups=count)
+        at_least(1, groups=groups)
         halvings = len(groups)
         shrunk = 2**halvings
         needs = f" with height and width divisible by {shrunk}, for {halvings} resolutions"

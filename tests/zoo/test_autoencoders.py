@@ -23,8 +23,8 @@ RECIPES: dict[str, Callable[[], zoo.Autoencoder]] = {
     "linear": lambda: zoo.linear_autoencoder((64,), 5),
     "deep": lambda: zoo.deep_autoencoder((64,), 5, hidden=(32, 16)),
     "bernoulli": lambda: zoo.deep_autoencoder((64,), 5, hidden=(32,), activation="tanh", reconstruction="bernoulli"),
-    "gaussian_noise": lambda: zoo.denoising_autoencoder((64,), 20, hidden=(32,), noise_options={"scale": 0.2}),
-    "masking_noise": lambda: zoo.denoising_autoencoder((64,), 20, noise="masking", hidden=(), tied=True),
+    "gaussian_noise": lambda: zoo.denoising_autoencoder((64,), 20, hidden=(32,), corruption_options={"scale": 0.2}),
+    "masking_noise": lambda: zoo.denoising_autoencoder((64,), 20, corruption="masking", hidden=(), tied=True),
     "sparse_kl": lambda: zoo.sparse_autoencoder((64,), 40, penalty_options={"target": 0.1}),
     "sparse_l1": lambda: zoo.sparse_autoencoder((64,), 40, penalty="l1", hidden=(32,)),
     "contractive": lambda: zoo.contractive_autoencoder((64,), 20),
@@ -77,7 +77,7 @@ def test_linear_autoencoder_spans_the_principal_components(code_dim: int) -> Non
 def test_denoiser_beats_the_plain_autoencoder_on_noisy_digits(noise: str, options: dict) -> None:
     plain = trained_plain(32, (128,), "identity")
     denoiser = trained(
-        built(zoo.denoising_autoencoder, 32, hidden=(128,), noise=noise, noise_options=options), epochs=100
+        built(zoo.denoising_autoencoder, 32, hidden=(128,), corruption=noise, corruption_options=options), epochs=100
     )
     noisy = CORRUPTIONS[noise](**options)(DIGITS.test)
     gain = plain.reconstruction_error(DIGITS.test, given=noisy) - denoiser.reconstruction_error(

@@ -1,6 +1,7 @@
 """``Autoencoder``: an encoder and a decoder trained on reconstruction, without a density."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any, cast
 
@@ -184,14 +185,9 @@ class Autoencoder(LossModel):
         x = self._data(x, "x").flatten(1)
         if num_probes is not None:
             at_least(1, num_probes=num_probes)
+        norm = squared_jacobian_norm if num_probes is None else partial(hutchinson, num_probes=num_probes)
         with evaluation_mode(self), torch.no_grad(), seeded(seed):
-            parts = [
-                squared_jacobian_norm(self._encode, part)
-                if num_probes is None
-                else hutchinson(self._encode, part, num_probes)
-                for part in x.split(_JACOBIAN_BATCH)
-            ]
-        return torch.cat(parts).detach()
+            return torch.cat([norm(self._encode, part) for part in x.split(_JACOBIAN_BATCH)]).detach()
 
     # -- inside ------------------------------------------------------------------------------------------
 

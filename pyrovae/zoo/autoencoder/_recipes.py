@@ -19,8 +19,8 @@ from pyrovae.zoo.autoencoder._penalties import KLPenalty, Penalty
 
 
 def linear_autoencoder(event_shape: Sequence[int], code_dim: int, **options: Any) -> Autoencoder:
-    """One affine layer each way and squared error: its optimum spans the first principal components (Baldi & Hornik
-    1989, Neural Networks 2), though its codes are not theirs.
+    """An autoencoder of one affine layer each way and squared error, whose optimum spans the first principal components
+    (Baldi & Hornik 1989, Neural Networks 2), though its codes are not theirs.
 
     Args:
         event_shape: shape of one datum.
@@ -33,7 +33,8 @@ def linear_autoencoder(event_shape: Sequence[int], code_dim: int, **options: Any
 def deep_autoencoder(
     event_shape: Sequence[int], code_dim: int, *, hidden: Sequence[int] = (256, 64), **options: Any
 ) -> Autoencoder:
-    """Several layers each way (Hinton & Salakhutdinov 2006, Science 313). Stack it by :func:`pretrain`.
+    """An autoencoder of several layers each way (Hinton & Salakhutdinov 2006, Science 313), which :func:`pretrain` can
+    stack.
 
     Args:
         event_shape: shape of one datum.
@@ -48,77 +49,57 @@ def denoising_autoencoder(
     event_shape: Sequence[int],
     code_dim: int,
     *,
-    noise: str | Corruption = "gaussian",
+    corruption: str | Corruption = "gaussian",
     hidden: Sequence[int] = (256,),
-    noise_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Autoencoder:
-    """Trained to give x back from x with noise (Vincent et al. 2008, ICML; 2010, JMLR 11).
+    """An autoencoder that is trained to undo noise (Vincent et al. 2008, ICML; 2010, JMLR 11).
 
     Args:
         event_shape: shape of one datum.
         code_dim: size of the code, which may be larger than the data's.
-        noise: ``"gaussian"``, ``"masking"``, or a :class:`Corruption`.
+        corruption: ``"gaussian"``, ``"masking"``, or a :class:`Corruption`.
         hidden: widths of the encoder's hidden layers.
-        noise_options: of a noise given by name: ``scale`` of Gaussian noise, ``fraction`` and ``rescale`` of masking.
-        options: of :class:`Autoencoder`.
+        options: of :class:`Autoencoder`, such as ``corruption_options``.
     """
-    return Autoencoder(
-        event_shape, code_dim, hidden=hidden, corruption=noise, corruption_options=noise_options, **options
-    )
+    return Autoencoder(event_shape, code_dim, hidden=hidden, corruption=corruption, **options)
 
 
 def sparse_autoencoder(
-    event_shape: Sequence[int],
-    code_dim: int,
-    *,
-    penalty: str | Penalty = "kl",
-    penalty_options: dict[str, Any] | None = None,
-    **options: Any,
+    event_shape: Sequence[int], code_dim: int, *, penalty: str | Penalty = "kl", **options: Any
 ) -> Autoencoder:
-    """Few units of the code are active at a time: by L1 on a rectified code, or by the KL of a sigmoid code's mean
-    activations to a target.
+    """An autoencoder of whose code few units are active at a time: by L1 on a rectified code, or by the KL of a sigmoid
+    code's mean activations to a target.
 
     Args:
         event_shape: shape of one datum.
         code_dim: size of the code, which may be larger than the data's.
         penalty: ``"kl"``, ``"l1"``, or a :class:`Penalty`.
-        penalty_options: of a penalty given by name: ``weight``, and ``target`` for ``"kl"``.
-        options: of :class:`Autoencoder`.
+        options: of :class:`Autoencoder`, such as ``penalty_options``.
     """
     if isinstance(penalty, str):
         one_of(("kl", "l1"), penalty=penalty)
     by_kl = penalty == "kl" or isinstance(penalty, KLPenalty)
     options.setdefault("code_activation", "sigmoid" if by_kl else "relu")
-    return Autoencoder(event_shape, code_dim, penalty=penalty, penalty_options=penalty_options, **options)
+    return Autoencoder(event_shape, code_dim, penalty=penalty, **options)
 
 
-def contractive_autoencoder(
-    event_shape: Sequence[int],
-    code_dim: int,
-    *,
-    hidden: Sequence[int] = (),
-    penalty_options: dict[str, Any] | None = None,
-    **options: Any,
-) -> Autoencoder:
-    """Codes that move little with the data (Rifai et al. 2011, ICML): sigmoid code, tied weights, and the squared norm
-    of the encoder's Jacobian as penalty, exact for one layer and by Hutchinson's estimate for several.
+def contractive_autoencoder(event_shape: Sequence[int], code_dim: int, **options: Any) -> Autoencoder:
+    """An autoencoder whose codes move little with the data (Rifai et al. 2011, ICML): sigmoid code, tied weights, and
+    the squared norm of the encoder's Jacobian as penalty, exact for one layer and by Hutchinson's estimate for several.
 
     Args:
         event_shape: shape of one datum.
         code_dim: size of the code.
-        hidden: widths of the encoder's hidden layers.
-        penalty_options: ``weight``, and ``num_probes`` for a deep encoder.
-        options: of :class:`Autoencoder`.
+        options: of :class:`Autoencoder`, such as ``hidden`` and ``penalty_options``.
     """
-    options = {"code_activation": "sigmoid", "tied": True, **options}
     return Autoencoder(
-        event_shape, code_dim, hidden=hidden, penalty="contraction", penalty_options=penalty_options, **options
+        event_shape, code_dim, **{"code_activation": "sigmoid", "tied": True, "penalty": "contraction", **options}
     )
 
 
-class _Level(LossModel):
-    """One layer of the encoder and its mirror image in the decoder, which are the whole model's own."""
+class _LayerPair(LossModel):
+    """A layer of an autoencoder's encoder and its mirror image in the decoder, as an autoencoder of their own."""
 
     def __init__(self, model: Autoencoder, index: int) -> None:
         super().__init__()
@@ -148,7 +129,7 @@ def pretrain(model: Autoencoder, data: Any, *, epochs: int = 20, seed: int | Non
     Args:
         model: an autoencoder, trained in place.
         data: tensor, array or DataFrame ``(N, *event_shape)``, or ``datasets.load(...)``, of which the training split.
-        epochs: of every level.
+        epochs: of every pair.
         seed: seed of every level's ``fit``.
         options: passed to ``fit``: ``learning_rate``, ``batch_size``, ``compile``, ``progress``, ...
 
@@ -172,10 +153,10 @@ def pretrain(model: Autoencoder, data: Any, *, epochs: int = 20, seed: int | Non
         raise ValueError("pretrain takes no validation data, which deeper levels would need encoded: leave it out.")
     runs = []
     for index in range(len(affine_layers(model.encoder))):
-        level = _Level(model, index)
-        runs.append(fit(level, x, epochs=epochs, seed=seed, batch_transform=transform, **options))
-        with evaluation_mode(level), torch.no_grad(), seeded(0 if seed is None else seed):
-            x = x.to(level.like())
-            x = level.encode((x if transform is None else transform(x)).flatten(1))
+        pair = _LayerPair(model, index)
+        runs.append(fit(pair, x, epochs=epochs, seed=seed, batch_transform=transform, **options))
+        with evaluation_mode(pair), torch.no_grad(), seeded(0 if seed is None else seed):
+            x = x.to(pair.like())
+            x = pair.encode((x if transform is None else transform(x)).flatten(1))
         transform = None
     return runs
