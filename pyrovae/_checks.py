@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from pyrovae._frames import Columns, as_numbers, in_order
 
 T = TypeVar("T")
-_LOOK = 4096  # data looked at at once
+_ROWS_PER_CHECK = 4096  # data looked at at once
 ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
 
 
@@ -142,12 +142,12 @@ def _dense(value: Tensor, name: str) -> Tensor:
     return value
 
 
-def differentiable(value: Tensor) -> Tensor:
+def as_normal_tensor(value: Tensor) -> Tensor:
     """The tensor, or a copy of one that was made under ``torch.inference_mode``, which autograd does not take."""
     return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
 
 
-def check_kind(value: Any, name: str) -> None:
+def check_container(value: Any, name: str) -> None:
     """Raise a ``TypeError`` for a list or tuple, which may stand for batches, data, fields or numbers."""
     if isinstance(value, tuple):
         raise TypeError(f"{name} is a tuple of {len(value)}: pass its fields one by one, as in f(model, *{name}).")
@@ -183,7 +183,7 @@ def as_data(
         ValueError: boolean data, integers unless they may be, an empty set, a wrong shape, NaN or infinite values, what
             :func:`as_tensor` finds.
     """
-    check_kind(value, name)
+    check_container(value, name)
     x = as_tensor(value, name, columns[0] if columns else None)
     if not (x.is_floating_point() or (integers and x.dtype != torch.bool)):
         raise ValueError(
@@ -206,8 +206,8 @@ def as_data(
             f"{name} has shape {tuple(x.shape)}; the model needs (N, {', '.join(map(str, event_shape))}).{fix}"
         )
     bad, first = 0, None
-    for start in range(0, len(x), _LOOK):  # in pieces: a mask of the whole would be a good part of the data
-        finite = torch.isfinite(x[start : start + _LOOK])
+    for start in range(0, len(x), _ROWS_PER_CHECK):  # in pieces: a mask of the whole would be a good part of the data
+        finite = torch.isfinite(x[start : start + _ROWS_PER_CHECK])
         if not bool(finite.all()):
             bad += int((~finite).sum())
             first = start + int((~finite).reshape(len(finite), -1).any(1).nonzero()[0]) if first is None else first
@@ -231,14 +231,14 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
     return value.to(like if value.is_floating_point() else like.device)
 
 
-def all_on(values: Any, device: torch.device) -> Any:
+def to_device(values: Any, device: torch.device) -> Any:
     """A nest of anything, its tensors on a device."""
     if all(value.device == device for value in tree_leaves(values) if isinstance(value, Tensor)):
         return values
     return tree_map_only(Tensor, lambda value: value.to(device), values)
 
 
-def reason(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     """What an error says, without the table of shapes that Pyro puts under it."""
     return str(error).split("\nTrace Shapes:")[0]
 
@@ -267,11 +267,11 @@ def as_covariates(
     out = []
     for i, c in enumerate(covariates):
         name = f"covariate {i} of {of}" if of else f"covariate {i}"
-        check_kind(c, name)
+        check_container(c, name)
         if isinstance(c, ARRAYS):
             c = as_tensor(c, name, columns[i + 1] if columns and i + 1 < len(columns) else None)
             if like is not None:
-                c = differentiable(placed(c, like))
+                c = as_normal_tensor(placed(c, like))
             if n is not None and c.dim() and len(c) != n:
                 raise ValueError(f"{name} has {len(c)} rows and x has {n}; they must match.")
             if n is None and c.dim() and not len(c):

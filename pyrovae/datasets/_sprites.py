@@ -19,9 +19,9 @@ _SHAPES: dict[str, tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], float]]
 }
 SHAPES = tuple(_SHAPES)
 _OVERSAMPLING = 4  # points along each side of a pixel whose share inside is the pixel's intensity
-_SMALLEST = 0.55  # scale of the smallest sprite, the largest having 1
-_RADIUS = 0.26  # of the largest sprite's circle, in widths of the image
-_AT_ONCE = 2**22  # points looked at at once
+_MIN_SCALE = 0.55  # scale of the smallest sprite, the largest having 1
+_MAX_RADIUS = 0.26  # of the largest sprite's circle, in widths of the image
+_POINTS_PER_BATCH = 2**22  # points looked at at once
 
 
 def sprites(read: Read, *, size: int = 32, scales: int = 4, rotations: int = 8, positions: int = 8) -> Raw:
@@ -60,15 +60,15 @@ def draw(factors: np.ndarray, counts: tuple[int, ...], size: int) -> np.ndarray:
     """Images ``(N, size, size)`` in [0, 1] of factors ``(N, 5)``, of which there are ``counts`` values each."""
     shape, scale, rotation, x, y = factors.T
     _, scales, rotations, positions, _ = counts
-    radius = _RADIUS * (1 - (1 - _SMALLEST) * (scales - 1 - scale) / max(scales - 1, 1))
+    radius = _MAX_RADIUS * (1 - (1 - _MIN_SCALE) * (scales - 1 - scale) / max(scales - 1, 1))
     period = np.array([period for _, period in _SHAPES.values()])[shape]
     angle = period * rotation / rotations
-    room = 0.5 - _RADIUS - 1 / size  # a pixel of black all around
+    room = 0.5 - _MAX_RADIUS - 1 / size  # a pixel of black all around
     centre_x, centre_y = (2 * room * (c / max(positions - 1, 1) - 0.5) * (positions > 1) for c in (x, y))
 
     points = (np.arange(size * _OVERSAMPLING) + 0.5) / (size * _OVERSAMPLING) - 0.5
     out = np.empty((len(factors), size, size), np.float32)
-    step = max(1, _AT_ONCE // points.size**2)
+    step = max(1, _POINTS_PER_BATCH // points.size**2)
     for start in range(0, len(factors), step):
         rows = slice(start, start + step)
         right = points[None, None, :] - centre_x[rows, None, None]

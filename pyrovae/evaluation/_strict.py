@@ -18,7 +18,7 @@ from pyrovae._frames import check_same_index
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
 from pyrovae.model import LogTerms, LossModel, VAEModel
-from pyrovae.model._inputs import as_inputs, check_number
+from pyrovae.model._inputs import as_inputs, check_num_covariates
 from pyrovae.model._modes import evaluation_mode, full_precision
 from pyrovae.model._support import check_densities, checked_terms
 
@@ -120,7 +120,7 @@ def as_test_set(function: str, model: Any, x: Any, covariates: tuple[Any, ...]) 
             DataFrame with other columns than the model was trained on.
     """
     model = with_density(function, model)
-    check_number(model, covariates)
+    check_num_covariates(model, covariates)
     index = x.index if isinstance(x, (pd.DataFrame, pd.Series)) else None
     return TestSet(*as_inputs(model, x, covariates), index)
 

@@ -22,11 +22,7 @@ class Gaussian(Likelihood):
     """
 
     def __init__(
-        self,
-        event_dim: int,
-        *,
-        scale: float | Literal["shared", "per_pixel"] = "shared",
-        min_scale: float = 1e-3,
+        self, event_dim: int, *, scale: float | Literal["shared", "per_pixel"] = "shared", min_scale: float = 1e-3
     ) -> None:
         super().__init__(event_dim)
         if not isinstance(scale, str):

@@ -8,15 +8,15 @@ from jaxtyping import Float
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
-from pyrovae._checks import all_on, reason, rows_of
+from pyrovae._checks import error_message, rows_of, to_device
 from pyrovae.model._generation import Generation
 from pyrovae.model._latents import Latents
-from pyrovae.model._log_terms import LogTerms, draw, log_densities, log_terms, total
+from pyrovae.model._log_terms import LogTerms, draw, log_densities, log_terms, sum_terms
 from pyrovae.model._modes import local_parameters, param_statements_disabled
 from pyrovae.model._pairing import check_auxiliary, check_precision
 from pyrovae.model._support import checked_terms
 
-_AUXILIARY = 64  # data whose guide's transformations are compared with the densities that they state
+_NUM_AUXILIARY_ROWS = 64  # data whose guide's transformations are compared with the densities that they state
 
 
 class VAEModel(Generation, PyroModule):
@@ -82,7 +82,7 @@ class VAEModel(Generation, PyroModule):
         self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
     ) -> Float[Tensor, "particles batch"]:
         """log p(x, z) in nats at given ``latents``, each ``(K, *plates, B, *event)``."""
-        return total(self._on_waist(log_densities, self.model, x, *covariates, latents=latents))
+        return sum_terms(self._on_waist(log_densities, self.model, x, *covariates, latents=latents))
 
     def log_prior(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
@@ -99,7 +99,7 @@ class VAEModel(Generation, PyroModule):
         Raises:
             NotImplementedError: a flow that can score its own draws only (``can_score`` is False).
         """
-        return total(self._on_waist(log_densities, self.guide, x, *covariates, latents=latents))
+        return sum_terms(self._on_waist(log_densities, self.guide, x, *covariates, latents=latents))
 
     def draw_posterior(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
@@ -118,7 +118,7 @@ class VAEModel(Generation, PyroModule):
         return self._on_waist(draw, self.model, x, *covariates, num_particles=num_particles)
 
     def _on_waist(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        args, options = all_on((args, options), self.like().device)
+        args, options = to_device((args, options), self.like().device)
         with local_parameters():
             return function(*args, max_plate_nesting=self.max_plate_nesting, **options)
 
@@ -153,12 +153,12 @@ class VAEModel(Generation, PyroModule):
                 raise
             except RuntimeError as error:
                 raise ValueError(
-                    f"model or guide fails on {name} of shape {tuple(x.shape)}: {reason(error)} Check the event "
+                    f"model or guide fails on {name} of shape {tuple(x.shape)}: {error_message(error)} Check the event "
                     f"shape and that every network keeps leading dimensions (..., features)."
                 ) from error
             check_precision(terms.posterior)
             if any(site not in terms.prior for site in terms.posterior):
-                some = slice(_AUXILIARY)
+                some = slice(_NUM_AUXILIARY_ROWS)
                 check_auxiliary(self.guide, terms.prior, x[some], *rows_of(covariates, some))
         own = {id(p) for p in self.parameters()}  # pyro.module(...) registers these, which does no harm
         store = self._pyro_context.param_state["params"]

@@ -44,7 +44,7 @@ class BaseSpace:
         run = self._run(lambda name, chart: chart.draw())
         if not run.coordinates:
             raise ValueError(f"{type(model).__name__} has no latents to move: log_marginal gives its exact log p(x).")
-        self._places = run.coordinates
+        self._arrangement = run.coordinates
         # A single latent's distribution does not depend on where it is: neither encoder nor guide need run again.
         self._static = next(iter(run.charts.items())) if len(run.charts) == 1 else None
         #: Whether every point has coordinates that can be found.
@@ -75,13 +75,13 @@ class BaseSpace:
         self, u: Float[Tensor, "chains batch dim"]
     ) -> tuple[Float[Tensor, "chains batch"], Float[Tensor, "chains batch"]]:
         """Log-densities at ``u`` of the start, and of p(x, z) as a function of u, in nats."""
-        placed = self._places.unflattened(u)
+        at = self._arrangement.unflattened(u)
         if self._static is not None:
             name, chart = self._static
-            z, log_det = chart(placed[name])
-            latents, log_start, log_dets = {name: z}, over_plates(chart.log_base(placed[name])), over_plates(log_det)
+            z, log_det = chart(at[name])
+            latents, log_start, log_dets = {name: z}, over_plates(chart.log_base(at[name])), over_plates(log_det)
         else:
-            run = self._run(lambda name, chart: placed[name])
+            run = self._run(lambda name, chart: at[name])
             latents, log_start, log_dets = run.latents, run.log_base, run.log_det
         return log_start, self._model.log_joint(*self._part, latents=latents) + log_dets
 
@@ -94,20 +94,20 @@ class BaseSpace:
             (target,) = torch.autograd.grad(log_target.sum(), u)
         return log_start.detach(), log_target.detach(), start, target
 
-    def _run(self, place: Callable[[str, Chart], Tensor]) -> "_Placed":
-        handler, nesting = _Placed(place, self._start), self._model.max_plate_nesting
+    def _run(self, choose: Callable[[str, Chart], Tensor]) -> "_LatentsAt":
+        handler, nesting = _LatentsAt(choose, self._start), self._model.max_plate_nesting
         with local_parameters(), handler, pyro.plate(PARTICLES, self._num_chains, dim=-nesting - 1):
             self._program(*self._part)
         handler.coordinates = Latents(handler.coordinates, nesting - 1)
         return handler
 
 
-class _Placed(Messenger):
-    """Runs a program with every latent put where ``place(name, chart)`` says."""
+class _LatentsAt(Messenger):
+    """Runs a program with every latent put where ``choose(name, chart)`` gives its coordinates."""
 
-    def __init__(self, place: Callable[[str, Chart], Tensor], start: Start) -> None:
+    def __init__(self, choose: Callable[[str, Chart], Tensor], start: Start) -> None:
         super().__init__()
-        self._place, self._start = place, start
+        self._choose, self._start = choose, start
         self.charts: dict[str, Chart] = {}
         self.coordinates: Any = {}
         self.latents: dict[str, Tensor] = {}
@@ -132,7 +132,7 @@ class _Placed(Messenger):
                 f"on a continuum. Use log_marginal, or sum the site out of the model."
             )
         self.charts[name] = chart = as_chart(fn)
-        u = self.coordinates[name] = self._place(name, chart)
+        u = self.coordinates[name] = self._choose(name, chart)
         z, log_det = chart(u)
         self.latents[name] = message["value"] = z
         message["done"] = True

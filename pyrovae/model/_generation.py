@@ -15,17 +15,18 @@ from pyrovae._random import seeded
 from pyrovae.distributions._capabilities import capabilities, center, moment
 from pyrovae.distributions._independent import family
 from pyrovae.distributions._support import holds_integers, support_of
-from pyrovae.model._inputs import as_inputs, check_number
+from pyrovae.model._inputs import as_inputs, check_num_covariates
 from pyrovae.model._latents import Latents
 from pyrovae.model._log_terms import Sites, as_latents, latent_sites, log_terms, of_one_particle, sample_sites
 from pyrovae.model._modes import evaluation_mode, local_parameters
-from pyrovae.model._stored import Stored
-from pyrovae.model._without_data import data_site, sites_without_data, template
+from pyrovae.model._saving import SaveableModule
+from pyrovae.model._without_data import data_site, placeholder, sites_without_data
 
-_MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
+# 256 draws stand in for the mean of a posterior without a closed-form one.
+_NUM_MEAN_BLOCKS, _DRAWS_PER_BLOCK = 16, 16
 
 
-class Generation(Stored):
+class Generation(SaveableModule):
     """Sampling, encoding and decoding, of a model in evaluation mode whose parameters stay in it.
 
     Latents come and go as ``(..., n, *plates, *event)``, with those plates that a site is in.
@@ -100,7 +101,7 @@ class Generation(Stored):
         Raises:
             ValueError: bad data, or the mean of a site that has none.
         """
-        x, *given = self._given(x, covariates)
+        x, *given = self._inputs(x, covariates)
         if num_samples is not None:
             at_least(1, num_samples=num_samples)
         with self._inference(seed):
@@ -117,9 +118,9 @@ class Generation(Stored):
                     latents = as_latents({name: site | {"value": mean}}, self.max_plate_nesting)
                     return _data_first(latents)[name][0]
             sums: dict[str, Tensor] = {}
-            for _ in range(_MEAN_BLOCKS):
-                for name, z in _data_first(self.draw_posterior(x, *given, num_particles=_MEAN_BLOCK)[0]).items():
-                    sums[name] = sums.get(name, 0.0) + z.mean(0) / _MEAN_BLOCKS
+            for _ in range(_NUM_MEAN_BLOCKS):
+                for name, z in _data_first(self.draw_posterior(x, *given, num_particles=_DRAWS_PER_BLOCK)[0]).items():
+                    sums[name] = sums.get(name, 0.0) + z.mean(0) / _NUM_MEAN_BLOCKS
         return _only(sums)
 
     def decode(self, z: Any, *covariates: Any) -> Float[Tensor, "*batch_event"]:
@@ -138,7 +139,7 @@ class Generation(Stored):
                 likelihood that states neither mean nor mode, a model whose distributions depend on the values of x.
         """
         with self._inference(0):
-            hidden = latent_sites(sites_without_data(self, self._placed(covariates, None))[1])
+            hidden = latent_sites(sites_without_data(self, self._covariates(covariates, None))[1])
             if not isinstance(z, Mapping) and len(hidden) != 1:
                 raise ValueError(
                     f"the model has the latent sites {list(hidden)}: pass decode() a dict with a value for each."
@@ -162,7 +163,7 @@ class Generation(Stored):
             if lead is None:
                 raise ValueError("decode needs a value for at least one latent site; got none.")
             n = lead.numel()
-            mean = self._mean_or_mode(template(self, n), self._placed(covariates, n), values)
+            mean = self._mean_or_mode(placeholder(self, n), self._covariates(covariates, n), values)
         return mean.reshape(*lead, *mean.shape[1:])
 
     def reconstruct(
@@ -171,7 +172,7 @@ class Generation(Stored):
         """What :meth:`decode` gives at one draw z ~ q(z | x) per datum: the mean of p(x | z), or its mode. Where the
         model uses x besides observing it (the size of a library, a mask), it is this x.
         """
-        x, *given = self._given(x, covariates)
+        x, *given = self._inputs(x, covariates)
         with self._inference(seed):
             latents = self.draw_posterior(x, *given, num_particles=1)[0]
             if not latents:
@@ -199,7 +200,7 @@ class Generation(Stored):
                 latents.
         """
         at_least(2, steps=steps)
-        x, *given = self._given(start, covariates, "start")
+        x, *given = self._inputs(start, covariates, "start")
         other = placed(self.as_data(end, "end", tuple(given)), x)
         if len(other) != len(x):
             raise ValueError(f"start has {len(x)} data and end has {len(other)}: each line needs both of its ends.")
@@ -229,7 +230,7 @@ class Generation(Stored):
         x = as_data(value, name, self.event_shape, self.columns, integers=True)
         if x.is_floating_point():
             return x
-        head = rows_of(self._placed(covariates, None), slice(2))
+        head = rows_of(self._covariates(covariates, None), slice(2))
         like = self.like()
         floats = x.to(like.dtype)
         if not torch.equal(floats.to(x.dtype), x):
@@ -261,15 +262,15 @@ class Generation(Stored):
         with evaluation_mode(self), torch.no_grad(), local_parameters(), seeded(seed):
             yield
 
-    def _given(self, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Any, ...]:
+    def _inputs(self, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Any, ...]:
         """``(x, *covariates)`` as the model takes them, checked."""
-        check_number(self, covariates)
+        check_num_covariates(self, covariates)
         x, covariates = as_inputs(self, x, covariates, name)
         return placed(x, self.like()), *as_covariates(covariates, len(x), self.like())
 
-    def _placed(self, covariates: tuple[Any, ...], n: int | None) -> tuple[Any, ...]:
+    def _covariates(self, covariates: tuple[Any, ...], n: int | None) -> tuple[Any, ...]:
         """Covariates of ``n`` data, if it is known how many, as the model takes them, checked."""
-        check_number(self, covariates)
+        check_num_covariates(self, covariates)
         return as_covariates(covariates, n, self.like(), self.columns)
 
     def _from_prior(
@@ -277,10 +278,10 @@ class Generation(Stored):
     ) -> tuple[Tensor, Latents]:
         """Draws of the latents from the prior, and of the data too or zeros."""
         at_least(1, n=n)
-        covariates = self._placed(covariates, n)
+        covariates = self._covariates(covariates, n)
         with self._inference(seed):
             name = sites_without_data(self, covariates, data=data, labels=data)[0]
-            x = template(self, n)
+            x = placeholder(self, n)
             sites = sample_sites(poutine.trace(self.model).get_trace(x, *covariates))
             if data:  # on which nothing else depends
                 x = sites[name]["fn"](*sites[name]["args"], **sites[name]["kwargs"])

@@ -76,12 +76,12 @@ class LogTerms:
     @cached_property
     def log_weight(self) -> Float[Tensor, "particles batch"]:
         """log p(x, z) - log q(z | x)."""
-        return total(self.log_likelihood) + total(self.log_prior) - total(self.log_posterior)
+        return sum_terms(self.log_likelihood) + sum_terms(self.log_prior) - sum_terms(self.log_posterior)
 
     @property
     def reconstruction(self) -> Float[Tensor, "particles batch"]:
         """log p(x | z), summed over observed sites."""
-        return total(self.log_likelihood)
+        return sum_terms(self.log_likelihood)
 
     @cached_property
     def num_observed(self) -> Float[Tensor, "batch"] | None:
@@ -167,7 +167,7 @@ def log_terms(
     observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
     hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
     log_likelihood, log_prior, log_posterior = (
-        _WhenRead({n: partial(_log_prob, n, s, k, b, given=sites is hidden) for n, s in sites.items()})
+        _LazyTerms({n: partial(_log_prob, n, s, k, b, given=sites is hidden) for n, s in sites.items()})
         for sites in (observed, hidden, guide_sites)
     )
     return LogTerms(
@@ -259,7 +259,7 @@ def latent_sites(sites: Sites) -> dict[str, dict[str, Any]]:
     return {n: s for n, s in sites.items() if not (s["is_observed"] or s["infer"].get("is_auxiliary"))}
 
 
-class _WhenRead(Mapping[str, Tensor]):
+class _LazyTerms(Mapping[str, Tensor]):
     """Values that are computed when first read, and kept."""
 
     def __init__(self, compute: dict[str, Callable[[], Tensor]]) -> None:
@@ -352,7 +352,7 @@ def _num_observed(sites: Mapping[str, dict[str, Any]], k: int, b: int) -> Tensor
     return total
 
 
-def total(terms: Mapping[str, Tensor]) -> Any:
+def sum_terms(terms: Mapping[str, Tensor]) -> Any:
     """The sum of all terms; 0 where there are none, of a model without latents."""
     total: Any = 0.0
     for i, term in enumerate(terms.values()):

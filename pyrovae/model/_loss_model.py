@@ -10,10 +10,10 @@ from torch import Tensor
 from pyrovae._checks import rows_of
 from pyrovae._random import seeded
 from pyrovae.model._modes import evaluation_mode
-from pyrovae.model._stored import Stored
+from pyrovae.model._saving import SaveableModule
 
 
-class LossModel(Stored, ABC):
+class LossModel(SaveableModule, ABC):
     """A model that ``fit`` trains by ``loss(x, *covariates)`` and that gives no log p(x): every estimator refuses it.
 
     Data are ``x`` of shape ``(B, *event_shape)``.

@@ -20,8 +20,8 @@ from torch.nn.parameter import is_lazy
 from pyrovae._arguments import encode
 from pyrovae._model_files import digest
 
-_JSON = (bool, int, float, str, type(None), np.generic, torch.dtype, torch.device, PurePath, Enum, list, Mapping)
-_ELSEWHERE = ("training", "event_shape", "columns", "validated_on")  # in the header, or a matter of the moment
+_JSON_TYPES = (bool, int, float, str, type(None), np.generic, torch.dtype, torch.device, PurePath, Enum, list, Mapping)
+_NOT_IN_STATE = ("training", "event_shape", "columns", "validated_on")  # in the header, or a matter of the moment
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     def special(value: Any) -> Any:
         if id(value) in names:
             content = names[id(value)]
-        elif isinstance(value, _JSON) or type(value) in (tuple, torch.Size) or getattr(value, "ndim", None) == 0:
+        elif isinstance(value, _JSON_TYPES) or type(value) in (tuple, torch.Size) or getattr(value, "ndim", None) == 0:
             return None  # as an argument would be
         else:
             content = hashlib.sha256(json.dumps(described(value)).encode()).hexdigest()[:12]
@@ -92,7 +92,7 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     for path, part in parts.items():
         for name, value in _attributes(part).items():
             normed = part._parameters.keys() & {f"{name}_orig", f"{name}_g"}  # a hook computes it from these
-            if not normed and name not in (_ELSEWHERE if part is model else _ELSEWHERE[:1]):
+            if not normed and name not in (_NOT_IN_STATE if part is model else _NOT_IN_STATE[:1]):
                 out[f"{path}.{name}".lstrip(".")] = encode(value, special)
     return out
 

@@ -112,7 +112,7 @@ def check_values(site: str, likelihood: Distribution, value: Tensor, name: str =
         )
 
 
-def same_for_all(terms: LogTerms, x: Tensor) -> tuple[str, Distribution] | None:
+def fixed_support(terms: LogTerms, x: Tensor) -> tuple[str, Distribution] | None:
     """The observed site and its likelihood, if ``x`` itself is all that is observed and the support is a constant.
 
     Then other data can be checked without running the model.

@@ -6,7 +6,7 @@ from math import prod
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_KERNEL = 5  # every convolution but the one that spans the whole image
+_KERNEL_SIZE, _PADDING = 5, 2  # pixels, of every convolution but the one that spans the whole image
 
 
 def over_leading(function: Callable[[Tensor], Tensor], x: Tensor, event_dims: int) -> Tensor:
@@ -28,11 +28,11 @@ class _Gated(nn.Module):
 
 
 def _down(n_in: int, n_out: int, stride: int) -> nn.Module:
-    return _Gated(nn.Conv2d(n_in, 2 * n_out, _KERNEL, stride, _KERNEL // 2))
+    return _Gated(nn.Conv2d(n_in, 2 * n_out, _KERNEL_SIZE, stride, _PADDING))
 
 
 def _up(n_in: int, n_out: int, stride: int) -> nn.Module:
-    return _Gated(nn.ConvTranspose2d(n_in, 2 * n_out, _KERNEL, stride, _KERNEL // 2, output_padding=stride - 1))
+    return _Gated(nn.ConvTranspose2d(n_in, 2 * n_out, _KERNEL_SIZE, stride, _PADDING, output_padding=stride - 1))
 
 
 def as_image_shape(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyrovae._checks import at_least
 
-_LEAST = 1e-20  # weight under which a mean over a code's vectors is no longer taken
+_MIN_WEIGHT = 1e-20  # of a code, in vectors, under which their mean is no longer taken
 
 
 class Quantized(NamedTuple):
@@ -116,7 +116,8 @@ class VectorQuantizer(nn.Module):
             self.counts.lerp_(belongs.sum(0), 1.0 - self.decay)
             self.sums.lerp_(belongs.mT @ flat, 1.0 - self.decay)
             weight = self.counts.unsqueeze(-1)
-            self.codebook.copy_(torch.where(weight > _LEAST, self.sums / weight.clamp(min=_LEAST), self.codebook))
+            means = self.sums / weight.clamp(min=_MIN_WEIGHT)
+            self.codebook.copy_(torch.where(weight > _MIN_WEIGHT, means, self.codebook))
 
 
 def code_counts(codes: Int[Tensor, "..."], num_codes: int) -> Int[Tensor, "codes"]:

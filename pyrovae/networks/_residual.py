@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from pyrovae._checks import at_least
 from pyrovae.networks._conv import over_leading
 
-_RESIDUAL = 0.1  # what a cell adds starts small, so that deep stacks start near the identity
-_GROUP = 8  # channels normalised together
-_LEAST = 4  # width of the bottleneck of squeeze-and-excitation
+_RESIDUAL_SCALE = 0.1  # of what a cell adds, so that deep stacks start near the identity
+_CHANNELS_PER_GROUP = 8  # that are normalised together
+_MIN_BOTTLENECK_WIDTH = 4  # units, of squeeze-and-excitation
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """Normalisation of one image, eight channels at a time where that divides them, else all together."""
-    return nn.GroupNorm(channels // _GROUP if channels % _GROUP == 0 else 1, channels)
+    return nn.GroupNorm(channels // _CHANNELS_PER_GROUP if channels % _CHANNELS_PER_GROUP == 0 else 1, channels)
 
 
 class SqueezeExcitation(nn.Module):
@@ -34,7 +34,7 @@ class SqueezeExcitation(nn.Module):
     def __init__(self, channels: int, *, reduction: int = 16) -> None:
         super().__init__()
         at_least(1, channels=channels, reduction=reduction)
-        width = max(channels // reduction, _LEAST)
+        width = max(channels // reduction, _MIN_BOTTLENECK_WIDTH)
         self.gate = nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, channels), nn.Sigmoid())
 
     def forward(self, x: Float[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch c h w"]:
@@ -47,7 +47,7 @@ class _Cell(nn.Module):
     body: nn.Module
 
     def forward(self, x: Float[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch c h w"]:
-        return x + _RESIDUAL * over_leading(self.body, x, 3)
+        return x + _RESIDUAL_SCALE * over_leading(self.body, x, 3)
 
 
 class DepthwiseCell(_Cell):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyrovae._checks import at_least
 
-_FIRST = 20  # iterations on the initial weights
+_INITIAL_ITERATIONS = 20  # at least, on the initial weights
 
 
 class SpectralSum(nn.Module):
@@ -44,7 +44,7 @@ class SpectralSum(nn.Module):
             v = nn.functional.normalize(torch.randn(len(names), columns, 1), dim=1)
             self.register_buffer(f"v_{rows}x{columns}", v)
         with torch.no_grad():
-            for _ in range(0 if v.is_meta else -(-_FIRST // iterations)):  # there, shapes alone are wanted
+            for _ in range(0 if v.is_meta else -(-_INITIAL_ITERATIONS // iterations)):  # there, shapes alone are wanted
                 self(network)
 
     def forward(self, network: nn.Module) -> Float[Tensor, ""]:

@@ -115,7 +115,7 @@ class Objective(PyroELBO):
         (-self.surrogate(terms, **weights).sum()).backward()
         return -self.per_datum(terms, **weights).sum().item()
 
-    def _now(self) -> dict[str, float]:
+    def _current_weights(self) -> dict[str, float]:
         return {} if self.time is None else self.weights(self.time)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:

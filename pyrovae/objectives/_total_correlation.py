@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Independent, Normal
 
 from pyrovae._checks import at_least, not_negative, one_of
 from pyrovae.model import LogTerms
@@ -110,26 +110,22 @@ class BetaTCVAE(Objective):
 
 
 def _factorised(terms: LogTerms) -> tuple[str, Normal]:
-    """The latent site, and its posterior as a normal with a batch dimension for the latents' dimensions."""
+    """The latent site, and its posterior as a normal with a batch dimension for the latents' dimensions.
+
+    Raises:
+        ValueError: no site or several, a posterior of another kind, a prior that does not factorise.
+    """
     if not terms.posterior:
         raise ValueError("BetaTCVAE needs a latent site; the model has no latents: train it with ELBO().")
+    needs = "one latent site, whose posterior is a normal of independent dimensions such as 'mean_field'"
+    events = [f"{site}: {type(q).__name__} of event {tuple(q.event_shape)}" for site, q in terms.posterior.items()]
+    came = ", ".join(events)
     match list(terms.posterior.items()):
-        case [(site, Independent(base_dist=Normal() as q))] if site not in terms.masks:
-            if terms.posterior[site].event_shape == terms.by_datum(site).shape[2:]:
-                if _has_independent_dimensions(terms.prior.get(site)):
+        case [(site, Independent(base_dist=Normal() as q) as posterior)] if site not in terms.masks:
+            p = terms.prior.get(site)
+            if posterior.event_shape == terms.by_datum(site).shape[2:]:
+                if isinstance(p, Independent) and not p.base_dist.event_shape:
                     return site, q
-                raise ValueError(
-                    f"BetaTCVAE needs a prior that factorises over the dimensions, such as 'standard_normal', at site "
-                    f"{site!r}; got {type(terms.prior.get(site)).__name__}. Use ELBO(beta=...)."
-                )
-    found = ", ".join(
-        f"{site}: {type(q).__name__} of event {tuple(q.event_shape)}" for site, q in terms.posterior.items()
-    )
-    raise ValueError(
-        f"BetaTCVAE needs one latent site, whose posterior is a normal of independent dimensions such as 'mean_field'; "
-        f"got {found}. Use ELBO(beta=...)."
-    )
-
-
-def _has_independent_dimensions(p: Distribution | None) -> bool:
-    return isinstance(p, Independent) and not p.base_dist.event_shape
+                needs = f"a prior that factorises over the dimensions, such as 'standard_normal', at site {site!r}"
+                came = type(p).__name__
+    raise ValueError(f"BetaTCVAE needs {needs}; got {came}. Use ELBO(beta=...).")

@@ -13,7 +13,7 @@ from pyrovae.evaluation.marginal._compare import same_data
 from pyrovae.plots._axes import BLUE, GREY, ORANGE, legend_above, new_axes, styles
 from pyrovae.plots._inputs import by_name
 
-_GAPS = ("approximation", "approximation_se", "amortization", "amortization_se")
+_GAP_COLUMNS = ("approximation", "approximation_se", "amortization", "amortization_se")
 
 
 def forest(
@@ -135,10 +135,10 @@ def gaps(tables: Mapping[str, Any] | pd.DataFrame, *, ax: Axes | None = None) ->
     rows = by_name(tables.iterrows() if isinstance(tables, pd.DataFrame) else tables, "tables")
     rows = {name: of.summary() if hasattr(of, "summary") else of for name, of in rows.items()}
     for name, row in rows.items():
-        if missing := [column for column in _GAPS if column not in row]:
+        if missing := [column for column in _GAP_COLUMNS if column not in row]:
             has = ", ".join(map(str, row.keys()))
             raise ValueError(f"the summary of {name!r} lacks {', '.join(missing)}; it has {has}.")
-    table = pd.DataFrame({name: [float(row[c]) for c in _GAPS] for name, row in rows.items()}, index=list(_GAPS)).T
+    table = pd.DataFrame({name: dict(row) for name, row in rows.items()}).T[list(_GAP_COLUMNS)].astype(float)
     ax = ax or new_axes(7, 0.7 * len(table) + 1.3)
     y, height = np.arange(len(table)), 0.38
     for which, label, color, at in (

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from pyrovae.plots._axes import new_axes, styles
 from pyrovae.training import Run
 
-_LABELS = {
+_COLUMN_LABELS = {
     "val_loss": "validation bound (nats)",
     "loss": "training bound (nats)",
     "rate": "rate (nats)",
@@ -50,7 +50,7 @@ def curves(runs: Mapping[str, Run | pd.DataFrame], *, column: str = "val_loss", 
         top = max(line.get_ydata().max() for line in ax.get_lines())  # type: ignore[union-attr]
         bottom = min(lowest)
         ax.set_ylim(bottom - 0.05 * (top - bottom), top + 0.08 * (top - bottom))
-    ax.set(xlabel="epoch", ylabel=_LABELS.get(column, column))
+    ax.set(xlabel="epoch", ylabel=_COLUMN_LABELS.get(column, column))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize="small")
     return ax

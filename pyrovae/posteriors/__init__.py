@@ -8,7 +8,7 @@ from torch import nn
 
 from pyrovae._parts import Registry
 from pyrovae.posteriors._autoregressive import IAF, NeuralSpline
-from pyrovae.posteriors._base import FlowPosterior, Posterior
+from pyrovae.posteriors._base import FlowPosterior, Posterior, softplus_scale
 from pyrovae.posteriors._full_rank import FullRankNormal
 from pyrovae.posteriors._mean_field import MeanFieldNormal
 from pyrovae.posteriors._planar import Planar
@@ -42,4 +42,5 @@ __all__ = [
     "Posterior",
     "Radial",
     "TriangularSylvester",
+    "softplus_scale",
 ]

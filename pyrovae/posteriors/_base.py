@@ -11,13 +11,13 @@ from torch.distributions import Transform
 from pyrovae._checks import at_least
 from pyrovae.distributions import Flow
 
-_UNIT_SCALE = math.log(math.e - 1.0)  # softplus of this is 1
+_RAW_UNIT_SCALE = math.log(math.e - 1.0)  # softplus of this is 1
 MIN_SCALE = 1e-5  # keeps log q finite however far a head drifts
 
 
-def positive(raw: Tensor) -> Tensor:
+def softplus_scale(raw: Tensor) -> Tensor:
     """A scale from an unconstrained head, 1 at zero and never under ``MIN_SCALE``."""
-    return nn.functional.softplus(raw + _UNIT_SCALE) + MIN_SCALE
+    return nn.functional.softplus(raw + _RAW_UNIT_SCALE) + MIN_SCALE
 
 
 class Posterior(nn.Module, ABC):
@@ -52,7 +52,7 @@ class NormalHead(nn.Linear):
 
     def forward(self, context: Tensor) -> dist.TorchDistribution:
         loc, raw = super().forward(context).chunk(2, dim=-1)
-        return dist.Normal(loc, positive(raw)).to_event(1)
+        return dist.Normal(loc, softplus_scale(raw)).to_event(1)
 
 
 class FlowPosterior(Posterior):

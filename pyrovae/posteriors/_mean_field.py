@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyrovae._checks import one_of
-from pyrovae.posteriors._base import NormalHead, Posterior, positive
+from pyrovae.posteriors._base import NormalHead, Posterior, softplus_scale
 
 
 class MeanFieldNormal(Posterior):
@@ -40,4 +40,4 @@ class MeanFieldNormal(Posterior):
         if self.scale == "amortized":
             return self.head(context)
         loc = self.head(context)
-        return dist.Normal(loc, positive(self.raw_scale).expand_as(loc)).to_event(1)
+        return dist.Normal(loc, softplus_scale(self.raw_scale).expand_as(loc)).to_event(1)

@@ -14,12 +14,7 @@ from pyrovae.priors._standard_normal import StandardNormal
 from pyrovae.priors._vamp import VampPrior
 
 PRIORS: Registry[Prior] = Registry(
-    "prior",
-    nn.Module,
-    standard_normal=StandardNormal,
-    mixture=MixtureOfGaussians,
-    vamp=VampPrior,
-    ar1=AR1,
+    "prior", nn.Module, standard_normal=StandardNormal, mixture=MixtureOfGaussians, vamp=VampPrior, ar1=AR1
 )
 
 __all__ = ["AR1", "PRIORS", "MixtureOfGaussians", "Prior", "StandardNormal", "VampPrior"]

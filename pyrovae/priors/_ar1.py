@@ -8,9 +8,8 @@ from pyrovae._checks import at_least
 from pyrovae.distributions import AR1 as AR1Process
 from pyrovae.priors._base import PosteriorAt, Prior
 
-_MIN_INNOVATION = (
-    1e-6  # least 1 - α²: float32 still resolves steps of √(1 - α²), a thousandth of what they are steps of
-)
+# Least 1 - α²: float32 still resolves steps of √(1 - α²), a thousandth of what they are steps of.
+_MIN_INNOVATION_VARIANCE = 1e-6
 
 
 class AR1(Prior):
@@ -63,7 +62,7 @@ class AR1(Prior):
             delta = float(delta)
         except (TypeError, ValueError) as error:
             raise ValueError(f"delta must be a number of nats; got {delta!r}.") from error
-        most = channels * minimum_rate(-math.log(_MIN_INNOVATION), length)
+        most = channels * minimum_rate(-math.log(_MIN_INNOVATION_VARIANCE), length)
         if not 0.0 < delta <= most:
             raise ValueError(
                 f"delta must be in (0, {most:.4g}] nats for {channels} chain(s) of length {length}; got {delta}. "

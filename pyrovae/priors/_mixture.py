@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pyrovae._checks import at_least
-from pyrovae.posteriors._base import positive
+from pyrovae.posteriors._base import softplus_scale
 from pyrovae.priors._base import PosteriorAt, Prior
 
 
@@ -25,7 +25,5 @@ class MixtureOfGaussians(Prior):
         self.raw_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
 
     def forward(self, posterior_at: PosteriorAt | None = None) -> dist.TorchDistribution:
-        return dist.MixtureSameFamily(
-            dist.Categorical(logits=self.logits),
-            dist.Normal(self.loc, positive(self.raw_scale)).to_event(1),
-        )
+        components = dist.Normal(self.loc, softplus_scale(self.raw_scale)).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)

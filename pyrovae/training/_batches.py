@@ -16,21 +16,21 @@ from pyrovae._checks import (
     ARRAYS,
     as_covariates,
     as_data,
+    as_normal_tensor,
     as_tensor,
     at_least,
-    check_kind,
-    differentiable,
+    check_container,
+    error_message,
     placed,
-    reason,
 )
 from pyrovae._distributed import from_main, gathered, my_share, num_processes
 from pyrovae._hash import content_hash
 from pyrovae._random import get_state, seeded, set_state
 from pyrovae.model import LogTerms, LossModel, VAEModel
-from pyrovae.model._inputs import as_inputs, num_covariates, takes
+from pyrovae.model._inputs import as_inputs, num_covariates, program
 from pyrovae.model._modes import evaluation_mode
 from pyrovae.model._pairing import NotAPair
-from pyrovae.model._support import check_densities, check_observed, check_values, checked_terms, same_for_all
+from pyrovae.model._support import check_densities, check_observed, check_values, checked_terms, fixed_support
 
 _LOOK = 2**20  # numbers of x to look at together
 _LARGER = 10  # times the size of a batch, where no gradients are taken
@@ -83,7 +83,7 @@ class Batches(ABC):
 
     def _on_device(self, batch: Batch) -> Batch:
         x, *covariates = batch
-        return differentiable(placed(x, self.like)), *as_covariates(tuple(covariates), len(x), self.like)
+        return as_normal_tensor(placed(x, self.like)), *as_covariates(tuple(covariates), len(x), self.like)
 
     def check(self, model: Model, num_particles: int = 1, *, paired: bool = True) -> LogTerms | None:
         """Run the model on the first batch with validation on; it learns its ``event_shape`` if it has none.
@@ -110,7 +110,7 @@ class Batches(ABC):
         needed = num_covariates(model)[0]
         if len(first) - 1 < needed:
             raise ValueError(
-                f"{type(model).__name__}.{takes(model).__name__} takes {needed} covariate(s) and {self.name} has "
+                f"{type(model).__name__}.{program(model).__name__} takes {needed} covariate(s) and {self.name} has "
                 f"{len(first) - 1}: pass a tuple (x, covariate, ...) or a Dataset of such."
             )
         if model.event_shape is None:
@@ -158,7 +158,7 @@ class Batches(ABC):
         with evaluation_mode(model), torch.no_grad(), seeded(0), validation:
             if self._paired:
                 terms = checked_terms(model, *batch, name=self.name)
-                self._observed = same_for_all(terms, batch[0])
+                self._observed = fixed_support(terms, batch[0])
             else:
                 check_observed(model, *batch, name=self.name)
 
@@ -308,7 +308,7 @@ def as_batches(
         else:
             loader = DataLoader(data, batch_size, shuffle=not isinstance(data, IterableDataset))
         return LoaderBatches(loader, model, transform, name)
-    check_kind(data, name)
+    check_container(data, name)
     raise TypeError(
         f"{name} must be a tensor, array, DataFrame, tuple of them, Dataset, DataLoader or datasets.load(...); "
         f"got {type(data).__name__}."
@@ -321,7 +321,7 @@ def _warn_if_not_evaluable(model: VAEModel, *batch: Any, name: str) -> None:
     except Exception as error:  # whatever a program does that is not made for particles
         warnings.warn(
             f"{type(model).__name__} can be trained like this, but no estimator of log p(x) will take it: "
-            f"{reason(error)}",
+            f"{error_message(error)}",
             stacklevel=5,
         )
 
@@ -337,7 +337,7 @@ def in_memory(model: Model, data: Any, name: str) -> Batch:
     if len(fields) > most:
         fix = f"{name}[:{most}]" if most > 1 else f"{name}[0]"
         raise ValueError(
-            f"{name} is a tuple of {len(fields)} fields, and {type(model).__name__}.{takes(model).__name__} takes x "
+            f"{name} is a tuple of {len(fields)} fields, and {type(model).__name__}.{program(model).__name__} takes x "
             f"and {most - 1} covariate(s): pass {fix}, or torch.cat({name}) if these are batches of x."
         )
     if not fields:
@@ -356,7 +356,7 @@ def split(model: Model, data: Any, fraction: float) -> tuple[Batch, Batch]:
     """Hold out a random ``fraction`` of tensors, arrays or DataFrames: (training, validation)."""
     if not 0 < fraction < 1:
         raise ValueError(f"validation as a fraction must be between 0 and 1; got {fraction}.")
-    check_kind(None if isinstance(data, tuple) else data, "data")
+    check_container(None if isinstance(data, tuple) else data, "data")
     if not isinstance(data, (*ARRAYS, tuple)):
         raise ValueError("validation as a fraction needs tensors, arrays or DataFrames; pass the validation set.")
     tensors = in_memory(model, data, "data")

@@ -17,7 +17,7 @@ from pyrovae._checks import at_least, one_of, placed, resolve_device
 from pyrovae._distributed import check_same_everywhere, connect, from_main, num_processes, rank
 from pyrovae._random import reseed, seeded
 from pyrovae.model import LossModel, VAEModel
-from pyrovae.model._inputs import columns_kept
+from pyrovae.model._inputs import keep_columns
 from pyrovae.model._modes import local_parameters
 from pyrovae.model._support import narrower_sites
 from pyrovae.objectives import ELBO, Objective
@@ -156,7 +156,7 @@ def fit(
             at_least(1, patience=patience)
             if validation is None:
                 raise ValueError("patience needs validation data: pass validation=0.1 to hold out a tenth.")
-        with columns_kept(model, as_fields(data)):
+        with keep_columns(model, as_fields(data)):
             if isinstance(validation, float):
                 data, (x, *rest) = split(model, data, validation)
                 x = placed(x, model.to(target).like())

@@ -17,7 +17,7 @@ from pyrovae.networks._conv import as_image_shape, over_leading
 from pyrovae.networks._residual import ConvCell, DepthwiseCell
 from pyrovae.networks._spectral import SpectralSum
 
-_LOG_SCALE = 5.0  # no scale leaves (e⁻⁵, e⁵), however far a head drifts
+_MAX_LOG_SCALE = 5.0  # no scale leaves (e⁻⁵, e⁵), however far a head drifts
 
 
 class NVAE(VAEModel):
@@ -153,20 +153,14 @@ class _Group(nn.Module):
         self.grower = None
         if grown is not None:
             self.grower = nn.Sequential(nn.Conv2d(grown, channels, 1), nn.Upsample(scale_factor=2))
-        self.prior_head = None if is_top else nn.Sequential(nn.ELU(), nn.Conv2d(channels, 2 * latents, 1))
+        self.prior_head = None if is_top else _head(channels, latents, 1)
         self.latents = latents
         self.of_path = nn.Conv2d(channels, channels, 1)
-        self.delta_head = nn.Sequential(nn.ELU(), nn.Conv2d(channels, 2 * latents, 3, padding=1))
+        self.delta_head = _head(channels, latents, 3)
         self.merger = nn.Sequential(
             nn.Conv2d(channels + latents, channels, 1),
             *(DepthwiseCell(channels, expansion=expansion) for _ in range(cells)),
         )
-        for head in (self.prior_head, self.delta_head):
-            if head is not None:  # posterior and prior start near N(0, 1)
-                last: Any = head[1]
-                with torch.no_grad():
-                    last.weight.mul_(0.1)
-                    last.bias.zero_()
 
     def grow(self, h: Tensor) -> Tensor:
         """The path at this group's resolution."""
@@ -192,6 +186,15 @@ class _Group(nn.Module):
         return over_leading(self.merger, torch.cat([h, z], -3), 3)
 
 
+def _head(channels: int, latents: int, kernel_size: int) -> nn.Module:
+    """Location and scale of a normal over maps, near 0 and 1 at the start."""
+    last: Any = nn.Conv2d(channels, 2 * latents, kernel_size, padding=kernel_size // 2)
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+        last.bias.zero_()
+    return nn.Sequential(nn.ELU(), last)
+
+
 def _loc_and_scale(raw: Tensor) -> tuple[Tensor, Tensor]:
     loc, log_scale = raw.chunk(2, -3)
-    return loc, (_LOG_SCALE * (log_scale / _LOG_SCALE).tanh()).exp()
+    return loc, (_MAX_LOG_SCALE * (log_scale / _MAX_LOG_SCALE).tanh()).exp()

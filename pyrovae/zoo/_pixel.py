@@ -70,11 +70,11 @@ class PixelDecoder(nn.Module):
         some = likelihood(torch.zeros(likelihood.num_params, *self.event_shape))
         self._support = innermost(some).support
 
-    def forward(self, z: Float[Tensor, "*batch latent"] | None, batch_shape: tuple[int, ...] = ()) -> Autoregressive:
-        """p(x | z), batch ``(...)``; without z of the ``batch_shape``."""
+    def forward(self, z: Float[Tensor, "*batch latent"] | None) -> Autoregressive:
+        """The distribution p(x | z) with batch ``(...)``; without z, p(x) with batch ``()``."""
         context: Tensor = self.position
-        if self.upsample is not None:
-            assert z is not None
+        batch_shape: tuple[int, ...] = ()
+        if self.upsample is not None and z is not None:
             batch_shape = z.shape[:-1]
             said = self.upsample(z).reshape(*batch_shape, len(context), -1)  # one number a channel, or one a pixel
             said = said.unsqueeze(-1) if said.shape[-1] == 1 else said.reshape(*batch_shape, *context.shape)
@@ -84,8 +84,7 @@ class PixelDecoder(nn.Module):
             params = self.network(self._seen(x), context)
             return self.likelihood.distribution(params, params.shape[:-3], x.shape[-3:])
 
-        shape = tuple(batch_shape)
-        return Autoregressive(conditional, self.event_shape, shape, support=self._support, like=self.position)
+        return Autoregressive(conditional, self.event_shape, batch_shape, support=self._support, like=self.position)
 
     def _seen(self, x: Tensor) -> Tensor:
         """Pixels in [-1, 1]; 0, as beyond the border, for those that are dropped."""

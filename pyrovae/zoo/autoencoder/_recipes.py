@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pyrovae._checks import as_data, at_least, one_of
 from pyrovae._random import seeded
 from pyrovae.model import LossModel
-from pyrovae.model._inputs import columns_kept
+from pyrovae.model._inputs import keep_columns
 from pyrovae.model._modes import evaluation_mode
 from pyrovae.training import Run, fit
 from pyrovae.training._batches import Splits, as_fields
@@ -146,7 +146,7 @@ def pretrain(model: Autoencoder, data: Any, *, epochs: int = 20, seed: int | Non
     transform = options.pop("batch_transform", None)
     if isinstance(data, Splits):
         data, transform = data.train, transform or data.batch_transform
-    with columns_kept(model, as_fields(data)):
+    with keep_columns(model, as_fields(data)):
         x = as_data(data, "data", model.event_shape, model.columns)
     model.check(x.to(model.like()), name="data")
     if options.get("validation") is not None:

@@ -21,7 +21,7 @@ from pyrovae.model._state import modules, shapes, state_of, tensors, uncompiled
 _MISSING = {"$not_kept": "missing"}
 
 
-class Stored(nn.Module):
+class SaveableModule(nn.Module):
     """A module that a file can rebuild: from the arguments that its constructor was given, and its weights.
 
     Arguments are captured by value where the object is made, whatever classes above or below its own do with them.
@@ -95,7 +95,7 @@ class Stored(nn.Module):
         if unknown := sorted(excluded - header["arguments"].keys()):
             raise ValueError(f"exclude names {', '.join(unknown)}; arguments are {', '.join(header['arguments'])}.")
         header["arguments"] = {key: kept for key, kept in header["arguments"].items() if key not in excluded}
-        parts = {m._constructed["class"] for m in self.modules() if m is not self and isinstance(m, Stored)}
+        parts = {m._constructed["class"] for m in self.modules() if m is not self and isinstance(m, SaveableModule)}
         for key, kept in header["arguments"].items():
             inner: list[dict[str, Any]] = []
             if reason := not_kept(kept):
@@ -188,7 +188,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     """
     header = read(Path(path))[0]
     try:
-        cls = find(Stored, header["module"], header["class"])
+        cls = find(SaveableModule, header["module"], header["class"])
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
     return cls.load(path)
@@ -199,7 +199,7 @@ def _rebuilt(made: Mapping[str, Any], cls: Any = None, arguments: Mapping[str, A
     """A model with new weights from its ``construction``, by a class other than the one named, with other arguments."""
     given = dict(arguments or {})
     kept = {key: decode(value, _rebuilt) for key, value in made["arguments"].items() if key not in given}
-    model = build(cls or find(Stored, made["module"], made["class"]), kept | given)
+    model = build(cls or find(SaveableModule, made["module"], made["class"]), kept | given)
     if made["event_shape"] is not None:
         model.event_shape = tuple(made["event_shape"])
     for key, value in made.get("state", {}).items():
