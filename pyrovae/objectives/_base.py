@@ -105,13 +105,13 @@ class Objective(PyroELBO):
         return -self.per_datum(self._terms(model, guide, *args, **kwargs), **weights).sum()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        return self.surrogate_loss(self._now(), model, guide, *args, **kwargs)
+        return self.surrogate_loss(self._current_weights(), model, guide, *args, **kwargs)
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        return self.bound_loss(self._now(), model, guide, *args, **kwargs).item()
+        return self.bound_loss(self._current_weights(), model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        terms, weights = self._terms(model, guide, *args, **kwargs), self._now()
+        terms, weights = self._terms(model, guide, *args, **kwargs), self._current_weights()
         (-self.surrogate(terms, **weights).sum()).backward()
         return -self.per_datum(terms, **weights).sum().item()
 
