@@ -1,4 +1,4 @@
-"""The data sets' files, and how each becomes images in [0, 1] with fixed splits."""
+"""The data sets' files, and images in [0, 1] with fixed splits from each."""
 
 import gzip
 import io
@@ -61,6 +61,7 @@ def frey_faces(read: Read) -> Raw:
 
 
 def _idx_dataset(read: Read, name: str) -> Raw:
+    """Read a data set of four IDX files; the last 10 000 training images are for validation."""
     train, test = (read(_IDX[f"{name}/{part}-images-idx3"])["array"] for part in ("train", "t10k"))
     y_train, y_test = (read(_IDX[f"{name}/{part}-labels-idx1"])["array"] for part in ("train", "t10k"))
     images = {"train": train[:50_000], "val": train[50_000:], "test": test}
@@ -78,6 +79,7 @@ def shuffled(n: int, num_val: int, num_test: int) -> dict[str, np.ndarray]:
 
 
 def _pick(images: np.ndarray, labels: np.ndarray | None, parts: dict[str, np.ndarray]) -> Raw:
+    """Split images and labels by the rows of each part."""
     return Raw(
         images={split: images[rows] for split, rows in parts.items()},
         labels={} if labels is None else {split: labels[rows] for split, rows in parts.items()},
@@ -85,7 +87,7 @@ def _pick(images: np.ndarray, labels: np.ndarray | None, parts: dict[str, np.nda
 
 
 def _decode_idx(content: bytes) -> dict[str, np.ndarray]:
-    """The IDX format: two zero bytes, a type code (8: unsigned bytes), the number of dimensions, their sizes."""
+    """Decode the IDX format: two zero bytes, a type code (8: unsigned bytes), the number of dimensions, their sizes."""
     raw = gzip.decompress(content)
     zero, code, dims = struct.unpack(">HBB", raw[:4])
     if zero != 0 or code != 8:
@@ -95,13 +97,14 @@ def _decode_idx(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _decode_mat(content: bytes) -> dict[str, np.ndarray]:
+    """Decode a MATLAB file."""
     import scipy.io
 
     return scipy.io.loadmat(io.BytesIO(content))
 
 
 def _decode_frey(content: bytes) -> dict[str, np.ndarray]:
-    """An .npz of images, or the original .mat with one face a column."""
+    """Decode an .npz of images, or the original .mat with one face a column."""
     if content[:2] == b"PK":
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             return {"images": file["images"]}

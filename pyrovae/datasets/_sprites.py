@@ -1,4 +1,4 @@
-"""Sprites: images made from five known factors, on a complete grid of their values."""
+"""Sprites: images drawn from five known factors, on a complete grid of their values."""
 
 from collections.abc import Callable
 from math import pi, prod
@@ -25,7 +25,8 @@ _POINTS_PER_BATCH = 2**22  # points looked at at once
 
 
 def sprites(read: Read, *, size: int = 32, scales: int = 4, rotations: int = 8, positions: int = 8) -> Raw:
-    """One white sprite on black for every combination of the five factors; a tenth each for validation and testing.
+    """Draw one white sprite on black for every combination of the five factors; a tenth each for validation and
+    testing.
 
     An intensity is the share of the pixel that the sprite covers, in sixteenths.
 
@@ -57,7 +58,7 @@ def sprites(read: Read, *, size: int = 32, scales: int = 4, rotations: int = 8, 
 
 
 def draw(factors: np.ndarray, counts: tuple[int, ...], size: int) -> np.ndarray:
-    """Images ``(N, size, size)`` in [0, 1] of factors ``(N, 5)``, of which there are ``counts`` values each."""
+    """Draw images ``(N, size, size)`` in [0, 1] of factors ``(N, 5)``, of which there are ``counts`` values each."""
     shape, scale, rotation, x, y = factors.T
     _, scales, rotations, positions, _ = counts
     radius = _MAX_RADIUS * (1 - (1 - _MIN_SCALE) * (scales - 1 - scale) / max(scales - 1, 1))
@@ -85,5 +86,6 @@ def draw(factors: np.ndarray, counts: tuple[int, ...], size: int) -> np.ndarray:
 
 
 def _heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Whether points lie inside the heart (x² + y² - 1)³ = x² y³."""
     w = u * u + v * v - 1
     return w * w * w <= u * u * v * v * v  # products: numpy's third powers take ten times as long

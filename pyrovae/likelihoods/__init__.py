@@ -1,4 +1,4 @@
-"""Likelihoods p(x|z): modules that turn a decoder's output into a distribution over data.
+"""Likelihoods p(x | z): modules that turn a decoder's output into a distribution over data.
 
 The decoder's output has shape ``(..., P, *event_shape)``, with ``P = num_params`` parameters per dimension.
 To add one, write its file, its line in ``LIKELIHOODS`` and its test case.

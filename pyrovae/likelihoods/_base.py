@@ -1,4 +1,4 @@
-"""What every likelihood is."""
+"""``Likelihood``, the base class."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Likelihood(nn.Module, ABC):
-    """p(x|z) as a module.
+    """A likelihood p(x | z) as a module, from a decoder's output to a distribution over data.
 
     Args:
         event_dim: number of dimensions of one datum, e.g. 1 for vectors and 3 for ``(C, H, W)`` images.
@@ -27,7 +27,7 @@ class Likelihood(nn.Module, ABC):
     def distribution(
         self, output: Tensor, batch_shape: Sequence[int], event_shape: Sequence[int]
     ) -> dist.TorchDistribution:
-        """The distribution over data of ``event_shape`` that a network's output stands for, with this batch shape.
+        """The distribution over data that a network's output stands for, whatever its last dimensions.
 
         Args:
             output: ``(*batch_shape, P, *event_shape)``, or with the dimensions after the batch's flattened in any way.

@@ -1,4 +1,4 @@
-"""Quantised data, such as 8-bit images."""
+"""The categorical likelihood, of quantised data such as 8-bit images."""
 
 import pyro.distributions as dist
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from pyrovae.likelihoods._base import Likelihood
 
 
 class Categorical(Likelihood):
-    """An independent categorical per dimension, over data k/(L-1) in [0, 1].
+    """An independent categorical distribution for every dimension, over the levels k/(L-1) in [0, 1].
 
     Args:
         event_dim: number of dimensions of one datum.

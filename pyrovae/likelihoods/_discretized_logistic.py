@@ -1,4 +1,4 @@
-"""Quantised data with an order: logistic densities over bins, and their mixtures."""
+"""Discretised logistic likelihoods, of quantised data whose levels have an order."""
 
 import pyro.distributions as dist
 import torch
@@ -11,8 +11,8 @@ from pyrovae.likelihoods._base import Likelihood
 
 
 class DiscretizedLogistic(Likelihood):
-    """Data k/(L-1) in [0, 1], each dimension a logistic density integrated over the bin of its level (Kingma et al.
-    2016, arXiv:1606.04934), with the bins of Salimans et al. (2017, arXiv:1701.05517): the outer ones take the tails.
+    """A logistic density for every dimension, integrated over the bins of the levels k/(L-1) in [0, 1] (Kingma et al.
+    2016, arXiv:1606.04934), whose outer ones take the tails (Salimans et al. 2017, arXiv:1701.05517).
 
     The decoder gives two numbers per dimension: the location less ½, and the scale before softplus.
 
@@ -37,12 +37,13 @@ class DiscretizedLogistic(Likelihood):
         return Binned(0.5 + loc, self._scale(raw), self.num_levels).to_event(self.event_dim)
 
     def _scale(self, raw: Tensor) -> Tensor:
+        """The scale, from what the decoder gives."""
         return nn.functional.softplus(raw) + self.min_scale / (self.num_levels - 1)
 
 
 class DiscretizedLogisticMixture(DiscretizedLogistic):
-    """Data k/(L-1) in [0, 1], each dimension a mixture of discretised logistics (Salimans et al. 2017,
-    arXiv:1701.05517), independent given z: colour channels are not tied to each other.
+    """A mixture of discretised logistics for every dimension, over the levels k/(L-1) in [0, 1] (Salimans et al. 2017,
+    arXiv:1701.05517). Dimensions are independent given z: colour channels are not tied to each other.
 
     The decoder gives three numbers per dimension and component: the logit of the weight, the location less the
     component's (m + ½)/M, and the scale before softplus. So the components start out spread over [0, 1].

@@ -1,4 +1,4 @@
-"""Continuous data."""
+"""The Gaussian likelihood, of continuous data."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ from pyrovae.likelihoods._base import Likelihood
 
 
 class Gaussian(Likelihood):
-    """Independent normal dimensions.
+    """Independent normal dimensions, for real data.
 
     Args:
         event_dim: number of dimensions of one datum.

@@ -1,4 +1,4 @@
-"""Networks over images whose output at a pixel depends on the pixels before it, and on a context."""
+"""``PixelNetwork``, the base class of networks over images in raster order."""
 
 from abc import ABC, abstractmethod
 
@@ -11,7 +11,7 @@ from pyrovae.networks._conv import over_leading
 
 
 class PixelNetwork(nn.Module, ABC):
-    """Images ``(..., C, H, W)`` to parameters of every pixel given those before it, in raster order.
+    """A network from images ``(..., C, H, W)`` to parameters of every pixel given those before it, and a context.
 
     Args:
         in_channels: channels of the image.
@@ -36,7 +36,7 @@ class PixelNetwork(nn.Module, ABC):
     def forward(
         self, x: Float[Tensor, "*batch channels height width"], context: Tensor | None = None
     ) -> Float[Tensor, "*batch out height width"]:
-        """Leading dimensions of ``x`` and of ``context``, ``(..., context_dim)``, broadcast.
+        """The output for images and a context ``(..., context_dim)``, whose leading dimensions broadcast.
 
         Raises:
             ValueError: a context that is missing, unexpected, or of another shape.

@@ -1,4 +1,4 @@
-"""Images to grids of features and back: the networks of van den Oord et al. (2017, arXiv:1711.00937, sec. 4.1)."""
+"""Networks from images to grids of features and back, of van den Oord et al. (2017, arXiv:1711.00937, sec. 4.1)."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from pyrovae.networks._conv import as_image_shape, over_leading
 
 
 class _Residual(nn.Module):
-    """ReLU, 3×3 convolution, ReLU, 1×1 convolution, and the input added."""
+    """A residual block: ReLU, 3×3 convolution, ReLU, 1×1 convolution, and the input added."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class _Residual(nn.Module):
 
 
 def grid_shape(image_shape: tuple[int, ...], downsampling: int) -> tuple[int, int]:
-    """``(H / downsampling, W / downsampling)`` of images ``(C, H, W)``.
+    """The shape ``(H / downsampling, W / downsampling)`` of an image's grid.
 
     Raises:
         ValueError: not an image, a ``downsampling`` that is not a power of 2 from 2 on or does not divide H and W.
@@ -36,8 +36,8 @@ def grid_shape(image_shape: tuple[int, ...], downsampling: int) -> tuple[int, in
 
 
 class GridEncoder(nn.Module):
-    """Images ``(..., C, H, W)`` to grids of features ``(..., D, H/f, W/f)``: one 4×4 convolution of stride 2 for every
-    halving, residual blocks, a 1×1 convolution.
+    """An encoder of images ``(..., C, H, W)`` to grids of features ``(..., D, H/f, W/f)``: one 4×4 convolution of
+    stride 2 for every halving, residual blocks, a 1×1 convolution.
 
     Args:
         image_shape: ``(C, H, W)``.
@@ -74,7 +74,8 @@ class GridEncoder(nn.Module):
 
 
 class GridDecoder(nn.Module):
-    """Grids of features ``(..., D, H/f, W/f)`` to maps ``(..., out_channels, H, W)``: the encoder mirrored.
+    """A decoder of grids of features ``(..., D, H/f, W/f)`` to maps ``(..., out_channels, H, W)``: the encoder
+    mirrored.
 
     Args:
         in_channels: D.

@@ -10,7 +10,7 @@ from pyrovae._checks import at_least
 
 
 class GatedLinear(nn.Module):
-    """``(W x + b) ⊙ sigmoid(V x + c)``, the gated dense layer of Tomczak & Welling (2018)."""
+    """A gated dense layer, ``(W x + b) ⊙ sigmoid(V x + c)`` (Tomczak & Welling 2018)."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -73,5 +73,6 @@ class GatedMLP(nn.Sequential):
 
 
 def _sizes(in_features: int, hidden: Sequence[int], out_features: int) -> list[int]:
+    """The sizes of all layers, checked."""
     at_least(1, in_features=in_features, out_features=out_features, hidden=tuple(hidden))
     return [in_features, *hidden, out_features]

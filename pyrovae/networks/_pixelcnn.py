@@ -1,4 +1,4 @@
-"""Gated PixelCNN: a convolutional network in which a pixel's output depends on earlier pixels alone."""
+"""The gated PixelCNN, a convolutional network whose output at a pixel depends on earlier pixels alone."""
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -8,8 +8,8 @@ from pyrovae.networks._context import PixelNetwork
 
 
 class GatedPixelCNN(PixelNetwork):
-    """Images ``(..., C, H, W)`` to parameters of every pixel given those before it, in raster order: the gated network
-    of van den Oord et al. (2016, arXiv:1606.05328, fig. 2), whose two stacks leave no blind spot.
+    """A gated PixelCNN from images ``(..., C, H, W)`` to parameters of every pixel given those before it, in raster
+    order: the network of van den Oord et al. (2016, arXiv:1606.05328, fig. 2), whose two stacks leave no blind spot.
 
     With L layers and kernels of width k, let r = L (k - 1) / 2. The output at (i, j) depends on the pixels of row i
     from j - r to j - 1, and of rows i - 1 - r to i - 1 from column j - r to j + r: on all of these, on no others. So
@@ -64,7 +64,7 @@ class GatedPixelCNN(PixelNetwork):
 
 
 class _Layer(nn.Module):
-    """One gated layer of both stacks.
+    """A gated layer of both stacks.
 
     The vertical stack at row i sees rows up to i, which it hands to the horizontal stack of row i + 1; the horizontal
     one sees its own row to the left, in the first layer without the pixel itself.
@@ -94,5 +94,6 @@ class _Layer(nn.Module):
 
 
 def _gate(x: Tensor) -> Tensor:
+    """Half of the channels, gated by the other half."""
     a, b = x.chunk(2, dim=1)
     return a.tanh() * b.sigmoid()

@@ -17,12 +17,12 @@ _MIN_BOTTLENECK_WIDTH = 4  # units, of squeeze-and-excitation
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Normalisation of one image, eight channels at a time where that divides them, else all together."""
+    """A normalisation of one image, eight channels at a time where that divides them, else all together."""
     return nn.GroupNorm(channels // _CHANNELS_PER_GROUP if channels % _CHANNELS_PER_GROUP == 0 else 1, channels)
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales every channel by a gate that sees all channels' means (Hu et al. 2018, arXiv:1709.01507).
+    """A layer that scales every channel by a gate that sees all channels' means (Hu et al. 2018, arXiv:1709.01507).
 
     Maps ``(..., C, H, W)`` to the same shape.
 
@@ -42,7 +42,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class _Cell(nn.Module):
-    """x + 0.1 body(x)."""
+    """A residual cell, x + 0.1 body(x)."""
 
     body: nn.Module
 

@@ -1,4 +1,4 @@
-"""A recurrent network over the rows of an image and the pixels of a row."""
+"""A recurrent network over the rows of an image, and over the pixels of a row."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,8 @@ from pyrovae.networks._context import PixelNetwork
 
 
 class RowGRU(PixelNetwork):
-    """Images ``(..., C, H, W)`` to parameters of every pixel given those before it, in raster order.
+    """Two recurrent networks from images ``(..., C, H, W)`` to parameters of every pixel given those before it, in
+    raster order.
 
     One GRU (Cho et al. 2014, arXiv:1406.1078) reads the rows above, whole; from its state another goes through the
     pixels of the row, left to right. So every output depends on all earlier pixels, in H + W steps rather than H W.

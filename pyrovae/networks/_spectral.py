@@ -1,4 +1,4 @@
-"""The largest singular values of a network's weights: how far its layers can stretch their inputs."""
+"""The spectral regulariser: the largest singular values of a network's weights."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ _INITIAL_ITERATIONS = 20  # at least, on the initial weights
 
 
 class SpectralSum(nn.Module):
-    """Σ σ_max(W) over the linear and convolutional layers of a network: the spectral regularisation of NVAE (Vahdat &
-    Kautz 2020, arXiv:2007.03898, sec. 3.2, after Yoshida & Miyato 2017).
+    """The sum Σ σ_max(W) over the linear and convolutional layers of a network: the spectral regularisation of NVAE
+    (Vahdat & Kautz 2020, arXiv:2007.03898, sec. 3.2, after Yoshida & Miyato 2017).
 
     A convolution's weight is taken as the matrix ``(out, in · height · width)``. Every call makes a few power
     iterations from where the last one stopped, so that the estimate follows weights that change slowly. It is
@@ -48,7 +48,7 @@ class SpectralSum(nn.Module):
                 self(network)
 
     def forward(self, network: nn.Module) -> Float[Tensor, ""]:
-        """Σ σ_max(W) for the weights that ``network`` has now."""
+        """The sum Σ σ_max(W) for the weights that ``network`` has now."""
         terms = []
         for (rows, columns), names in self.names.items():
             layers: list[Any] = [network.get_submodule(name) for name in names]
@@ -62,6 +62,7 @@ class SpectralSum(nn.Module):
 
 @torch.no_grad()
 def _iterate(w: Tensor, v: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Power iterations from ``v``: the leading left and right singular vectors."""
     for _ in range(iterations):
         u = nn.functional.normalize(w @ v, dim=1)
         back = w.mT @ u

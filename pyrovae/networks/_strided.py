@@ -15,7 +15,7 @@ _MAX_UNHALVED_SIDE = 4  # pixels; a side of more is halved, as long as it is eve
 
 
 def _halvings(image_shape: tuple[int, ...]) -> int:
-    """How many strides of 2 it takes until a side is odd, or 4 pixels or less; a ``ValueError`` if none fits."""
+    """Count the strides of 2 until a side is odd, or 4 pixels or less; a ``ValueError`` if none fits."""
     match tuple(image_shape):
         case (_, height, width):
             n = 0
@@ -30,7 +30,7 @@ def _halvings(image_shape: tuple[int, ...]) -> int:
 
 
 class StridedEncoder(nn.Sequential):
-    """Images ``(..., C, H, W)`` to features ``(..., out_features)``.
+    """A strided convolutional encoder of images ``(..., C, H, W)`` to features ``(..., out_features)``.
 
     Convolutions of 4×4 pixels, stride 2 and 32 channels halve both sides until one is odd, or 4 pixels or less (four
     for 64×64, two for 28×28); two dense layers follow.
@@ -58,7 +58,8 @@ class StridedEncoder(nn.Sequential):
 
 
 class StridedDecoder(nn.Sequential):
-    """Codes ``(..., in_features)`` to maps ``(..., out_channels, H, W)``: :class:`StridedEncoder` mirrored.
+    """A strided convolutional decoder of codes ``(..., in_features)`` to maps ``(..., out_channels, H, W)``: the
+    encoder mirrored.
 
     Args:
         in_features: size of the code.

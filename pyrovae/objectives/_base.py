@@ -1,4 +1,4 @@
-"""What every objective is."""
+"""``Objective``, the base class."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -43,11 +43,11 @@ class Objective(PyroELBO):
 
     @property
     def schedules(self) -> dict[str, Weight]:
-        """Numbers, or functions of time, by the name that :meth:`per_datum` takes them under."""
+        """The weights, as numbers or functions of time, by the name that :meth:`per_datum` takes them under."""
         return {}
 
     def weights(self, t: float) -> dict[str, float]:
-        """What :meth:`per_datum` takes besides the terms, at time ``t`` (``fit``: epochs); ``inf`` for final values.
+        """The weights at time ``t`` (``fit``: epochs), for :meth:`per_datum`; ``inf`` for final values.
 
         Raises:
             ValueError: a schedule's value is negative, NaN or infinite.
@@ -59,7 +59,7 @@ class Objective(PyroELBO):
         return all(has_ended(value, t) for value in self.schedules.values())
 
     def check(self, terms: LogTerms) -> None:
-        """Raise a ``ValueError`` for a model, of which these are terms, that the objective cannot train."""
+        """Raise a ``ValueError`` for a model that the objective cannot train, by its terms."""
 
     @abstractmethod
     def per_datum(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
@@ -74,11 +74,11 @@ class Objective(PyroELBO):
         """
 
     def surrogate(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
-        """What to differentiate: equals :meth:`per_datum` in value or only in expected gradient."""
+        """The function to differentiate: equals :meth:`per_datum` in value, or only in expected gradient."""
         return self.per_datum(terms, **weights)
 
     def weight(self, name: str, given: Weights) -> float | Tensor:
-        """A weight as it is given, or else as it is at any time.
+        """A weight as it is given, or else its constant value.
 
         Raises:
             ValueError: it is a schedule and was not given.
@@ -116,13 +116,15 @@ class Objective(PyroELBO):
         return -self.per_datum(terms, **weights).sum().item()
 
     def _current_weights(self) -> dict[str, float]:
+        """The weights at :attr:`time`, for ``pyro.infer.SVI``."""
         return {} if self.time is None else self.weights(self.time)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        """Abstract in Pyro's class; Pyro's own tools (e.g. ``guess_max_plate_nesting``) may call it."""
+        """Trace model and guide, as Pyro's own tools ask for it (e.g. ``guess_max_plate_nesting``)."""
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
     def _terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> LogTerms:
+        """The terms of the model that these are the methods of."""
         return log_terms(
             model,
             guide,
@@ -134,5 +136,6 @@ class Objective(PyroELBO):
 
 
 def _nesting(model: Program) -> int:
+    """The plates that the owner of a method says it nests; 1 for other programs."""
     owner = getattr(model, "__self__", None)
     return owner.max_plate_nesting if isinstance(owner, VAEModel) else 1

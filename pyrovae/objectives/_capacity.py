@@ -13,7 +13,8 @@ from pyrovae.objectives._schedules import Weight
 
 
 class CapacityELBO(Objective):
-    """E_q[log p(x|z)] - γ |KL(q(z|x) ‖ p(z)) - C|, Burgess et al. (2018, arXiv:1804.03599, sec. 5).
+    """The controlled-capacity objective, E_q[log p(x|z)] - γ |KL(q(z|x) ‖ p(z)) - C|, Burgess et al. (2018,
+    arXiv:1804.03599, sec. 5).
 
     The KL between the bars is the batch's mean, as in the published implementations (Locatello et al. 2019,
     arXiv:1811.12359): the data share the capacity C, and those that need more of it get more. Every datum's bound

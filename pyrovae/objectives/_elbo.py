@@ -15,7 +15,8 @@ from pyrovae.objectives._schedules import Weight
 
 
 class ELBO(Objective):
-    """E_q[log p(x|z)] - β KL(q(z|x) ‖ p(z)), Kingma & Welling (2014), Higgins et al. (2017) for β ≠ 1.
+    """The evidence lower bound E_q[log p(x|z)] - β KL(q(z|x) ‖ p(z)), Kingma & Welling (2014), Higgins et al. (2017)
+    for β ≠ 1.
 
     With ``free_bits`` λ, dimension d of every latent site costs max(mean over the batch of KL_d, λ) instead of its KL
     (Kingma et al. 2016, arXiv:1606.04934, appendix C.8): below λ nats it is free, and the KL has no gradient. The bound
@@ -87,15 +88,18 @@ class ELBO(Objective):
             self._kl(terms, site)
 
     def _exact(self, terms: LogTerms, site: str) -> bool:
+        """Whether the KL of a site is taken in closed form."""
         return bool(self.analytic_kl) and terms.closed_form_kl(site) is not None
 
     def _per_particle(self, terms: LogTerms, beta: float | Tensor) -> Float[Tensor, "particles batch"]:
+        """The bound at each draw."""
         bound = terms.reconstruction
         for site in terms.log_posterior:
             bound = bound - beta * self._kl(terms, site)
         return bound
 
     def _kl(self, terms: LogTerms, site: str) -> Float[Tensor, "particles batch"]:
+        """The KL of a site, in the form that the options ask for."""
         if self.free_bits:
             return self._with_free_bits(terms, site)
         if self.analytic_kl is True and not self._exact(terms, site):
@@ -103,7 +107,7 @@ class ELBO(Objective):
         return terms.kl(site, closed_form=bool(self.analytic_kl))
 
     def _with_free_bits(self, terms: LogTerms, site: str) -> Float[Tensor, "particles batch"]:
-        """Per datum, so that its mean over the batch is what the class says: λ where that of a dimension is below."""
+        """The KL of a site with free bits, per datum: λ for each dimension whose mean over the batch is below it."""
         kl = terms.closed_form_kl_by_dimension(site)
         if kl is None:
             q, p = (family(d[site]) if site in d else "none" for d in (terms.posterior, terms.prior))

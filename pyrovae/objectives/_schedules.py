@@ -29,6 +29,8 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class _Warmup(Schedule):
+    """A rise from ``start`` to ``end``, straight or along half a cosine."""
+
     ends: float
     start: float
     end: float
@@ -48,6 +50,8 @@ class _Warmup(Schedule):
 
 @dataclass(frozen=True)
 class _Cycles(Schedule):
+    """Repeated linear rises from 0 to ``end``."""
+
     period: float
     rise: float
     cycles: int
@@ -62,7 +66,7 @@ class _Cycles(Schedule):
 
 
 def linear_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> Schedule:
-    """From ``start`` to ``end`` in a straight line over ``duration``, then ``end`` (Bowman et al. 2016).
+    """A straight rise from ``start`` to ``end`` over ``duration``, then ``end`` (Bowman et al. 2016).
 
     Args:
         duration: length of the warm-up; epochs, in ``fit``.
@@ -76,7 +80,7 @@ def linear_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> S
 
 
 def cosine_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> Schedule:
-    """As :func:`linear_warmup`, along half a cosine, flat at both ends.
+    """A rise as of :func:`linear_warmup`, along half a cosine, flat at both ends.
 
     Args:
         duration: length of the warm-up; epochs, in ``fit``.
@@ -111,7 +115,7 @@ def cyclical(period: float, *, rise: float = 0.5, cycles: int = 4, end: float = 
 
 
 def value_at(weight: Weight, t: float, name: str) -> float:
-    """A number, or a schedule's value at time ``t``.
+    """The value of a weight at time ``t``: of a schedule, or the number that it is.
 
     Raises:
         ValueError: the schedule's value is negative, NaN or infinite.
@@ -124,7 +128,7 @@ def value_at(weight: Weight, t: float, name: str) -> float:
 
 
 def has_ended(value: Weight, t: float) -> bool:
-    """Whether a number, or a schedule at time ``t``, has its final value."""
+    """Whether a weight has its final value at time ``t``."""
     if isinstance(value, Schedule):
         return t >= value.ends
     return not callable(value) or value(t) == value(math.inf)

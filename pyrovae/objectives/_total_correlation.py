@@ -1,4 +1,4 @@
-"""The β-TCVAE: a separate weight for each of the three parts of the rate."""
+"""The objective of the β-TCVAE, with a weight for each of the three parts of the rate."""
 
 import math
 from typing import Literal, NamedTuple
@@ -16,7 +16,7 @@ Estimator = Literal["stratified", "weighted"]
 
 
 class RateParts(NamedTuple):
-    """Estimates at each draw, in nats ``(K, B)``; they sum to log q(z | x) - log p(z).
+    """The rate in three parts, estimated at each draw, in nats ``(K, B)``; they sum to log q(z | x) - log p(z).
 
     Attributes:
         mutual_information: log q(z | x) - log q(z): the index-code mutual information I_q(z; n).
@@ -30,8 +30,8 @@ class RateParts(NamedTuple):
 
 
 class BetaTCVAE(Objective):
-    """E_q[log p(x|z)] - α I_q(z; n) - β KL(q(z) ‖ Πⱼ q(zⱼ)) - γ Σⱼ KL(q(zⱼ) ‖ p(zⱼ)), Chen et al. (2018,
-    arXiv:1802.04942, eq. 4), q(z) being the mixture of the posteriors of all N training data.
+    """The objective of the β-TCVAE, E_q[log p(x|z)] - α I_q(z; n) - β KL(q(z) ‖ Πⱼ q(zⱼ)) - γ Σⱼ KL(q(zⱼ) ‖ p(zⱼ)),
+    Chen et al. (2018, arXiv:1802.04942, eq. 4), q(z) being the mixture of the posteriors of all N training data.
 
     log q(z) and log q(zⱼ) are estimated at the batch's draws from the posteriors of its B data. ``"stratified"`` gives
     the datum that z was drawn for its weight in the mixture, 1/N, and the others the rest (appendix C.2, averaged over
@@ -99,7 +99,7 @@ class BetaTCVAE(Objective):
         return RateParts(terms.log_posterior[site] - log_q, log_q - log_q_by_dim, log_q_by_dim - terms.log_prior[site])
 
     def _log_weights(self, b: int, like: Tensor) -> Float[Tensor, "batch batch"]:
-        """Log weight of datum j's posterior in the mixture that scores datum i's draw."""
+        """The log-weight of datum j's posterior in the mixture that scores datum i's draw."""
         n = self.num_data
         if self.estimator == "weighted":
             return like.new_full((b, b), -math.log(n * b))

@@ -1,4 +1,4 @@
-"""Codebooks: which codes are in use."""
+"""Plots of codebooks: which codes are in use."""
 
 import numpy as np
 from jaxtyping import Int
@@ -10,7 +10,7 @@ from pyrovae.plots._axes import BLUE, ORANGE, VERMILION, new_axes
 
 
 def codebook_usage(counts: Int[Tensor, "codes"], *, title: str = "", ax: Axes | None = None) -> Axes:
-    """How often each code occurs, most frequent first, beside equal use of all.
+    """Plot how often each code occurs, most frequent first, beside equal use of all.
 
     Perplexity exp(-Σ p log p) is the number of equally frequent codes that would be as hard to guess.
 

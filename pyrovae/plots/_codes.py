@@ -1,4 +1,4 @@
-"""Codes: where an encoder puts the data."""
+"""Plots of codes: where an encoder puts the data."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def codes(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Two dimensions of codes, each datum drawn as the number of its class, so that no legend is needed.
+    """Plot two dimensions of codes, each datum as the number of its class, so that no legend is needed.
 
     Args:
         code: codes or latents ``(N, Z)``, such as ``model.transform(x)`` or ``model.encode(x)``.

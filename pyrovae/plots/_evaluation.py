@@ -1,4 +1,4 @@
-"""Evaluation: differences between models, bounds on log p(x) over the number of draws, gaps."""
+"""Plots of evaluations: differences between models, bounds on log p(x), gaps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ _GAP_COLUMNS = ("approximation", "approximation_se", "amortization", "amortizati
 def forest(
     comparison: pd.DataFrame, *, reference: str | None = None, interval: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Paired differences of mean log p(x) to the reference, with confidence intervals.
+    """Plot paired differences of mean log p(x) to a reference, with confidence intervals.
 
     The thick bar is the Monte Carlo part of the interval, the thin one the whole.
 
@@ -67,7 +67,8 @@ def bounds(
     ais: AISResult | Mapping[str, AISResult] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """L_k over the number of draws k, averaged over data, as it rises towards log p(x) (Burda et al. 2016, theorem 1).
+    """Plot L_k over the number of draws k, averaged over data, as it rises towards log p(x) (Burda et al. 2016, theorem
+    1).
 
     Bands are ± 2 Monte Carlo standard errors, for these data; what other data would change is not in them. All L_k of
     a model come from the same draws, so its curve is far smoother than its band is wide.
@@ -116,8 +117,8 @@ def bounds(
 
 
 def gaps(tables: Mapping[str, Any] | pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """What the approximate posterior costs (Cremer et al. 2018, arXiv:1801.03558): the approximation gap of its family
-    and the amortisation gap of its encoder, with ± 2 standard errors. Both are in nats per datum.
+    """Plot the approximation gap of a posterior family and the amortisation gap of its encoder (Cremer et al. 2018,
+    arXiv:1801.03558), with ± 2 standard errors, in nats per datum.
 
     Args:
         tables: by name, objects whose ``summary()`` has ``approximation``, ``approximation_se``, ``amortization`` and
@@ -158,7 +159,7 @@ def gaps(tables: Mapping[str, Any] | pd.DataFrame, *, ax: Axes | None = None) ->
 
 
 def _annealed(ais: AISResult | Mapping[str, AISResult] | None, names: list[str]) -> Mapping[str, AISResult]:
-    """Results of annealing by the names of the models that they are of.
+    """Arrange annealed results by the names of the models that they are of.
 
     Raises:
         ValueError: a single one of several models, or one of a model that is not there.

@@ -1,4 +1,4 @@
-"""Images: data, reconstructions, samples."""
+"""Plots of images: data, reconstructions, samples."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def images(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """A grid of grey images.
+    """Plot a grid of grey images.
 
     Args:
         x: ``(N, *event_shape)`` with values in [0, 1], row by row.
@@ -56,7 +56,7 @@ def images(
 
 
 def strips(rows: Mapping[str, Tensor], image_shape: Sequence[int], **options: Any) -> Axes:
-    """A grid of images with a row for each of several batches of one size, by name."""
+    """Plot a grid of images with a row for each of several batches of one size, by name."""
     x = torch.cat([row.cpu() for row in rows.values()])
     return images(x, image_shape, columns=len(x) // len(rows), row_labels=tuple(rows), **options)
 
@@ -64,8 +64,7 @@ def strips(rows: Mapping[str, Tensor], image_shape: Sequence[int], **options: An
 def reconstructions(
     model: Any, x: Tensor, image_shape: Sequence[int], *, title: str = "", ax: Axes | None = None
 ) -> Axes:
-    """Data above their reconstructions: the mean of p(x | z) at one draw z ~ q(z | x), or what an autoencoder makes
-    of its code.
+    """Plot data above their reconstructions: the mean of p(x | z) at one draw z ~ q(z | x), or an autoencoder's.
 
     Args:
         model: a :class:`~pyrovae.VAEModel`, a :class:`~pyrovae.zoo.Autoencoder`, or several by name, a row for each.
@@ -94,7 +93,7 @@ def denoising(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Clean data, the same with noise, and what each model makes of the latter.
+    """Plot clean data, the same with noise, and each model's reconstruction of the latter.
 
     Args:
         models: models with ``reconstruct(x)``, by name, such as :class:`~pyrovae.zoo.Autoencoder`; a row each.
@@ -123,7 +122,7 @@ def denoising(
 def samples(
     model: Any, image_shape: Sequence[int], *, n: int = 20, seed: int = 0, title: str = "", ax: Axes | None = None
 ) -> Axes:
-    """Means of p(x | z) at draws z ~ p(z).
+    """Plot means of p(x | z) at draws z ~ p(z).
 
     Args:
         model: a :class:`~pyrovae.VAE`.

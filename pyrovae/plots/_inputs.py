@@ -1,4 +1,4 @@
-"""What users pass to several of the pictures: results by name, latents, and which of their dimensions to show."""
+"""Arguments that several plots take: results by name, latents, and which of their dimensions to show."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def by_name(results: Any, argument: str, kind: Any = (), name: str = "") -> dict[str, Any]:
-    """Results by name: a single one of this kind under ``name``, several as they are.
+    """Arrange results by name: a single one of this kind under ``name``, several as they are.
 
     Raises:
         ValueError: there are none.
@@ -19,7 +19,7 @@ def by_name(results: Any, argument: str, kind: Any = (), name: str = "") -> dict
 
 
 def single_site(latents: Any) -> Tensor:
-    """The latents of a model with one continuous latent site.
+    """Check that a model has one continuous latent site, and return its latents.
 
     Raises:
         ValueError: a dict of several sites, or integers.
@@ -32,7 +32,7 @@ def single_site(latents: Any) -> Tensor:
 
 
 def as_dims(dims: Sequence[int], size: int, counts: Sequence[int] = ()) -> tuple[int, ...]:
-    """The dimensions of a latent vector that are to be shown, as integers.
+    """Check the dimensions of a latent vector that are to be shown, and return them as integers.
 
     Args:
         dims: of any kind.

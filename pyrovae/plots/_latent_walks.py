@@ -1,4 +1,4 @@
-"""What the latents mean: decoded grids and walks through the latent space."""
+"""Plots of decoded grids and walks through the latent space, which show what latents mean."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,8 +28,8 @@ def manifold(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Decoded images over a plane of latents, spaced so that every image stands for the same share of the prior: the
-    n × n midpoints of equal slices go through the prior's inverse distribution function (Kingma & Welling 2014,
+    """Plot decoded images over a plane of latents, spaced so that every image stands for the same share of the prior:
+    the n × n midpoints of equal slices go through the prior's inverse distribution function (Kingma & Welling 2014,
     arXiv:1312.6114, fig. 4).
 
     Latents that are not on the axes stay at the prior's medians.
@@ -86,7 +86,7 @@ def traversals(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Decoded images along one latent at a time, the others held at the datum's posterior mean.
+    """Plot decoded images along one latent at a time, the others held at the datum's posterior mean.
 
     A row is a datum and a dimension: pass one datum to see what every dimension does, several and one of ``dims`` to
     see whether it does the same to all.
@@ -142,13 +142,14 @@ def traversals(
 
 
 def _decode(model: Any, z: Tensor, *covariates: Any) -> Tensor:
+    """Decode latents with whichever method the model has for that."""
     decode: Callable[..., Tensor] = getattr(model, "decode", None) or model.inverse_transform
     with torch.no_grad():
         return decode(z, *covariates)
 
 
 def _vectors(latents: Any) -> Tensor:
-    """The latents of a single, continuous site, ``(N, Z)``."""
+    """Check that a model's latents are vectors ``(N, Z)`` of one continuous site, and return them."""
     z = single_site(latents)
     if z.dim() != 2:
         raise ValueError(f"the latent site must be of vectors; it is of shape {tuple(z.shape[1:])}.")
@@ -156,7 +157,9 @@ def _vectors(latents: Any) -> Tensor:
 
 
 def _prior_quantiles(model: Any, shares: Tensor, *covariates: Any) -> Tensor:
-    """Quantiles of the prior of every latent dimension, ``(len(shares), Z)``: of draws, but for the standard normal."""
+    """Quantiles of the prior of every latent dimension, ``(len(shares), Z)``: exact for the standard normal, else of
+    draws.
+    """
     if not isinstance(model, VAEModel):
         name = type(model).__name__
         raise TypeError(f"{name} has no prior whose quantiles could be taken: say where to go by extent= or values=.")

@@ -1,4 +1,4 @@
-"""Latents: which dimensions carry information, and how the aggregate posterior fills the prior."""
+"""Plots of latents: which dimensions carry information, and how the aggregate posterior fills the prior."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,8 @@ _DRAWS_PER_BATCH = 1000
 
 
 def kl_per_dimension(report: CollapseReport | Mapping[str, CollapseReport], *, ax: Axes | None = None) -> Axes:
-    """KL(q(z_i | x) ‖ p(z_i)) of every latent dimension, averaged over data, largest first, with ± 2 standard errors.
+    """Plot KL(q(z_i | x) ‖ p(z_i)) of every latent dimension, averaged over data, largest first, with ± 2 standard
+    errors.
 
     Active dimensions are blue, inactive ones orange; of several reports each has its colour, pale where inactive. A
     discrete site has one bar and no activity.
@@ -72,7 +73,7 @@ def kl_per_dimension(report: CollapseReport | Mapping[str, CollapseReport], *, a
 
 
 def active_units(reports: Mapping[str, CollapseReport], *, ax: Axes | None = None) -> Axes:
-    """How many latent dimensions every model uses, of how many it has (Burda et al. 2016, sec. 5.3).
+    """Plot how many latent dimensions every model uses, of how many it has (Burda et al. 2016, sec. 5.3).
 
     Args:
         reports: of :func:`~pyrovae.collapse`, by name.
@@ -114,7 +115,7 @@ def aggregate_posterior(
     seed: int | None = 0,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws from the aggregate posterior q(z) = 1/N Σ q(z | x_n) over as many draws from the prior.
+    """Plot draws from the aggregate posterior q(z) = 1/N Σ q(z | x_n) over as many draws from the prior.
 
     Where they differ, samples of the model come from latents that its decoder was not trained on. A single dimension
     is drawn as histograms.
@@ -163,7 +164,7 @@ def aggregate_posterior(
 
 
 def _bars(ax: Axes, at: np.ndarray, width: float, table: pd.DataFrame, threshold: float, name: str, own: str) -> None:
-    """One report, in its own colour if it has a name; else colours tell active from inactive."""
+    """Draw the bars of one report, in its own colour if it has a name; else colours tell active from inactive."""
     discrete = table["activity"].isna().to_numpy()
     active = table["active"].to_numpy(dtype=bool)
     kinds = (
@@ -179,6 +180,7 @@ def _bars(ax: Axes, at: np.ndarray, width: float, table: pd.DataFrame, threshold
 
 
 def _names(table: pd.DataFrame) -> list[str]:
+    """The names of latent dimensions, with their site where there are several."""
     one_site = table["site"].nunique() == 1
     return [str(d) if one_site else f"{site}[{d}]" for site, d in zip(table["site"], table["dim"], strict=True)]
 
@@ -186,7 +188,7 @@ def _names(table: pd.DataFrame) -> list[str]:
 def _draws(
     model: VAEModel, x: Any, covariates: tuple[Any, ...], num_samples: int, seed: int | None
 ) -> tuple[Tensor, Tensor]:
-    """As many draws from q(z) as from p(z), ``(N·S, Z)`` each, on the CPU."""
+    """Draw as many latents from q(z) as from p(z), ``(N·S, Z)`` each, on the CPU."""
     data = as_test_set("aggregate_posterior", model, x, covariates)
     step, like = max(1, _DRAWS_PER_BATCH // num_samples), model.like()
     q, p = [], []

@@ -1,4 +1,4 @@
-"""Several latent sites: what each of them decides, and what it carries."""
+"""Plots of several latent sites: what each of them decides, and what it carries."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,8 @@ from pyrovae.plots._inputs import by_name
 def layer_samples(
     model: Any, image_shape: Sequence[int], *, n: int = 10, seed: int = 0, title: str = "", ax: Axes | None = None
 ) -> Axes:
-    """What every latent site decides: means of p(x | z) with some sites held at one draw and the others drawn anew.
+    """Plot what every latent site decides: means of p(x | z) with some sites held at one draw and the others drawn
+    anew.
 
     The first row holds nothing. Each further row holds one site more, in the order in which the model draws them (the
     top layers of a hierarchy come first), so a row shows what the sites it does not hold still decide. The first column
@@ -54,7 +55,8 @@ def layer_samples(
 
 
 def kl_per_site(report: CollapseReport | Mapping[str, CollapseReport], *, ax: Axes | None = None) -> Axes:
-    """Every latent site's share of the rate, averaged over data, with ± 2 standard errors, and its active dimensions.
+    """Plot every latent site's share of the rate, averaged over data, with ± 2 standard errors, and its active
+    dimensions.
 
     Args:
         report: of :func:`~pyrovae.collapse`; or several by name, side by side. Sites of one name stand together.

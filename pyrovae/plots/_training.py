@@ -1,4 +1,4 @@
-"""Training."""
+"""Plots of training."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ _COLUMN_LABELS = {
 
 
 def curves(runs: Mapping[str, Run | pd.DataFrame], *, column: str = "val_loss", ax: Axes | None = None) -> Axes:
-    """Training curves: a column of every run's history over epochs. Losses are drawn as bounds, in nats per datum.
+    """Plot training curves: a column of every run's history over epochs. Losses are drawn as bounds, in nats per datum.
 
     Args:
         runs: runs of :func:`~pyrovae.fit`, or their histories, by name.

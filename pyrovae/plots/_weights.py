@@ -1,4 +1,4 @@
-"""Importance weights: whether their tail lets log p̂(x) be believed."""
+"""Plots of importance weights: whether their tail lets log p̂(x) be believed."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ _NUM_BINS = 60
 
 
 def log_weights(log_weight: Float[Tensor, "draws"] | Any, *, ax: Axes | None = None) -> Axes:
-    """Histogram of one datum's log-weights, with the generalised Pareto tail that k̂ is the shape of.
+    """Plot a histogram of one datum's log-weights, with the generalised Pareto tail that k̂ is the shape of.
 
     The steps are what the fit expects in each bin above the threshold, up to the weight that half a draw in K exceeds.
     Where they run on far to the right of the last bar, weights are likely to be missing that would decide the sum.
@@ -75,7 +75,7 @@ def log_weights(log_weight: Float[Tensor, "draws"] | Any, *, ax: Axes | None = N
 
 
 def khats(result: MarginalResult, *, ax: Axes | None = None) -> Axes:
-    """k̂ of every datum, in the order of the data, with the threshold of K draws.
+    """Plot k̂ of every datum, in the order of the data, with the threshold of K draws.
 
     Data that are unreliable for whatever reason are marked. Values that are not finite stand at the edges: infinite or
     undefined k̂ above, -inf (weights all equal in the tail) below.
@@ -124,6 +124,7 @@ def khats(result: MarginalResult, *, ax: Axes | None = None) -> Axes:
 
 
 def _one_datum(log_weight: Any) -> Float[Tensor, "draws"]:
+    """The log-weights ``(K,)`` of one datum, checked, in float64 on the CPU."""
     w = as_tensor(log_weight, "log_weight").detach().cpu().double()
     w = w.squeeze(1) if w.dim() == 2 else w  # of one datum
     if w.dim() != 1:
@@ -140,6 +141,7 @@ def _one_datum(log_weight: Any) -> Float[Tensor, "draws"]:
 
 
 def _title(khat: float, limit: float, k: int) -> str:
+    """The title: k̂, and whether it is over its threshold."""
     if math.isnan(khat):
         return f"k̂ undefined: {k} draws are too few for a fit"
     value = f"k̂ = {khat:.2f}".replace("-", "−").replace("inf", "∞")

@@ -1,4 +1,4 @@
-"""Autoregressive flows, drawn in one pass: zuko's masked transforms run from base to latent space."""
+"""Autoregressive flows that draw in one pass: zuko's masked transforms run from base to latent space."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -13,7 +13,8 @@ from pyrovae.posteriors._base import FlowPosterior
 
 
 class InverseAutoregressive(FlowPosterior):
-    """z_i = f(u_i; u_{<i}, h): drawing and scoring a draw is one pass; scoring another point takes Z passes.
+    """An inverse autoregressive flow, z_i = f(u_i; u_{<i}, h): drawing and scoring a draw is one pass; scoring another
+    point takes Z passes.
 
     The order of the dimensions is reversed from one transform to the next. Every transform starts near the
     same map for all inputs, since the last layer of its network starts small.
@@ -41,7 +42,7 @@ class InverseAutoregressive(FlowPosterior):
 
 
 class IAF(InverseAutoregressive):
-    """Inverse autoregressive flow with affine steps, Kingma et al. (2016, arXiv:1606.04934).
+    """An inverse autoregressive flow of affine steps, Kingma et al. (2016, arXiv:1606.04934).
 
     Args:
         latent_dim: Z.
@@ -59,7 +60,7 @@ class IAF(InverseAutoregressive):
 
 
 class NeuralSpline(InverseAutoregressive):
-    """Autoregressive rational-quadratic splines, Durkan et al. (2019, arXiv:1906.04032).
+    """An inverse autoregressive flow of rational-quadratic splines, Durkan et al. (2019, arXiv:1906.04032).
 
     The splines act on [-5, 5] and are the identity outside.
 

@@ -1,4 +1,4 @@
-"""What every posterior family is, and what every flow shares."""
+"""``Posterior``, the base class, and ``FlowPosterior``, that of flows."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,12 +16,13 @@ MIN_SCALE = 1e-5  # keeps log q finite however far a head drifts
 
 
 def softplus_scale(raw: Tensor) -> Tensor:
-    """A scale from an unconstrained head, 1 at zero and never under ``MIN_SCALE``."""
+    """Turn an unconstrained output into a scale: softplus, shifted to 1 at zero, with the floor ``MIN_SCALE``."""
     return nn.functional.softplus(raw + _RAW_UNIT_SCALE) + MIN_SCALE
 
 
 class Posterior(nn.Module, ABC):
-    """q(z|x) as a module: context ``(..., C)`` in, distribution with batch ``(...)`` and event ``(Z,)`` out.
+    """An amortised posterior q(z | x) as a module, from a context ``(..., C)`` to a distribution with batch ``(...)``
+    and event ``(Z,)``.
 
     Args:
         latent_dim: Z.
@@ -45,7 +46,7 @@ class Posterior(nn.Module, ABC):
 
 
 class NormalHead(nn.Linear):
-    """The amortised diagonal normal: one affine layer from context to location and scale."""
+    """An amortised diagonal normal: one affine layer from context to location and scale."""
 
     def __init__(self, latent_dim: int, context_dim: int) -> None:
         super().__init__(context_dim, 2 * latent_dim)
@@ -56,7 +57,7 @@ class NormalHead(nn.Linear):
 
 
 class FlowPosterior(Posterior):
-    """An amortised diagonal normal pushed through amortised transforms. A family defines ``transforms``.
+    """An amortised diagonal normal, pushed through amortised transforms. A family defines :meth:`transforms`.
 
     Args:
         latent_dim: Z.
@@ -72,7 +73,7 @@ class FlowPosterior(Posterior):
 
     @abstractmethod
     def transforms(self, context: Float[Tensor, "*batch context"]) -> list[Transform]:
-        """The transforms in the order in which a draw passes them."""
+        """The transforms, in the order in which a draw passes them."""
 
     def forward(self, context: Float[Tensor, "*batch context"]) -> Flow:
         return Flow(self.base(context), self.transforms(context), can_score=self.can_score)

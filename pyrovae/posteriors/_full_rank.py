@@ -9,7 +9,7 @@ from pyrovae.posteriors._base import Posterior, softplus_scale
 
 
 class FullRankNormal(Posterior):
-    """q(z|x) = N(μ(x), L(x) L(x)ᵀ) with ``L`` lower triangular and a positive diagonal.
+    """A normal with full covariance, q(z | x) = N(μ(x), L(x) L(x)ᵀ), ``L`` lower triangular with a positive diagonal.
 
     Args:
         latent_dim: Z; the head has Z² + 2Z outputs.

@@ -12,7 +12,7 @@ from pyrovae.posteriors._base import NormalHead, Posterior, softplus_scale
 
 
 class MeanFieldNormal(Posterior):
-    """q(z|x) = N(μ(x), diag σ²(x)).
+    """A mean-field normal, q(z | x) = N(μ(x), diag σ²(x)).
 
     Args:
         latent_dim: Z.

@@ -1,4 +1,4 @@
-"""Amortised Sylvester flows, van den Berg et al. (2018, arXiv:1803.05649): one family, three ways to build Q."""
+"""Amortised Sylvester flows, van den Berg et al. (2018, arXiv:1803.05649), with Q built in three ways."""
 
 from abc import abstractmethod
 
@@ -14,7 +14,7 @@ from pyrovae.posteriors._base import FlowPosterior
 
 
 class Sylvester(FlowPosterior):
-    """Transforms z + Q R tanh(R̃ Qᵀ z + b) with Q, R, R̃ and b from the context.
+    """A flow of amortised Sylvester transforms z + Q R tanh(R̃ Qᵀ z + b), with Q, R, R̃ and b from the context.
 
     ``R`` takes the upper triangle of one amortised matrix and ``R̃`` the lower triangle, transposed; their
     diagonals are tanh-bounded so that every transform is invertible (Theorem 2 of the paper).
@@ -39,7 +39,7 @@ class Sylvester(FlowPosterior):
 
     @abstractmethod
     def orthonormal(self, context: Float[Tensor, "*batch context"]) -> list[Tensor]:
-        """One ``(*batch, Z, M)`` with orthonormal columns for every flow."""
+        """A matrix ``(*batch, Z, M)`` with orthonormal columns for every flow."""
 
     def transforms(self, context: Float[Tensor, "*batch context"]) -> list[Transform]:
         n, m = self.num_flows, self.bottleneck
@@ -54,8 +54,8 @@ class Sylvester(FlowPosterior):
 
 
 class OrthogonalSylvester(Sylvester):
-    """O-SNF: Q is the orthonormal factor of an amortised Z×M matrix, here by QR, so that it is orthonormal
-    to rounding (the paper iterates towards it).
+    """O-SNF: a Sylvester flow whose Q is the orthonormal factor of an amortised Z×M matrix, here by QR, so that it is
+    orthonormal to rounding (the paper iterates towards it).
 
     Args:
         latent_dim: Z.
@@ -76,7 +76,7 @@ class OrthogonalSylvester(Sylvester):
 
 
 class HouseholderSylvester(Sylvester):
-    """H-SNF: Q is a product of Householder reflections, Z×Z.
+    """H-SNF: a Sylvester flow whose Q is a product of Householder reflections, Z×Z.
 
     Args:
         latent_dim: Z.
@@ -102,7 +102,8 @@ class HouseholderSylvester(Sylvester):
 
 
 class TriangularSylvester(Sylvester):
-    """T-SNF: Q alternates between the identity and the permutation that reverses the latent dimensions.
+    """T-SNF: a Sylvester flow whose Q alternates between the identity and the permutation that reverses the latent
+    dimensions.
 
     Args:
         latent_dim: Z.

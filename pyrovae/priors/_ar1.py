@@ -13,7 +13,7 @@ _MIN_INNOVATION_VARIANCE = 1e-6
 
 
 class AR1(Prior):
-    """p(z): C stationary Gaussian chains of length n = Z/C, at least δ nats from every factorised posterior.
+    """The AR(1) prior: C stationary Gaussian chains of length n = Z/C, at least δ nats from every factorised posterior.
 
     In each chain z₁ ~ N(0, 1), z_t = α z_{t-1} + √(1 - α²) ε_t; the latent vector holds one chain after the other.
 
@@ -83,12 +83,12 @@ class AR1(Prior):
 
 
 def minimum_rate(decay: float, length: int) -> float:
-    """½ [(n - 2) ln(1 + α²) - ln(1 - α²)] of one chain, in nats, by ``decay`` = -ln(1 - α²)."""
+    """The least KL of one chain, ½ [(n - 2) ln(1 + α²) - ln(1 - α²)], in nats, by ``decay`` = -ln(1 - α²)."""
     return 0.5 * ((length - 2) * math.log1p(-math.expm1(-decay)) + decay)
 
 
 def _decay(rate: float, length: int) -> float:
-    """The decay at which the minimum rate, which rises with it, is ``rate``; by bisection."""
+    """The decay at which the minimum rate, which rises with it, is ``rate``, by bisection."""
     low, high = 0.0, 2.0 * rate
     for _ in range(100):
         middle = 0.5 * (low + high)

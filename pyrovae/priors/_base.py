@@ -1,4 +1,4 @@
-"""What every prior is."""
+"""``Prior``, the base class."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,7 +13,7 @@ PosteriorAt = Callable[[Tensor], dist.TorchDistribution]
 
 
 class Prior(nn.Module, ABC):
-    """p(z) as a module.
+    """A prior p(z) as a module.
 
     Args:
         latent_dim: Z.

@@ -10,7 +10,7 @@ from pyrovae.priors._base import PosteriorAt, Prior
 
 
 class MixtureOfGaussians(Prior):
-    """p(z) = Σ_k π_k N(μ_k, diag σ_k²) with learnt weights, means and scales.
+    """A mixture of Gaussians, p(z) = Σ_k π_k N(μ_k, diag σ_k²), with learnt weights, means and scales.
 
     Args:
         latent_dim: Z.

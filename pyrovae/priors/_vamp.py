@@ -11,7 +11,7 @@ from pyrovae.priors._base import PosteriorAt, Prior
 
 
 class VampPrior(Prior):
-    """p(z) = 1/K Σ_k q(z | u_k), a mixture of posteriors at K learnt pseudo-inputs in [0, 1] (eq. 9).
+    """A mixture of posteriors at K learnt pseudo-inputs in [0, 1], p(z) = 1/K Σ_k q(z | u_k) (eq. 9).
 
     Needs a posterior that can be scored at a point it did not draw (``can_score``).
 

@@ -1,4 +1,4 @@
-"""The β-VAE's network; the objectives are ``pv.ELBO(beta=...)``, ``pv.CapacityELBO`` and ``pv.BetaTCVAE``."""
+"""The β-VAE's networks; its objectives are ``pv.ELBO(beta=...)``, ``pv.CapacityELBO`` and ``pv.BetaTCVAE``."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ def beta_vae(
     likelihood: str | Likelihood = "bernoulli",
     likelihood_options: dict[str, Any] | None = None,
 ) -> VAE:
-    """The VAE of the disentanglement papers (Burgess et al. 2018, arXiv:1804.03599; Locatello et al. 2019,
+    """Build the VAE of the disentanglement papers (Burgess et al. 2018, arXiv:1804.03599; Locatello et al. 2019,
     arXiv:1811.12359): strided convolutions, two dense layers of 256, ten latents, mean-field posterior, normal prior.
 
     Args:

@@ -20,7 +20,9 @@ from pyrovae.posteriors import MeanFieldNormal
 
 
 class _Hierarchy(VAEModel):
-    """Several layers of latents: p(z_L) p(z_{L-1} | z_L) ... p(x | z_1), all but the last factor diagonal normals."""
+    """A VAE of several layers, p(z_L) p(z_{L-1} | z_L) ... p(x | z_1), of which all factors but the last are diagonal
+    normals.
+    """
 
     _layer_norm = False  # by default
 
@@ -49,11 +51,11 @@ class _Hierarchy(VAEModel):
         self._build_guide(prod(self.event_shape), hidden, layer_norm)
 
     def _build_guide(self, size: int, hidden: tuple[int, ...], layer_norm: bool) -> None:
-        """The networks of the posterior, for data of so many numbers."""
+        """Build the posterior's networks, for data of ``size`` numbers."""
         raise NotImplementedError
 
     def p(self, z: Float[Tensor, "*batch latent"]) -> dist.TorchDistribution:
-        """p(x | z_1): batch ``(...)`` for ``z`` of shape ``(..., Z_1)``."""
+        """The distribution p(x | z_1): batch ``(...)`` for ``z`` of shape ``(..., Z_1)``."""
         assert self.event_shape is not None
         return self.likelihood.distribution(self.decoder(z), z.shape[:-1], self.event_shape)
 
@@ -67,8 +69,8 @@ class _Hierarchy(VAEModel):
 
 
 class HierarchicalVAE(_Hierarchy):
-    """Several stochastic layers, inferred bottom-up: q(z_1 | x) q(z_2 | z_1) ... q(z_L | z_{L-1}), as in Rezende et al.
-    (2014, arXiv:1401.4082) and Burda et al. (2016, arXiv:1509.00519).
+    """A VAE of several stochastic layers, inferred bottom-up: q(z_1 | x) q(z_2 | z_1) ... q(z_L | z_{L-1}), as in
+    Rezende et al. (2014, arXiv:1401.4082) and Burda et al. (2016, arXiv:1509.00519).
 
     Sites are ``z1``, next to the data, to ``zL``; with one layer this is a mean-field :class:`~pyrovae.VAE`.
 
@@ -155,7 +157,7 @@ class LadderVAE(_Hierarchy):
 
 
 def _narrow(q: MeanFieldNormal) -> MeanFieldNormal:
-    """Start at a scale of 0.21 in place of 1, the prior's, which would drown what the upward pass says."""
+    """Start a posterior at scales of 0.21 instead of the prior's 1, which would drown what the upward pass says."""
     with torch.no_grad():
         q.head.bias[q.latent_dim :] -= 2.0
     return q
@@ -169,10 +171,12 @@ def _conditional(in_features: int, latent_dim: int, hidden: Sequence[int], layer
 
 
 def _trunk(in_features: int, hidden: Sequence[int], layer_norm: bool) -> nn.Module:
+    """The hidden layers of a network, activated; the identity where there are none."""
     if not hidden:
         return nn.Identity()
     return MLP(in_features, hidden[:-1], hidden[-1], final_activation=True, layer_norm=layer_norm)
 
 
 def _width(in_features: int, hidden: Sequence[int]) -> int:
+    """The width of what :func:`_trunk` puts out."""
     return hidden[-1] if hidden else in_features

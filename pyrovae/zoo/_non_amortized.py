@@ -1,4 +1,4 @@
-"""Variational inference without amortisation: every datum has variational parameters of its own."""
+"""Variational inference without amortisation: a table of variational parameters in place of an encoder."""
 
 import copy
 from typing import Any

@@ -107,7 +107,7 @@ class NVAE(VAEModel):
         self.spectral = SpectralSum(self) if spectral_weight else None
 
     def penalty(self) -> Tensor | None:
-        """λ Σ σ_max(W), in nats."""
+        """The spectral regulariser λ Σ σ_max(W), in nats."""
         return None if self.spectral is None else self.spectral_weight * self.spectral(self)
 
     def model(self, x: Tensor) -> None:
@@ -135,7 +135,7 @@ class NVAE(VAEModel):
         return list(zip(self.sites, path, strict=True))
 
     def _features(self, x: Float[Tensor, "batch c h w"]) -> list[Tensor]:
-        """What the encoder says to every group, from the top."""
+        """The encoder's features for every group, from the top."""
         h, features = self.stem(2.0 * x - 1.0), []
         for stage in reversed(self.encoder):
             h = stage(h)
@@ -144,7 +144,7 @@ class NVAE(VAEModel):
 
 
 class _Group(nn.Module):
-    """A group of latents on the path, ``channels`` wide; ``grown`` is the width above, where the resolution doubles."""
+    """A group of latents on the path, ``channels`` wide. ``grown`` is the width above, where the resolution doubles."""
 
     def __init__(
         self, latents: int, channels: int, grown: int | None, is_top: bool, expansion: int, cells: int
@@ -163,31 +163,31 @@ class _Group(nn.Module):
         )
 
     def grow(self, h: Tensor) -> Tensor:
-        """The path at this group's resolution."""
+        """Bring the path to this group's resolution."""
         return h if self.grower is None else over_leading(self.grower, h, 3)
 
     def prior(self, h: Tensor, like: Tensor) -> dist.TorchDistribution:
-        """p(z | what is above), from the path; N(0, I) at the top."""
+        """The prior of the group given the groups above, read off the path; N(0, I) at the top."""
         if self.prior_head is None:
             return dist.Normal(like.new_zeros(self.latents, *h.shape[-2:]), 1.0).to_event(3)
         loc, scale = _loc_and_scale(over_leading(self.prior_head, h, 3))
         return dist.Normal(loc, scale).to_event(3)
 
     def posterior(self, h: Tensor, feature: Tensor, like: Tensor) -> dist.TorchDistribution:
-        """q(z | what is above, x), relative to the prior."""
+        """The posterior of the group given the groups above and x, relative to the prior."""
         # The path may have particles, which the encoder's features lack.
         both = feature + over_leading(self.of_path, h, 3)
         return residual_normal(self.prior(h, like), *_loc_and_scale(over_leading(self.delta_head, both, 3)))
 
     def merge(self, h: Tensor, z: Tensor) -> Tensor:
-        """The path below the draw."""
+        """Continue the path with the group's draw."""
         lead = torch.broadcast_shapes(h.shape[:-3], z.shape[:-3])
         h, z = h.expand(*lead, *h.shape[-3:]), z.expand(*lead, *z.shape[-3:])
         return over_leading(self.merger, torch.cat([h, z], -3), 3)
 
 
 def _head(channels: int, latents: int, kernel_size: int) -> nn.Module:
-    """Location and scale of a normal over maps, near 0 and 1 at the start."""
+    """A layer that gives the parameters of a normal over maps, near N(0, 1) at the start."""
     last: Any = nn.Conv2d(channels, 2 * latents, kernel_size, padding=kernel_size // 2)
     with torch.no_grad():
         last.weight.mul_(0.1)
@@ -196,5 +196,6 @@ def _head(channels: int, latents: int, kernel_size: int) -> nn.Module:
 
 
 def _loc_and_scale(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Location and scale of a normal over maps, from their head."""
     loc, log_scale = raw.chunk(2, -3)
     return loc, (_MAX_LOG_SCALE * (log_scale / _MAX_LOG_SCALE).tanh()).exp()

@@ -23,7 +23,7 @@ DECODERS: Registry[nn.Module] = Registry("decoder", nn.Module, pixelcnn=GatedPix
 
 
 class PixelDecoder(nn.Module):
-    """p(x | z) as a distribution over images whose pixels are drawn one after another.
+    """A decoder p(x | z) that is a distribution over images whose pixels are drawn one after another.
 
     The autoregressive network is told a vector of ``context_dim`` numbers at every pixel: where the pixel is (learnt)
     plus what z says, the same everywhere (van den Oord et al. 2016, arXiv:1606.05328, sec. 2.3) or pixel by pixel
@@ -87,7 +87,7 @@ class PixelDecoder(nn.Module):
         return Autoregressive(conditional, self.event_shape, batch_shape, support=self._support, like=self.position)
 
     def _seen(self, x: Tensor) -> Tensor:
-        """Pixels in [-1, 1]; 0, as beyond the border, for those that are dropped."""
+        """The pixels that the network sees, in [-1, 1]; 0, as beyond the border, for those that are dropped."""
         x = 2 * x - 1
         if not (self.training and self.input_dropout):
             return x
@@ -128,7 +128,7 @@ class PixelCNN(VAEModel):
         self.decoder = PixelDecoder(self.event_shape, pixel, network=decoder, network_options=decoder_options)
 
     def log_prob(self, x: Float[Tensor, "*batch channels height width"]) -> Float[Tensor, "*batch"]:
-        """log p(x) in nats: exact, and differentiable."""
+        """The log-density log p(x) in nats: exact, and differentiable."""
         return self.decoder(None).log_prob(placed(x, self.like()))
 
     def model(self, x: Tensor) -> None:
@@ -136,7 +136,7 @@ class PixelCNN(VAEModel):
             pyro.sample("x", self.decoder(None), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """There is nothing to infer."""
+        """Draw nothing: there are no latents to infer."""
 
 
 class PixelVAE(VAE):
@@ -213,4 +213,5 @@ class PixelVAE(VAE):
 
 
 def _as_image(event_shape: Sequence[int]) -> tuple[int, int, int]:
+    """An ``event_shape`` as ``(C, H, W)``; a ``ValueError`` if it is no image's."""
     return as_image_shape(event_shape, 1, needs=", because pixels are drawn in raster order", fix="")

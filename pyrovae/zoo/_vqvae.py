@@ -100,7 +100,7 @@ class VQVAE(VAEModel):
         super().__setattr__(name, value)
 
     def _check_prior(self, prior: Any) -> None:
-        """Raise a ``ValueError`` unless it is a module that returns a distribution over this model's grids."""
+        """Raise a ``ValueError`` unless this is a module that returns a distribution over the model's grids."""
         check_sizes("prior", prior, grid_shape=self.grid_shape, num_codes=self.num_codes)
         if isinstance(prior, (PixelCNNPrior, UniformCodes)):
             return
@@ -122,11 +122,11 @@ class VQVAE(VAEModel):
     # -- the pair ----------------------------------------------------------------------------------------
 
     def q(self, x: Float[Tensor, "*batch channels height width"]) -> dist.TorchDistribution:
-        """q(z | x), all mass on the nearest codes: batch ``(...)``, event ``(H', W')``."""
+        """The posterior q(z | x), all mass on the nearest codes: batch ``(...)``, event ``(H', W')``."""
         return PointMass(self.quantizer.nearest(self._features(x)), self.num_codes).to_event(2)
 
     def p(self, z: Int[Tensor, "*batch rows columns"]) -> dist.TorchDistribution:
-        """p(x | z): batch ``(...)`` for codes ``(..., H', W')``."""
+        """The distribution p(x | z): batch ``(...)`` for codes ``(..., H', W')``."""
         return self._decoded(self.quantizer.embed(z))
 
     def model(self, x: Tensor) -> None:
@@ -141,14 +141,14 @@ class VQVAE(VAEModel):
     # -- stage one ---------------------------------------------------------------------------------------
 
     def loss(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch"]:
-        """-log p(x | z(x)) + β Σ ‖v - sg[e]‖² over the grid, in nats (eq. 3 without its codebook term, in whose place
-        the running means are). In training mode the codebook moves.
+        """The loss of stage one, -log p(x | z(x)) + β Σ ‖v - sg[e]‖² over the grid, in nats (eq. 3 without its codebook
+        term, in whose place the running means are). In training mode the codebook moves.
         """
         quantized = self.quantize(x)
         return self.commitment * quantized.commitment.sum((-2, -1)) - self._decoded(quantized.vectors).log_prob(x)
 
     def quantize(self, x: Float[Tensor, "batch channels height width"]) -> Quantized:
-        """What the codebook makes of the encoder's outputs, with straight-through gradient."""
+        """Quantise the encoder's outputs, with a straight-through gradient."""
         return self.quantizer(self._features(placed(x, self.like())))
 
     # -- stage two ---------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class VQVAE(VAEModel):
         return torch.cat(parts)
 
     def code_counts(self, x: Float[Tensor, "data channels height width"] | Any) -> Int[Tensor, "codes"]:
-        """How often each code stands for a part of these images, ``(K,)``; see :func:`~pyrovae.networks.perplexity`."""
+        """Count how often each code occurs for these images, ``(K,)``; see :func:`~pyrovae.networks.perplexity`."""
         return code_counts(self.codes(x), self.num_codes)
 
     # -- inside ------------------------------------------------------------------------------------------
@@ -221,5 +221,6 @@ class VQVAE(VAEModel):
         return self.encoder(x).movedim(-3, -1)
 
     def _decoded(self, vectors: Tensor) -> dist.TorchDistribution:
+        """The distribution p(x | z) for the vectors of codes, ``(..., H', W', D)``."""
         assert self.event_shape is not None
         return self.likelihood.distribution(self.decoder(vectors.movedim(-1, -3)), vectors.shape[:-3], self.event_shape)

@@ -1,4 +1,4 @@
-"""Autoencoders: models without a density, trained by a loss of their own."""
+"""Autoencoders: models without a density, trained on reconstruction."""
 
 from pyrovae.zoo.autoencoder._autoencoder import Autoencoder
 from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CORRUPTIONS, Corruption, GaussianNoise, MaskingNoise

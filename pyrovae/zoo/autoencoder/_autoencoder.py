@@ -1,4 +1,4 @@
-"""``Autoencoder``: an encoder and a decoder trained on reconstruction, without a density."""
+"""``Autoencoder``: an encoder and a decoder that are trained on reconstruction."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +21,7 @@ _JACOBIAN_BATCH = 256  # data whose Jacobians are in memory together
 
 
 class Autoencoder(LossModel):
-    """x ↦ code h ↦ reconstruction of x, by two multilayer perceptrons that mirror each other.
+    """An autoencoder: x ↦ code h ↦ reconstruction of x, by two multilayer perceptrons that mirror each other.
 
     The linear, deep, denoising, sparse and contractive autoencoders are this class with other parts; the functions
     beside it (:func:`linear_autoencoder`, ...) choose them. ``pv.fit(model, data)`` trains it.
@@ -97,7 +97,7 @@ class Autoencoder(LossModel):
             )
 
     def loss(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch"]:
-        """Error of the reconstruction plus penalty, one value for each datum."""
+        """The error of the reconstruction plus the penalty, one value for each datum."""
         given = x if self.corruption is None or not self.training else self.corruption(x)
         pre_activation = self.encoder(given.flatten(1))
         loss = ERRORS[self.reconstruction](self.decoder(self.code_activation(pre_activation)), x.flatten(1))
@@ -115,7 +115,7 @@ class Autoencoder(LossModel):
     # -- in evaluation mode, without gradients -------------------------------------------------------------
 
     def transform(self, x: Float[Tensor, "data *event"] | Any) -> Float[Tensor, "data code"]:
-        """The codes of data, on the model's device.
+        """Encode data, in evaluation mode; the codes are on the model's device.
 
         Args:
             x: data ``(N, *event_shape)``: tensor, array or DataFrame.
@@ -128,7 +128,7 @@ class Autoencoder(LossModel):
             return self._encode(x.flatten(1))
 
     def inverse_transform(self, code: Float[Tensor, "data code"] | Any) -> Float[Tensor, "data *event"]:
-        """The data that codes stand for: with Bernoulli errors, probabilities.
+        """Decode codes, in evaluation mode; with Bernoulli errors, to probabilities.
 
         Args:
             code: codes ``(N, code_dim)``: tensor, array or DataFrame.
@@ -145,7 +145,7 @@ class Autoencoder(LossModel):
     encode, decode = transform, inverse_transform  # as a VAE calls them
 
     def reconstruct(self, x: Float[Tensor, "data *event"] | Any) -> Float[Tensor, "data *event"]:
-        """:meth:`inverse_transform` of :meth:`transform`."""
+        """Encode data and decode their codes."""
         return self.inverse_transform(self.transform(x))
 
     def reconstruction_error(
@@ -171,7 +171,7 @@ class Autoencoder(LossModel):
     def squared_jacobian_norm(
         self, x: Float[Tensor, "data *event"] | Any, *, num_probes: int | None = None, seed: int | None = 0
     ) -> Float[Tensor, "data"]:
-        """‖∂code/∂x‖²_F at every datum: how far codes move with the data.
+        """The squared norm ‖∂code/∂x‖²_F at every datum: how far codes move with the data.
 
         Args:
             x: data ``(N, *event_shape)``.

@@ -1,4 +1,4 @@
-"""What an autoencoder is made of besides its two networks: activations, errors, tied layers, corruptions."""
+"""The parts of an autoencoder besides its two networks: activations, errors, tied layers, corruptions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from pyrovae._parts import Registry
 
 
 class Activation(NamedTuple):
-    """A layer's class and, for the Jacobian by formula, its derivative as a function of what comes in."""
+    """An activation: its layer's class and, for the Jacobian by formula, its derivative."""
 
     layer: Callable[[], nn.Module]
     derivative: Callable[[Tensor], Tensor]
@@ -29,12 +29,12 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def squared_error(out: Float[Tensor, "batch features"], x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch"]:
-    """½‖x − out‖²: −log N(x; out, 1) in nats, without its constant."""
+    """Half the squared error, ½‖x − out‖²: −log N(x; out, 1) in nats, without its constant."""
     return 0.5 * (out - x).square().sum(-1)
 
 
 def bernoulli_error(out: Float[Tensor, "batch features"], x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch"]:
-    """−log p(x) in nats under Bernoullis with logits ``out``."""
+    """The negative log-likelihood −log p(x), in nats, of Bernoullis with logits ``out``."""
     return nn.functional.binary_cross_entropy_with_logits(out, x, reduction="none").sum(-1)
 
 
@@ -67,7 +67,7 @@ class Transposed(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """``(out_features, in_features)``, as a ``Linear`` has it."""
+        """The transposed weights ``(out_features, in_features)``, shaped as those of a ``Linear``."""
         return self.theirs.T
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,17 +80,17 @@ def affine_layers(network: nn.Sequential) -> list[nn.Linear | Transposed]:
 
 
 class Corruption(nn.Module, ABC):
-    """Noise that a denoising autoencoder is trained to undo (Vincent et al. 2008, ICML). Calling it always corrupts;
-    an :class:`Autoencoder` calls it in training mode only.
+    """Noise that a denoising autoencoder is trained to undo (Vincent et al. 2008, ICML). Calling it always corrupts; an
+    :class:`Autoencoder` calls it in training mode only.
     """
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "*batch_event"]) -> Float[Tensor, "*batch_event"]:
-        """``x`` with noise, drawn by torch's generator."""
+        """Corrupt ``x``, with draws of torch's generator."""
 
 
 class GaussianNoise(Corruption):
-    """x + ε, ε ~ N(0, scale²) for every number.
+    """Gaussian noise: x + ε with ε ~ N(0, scale²), independent for every number.
 
     Args:
         scale: standard deviation, in the data's unit.
@@ -106,7 +106,7 @@ class GaussianNoise(Corruption):
 
 
 class MaskingNoise(Corruption):
-    """Every number becomes 0 with probability ``fraction``.
+    """Masking noise: every number becomes 0 with probability ``fraction``.
 
     Args:
         fraction: of the numbers that are lost.

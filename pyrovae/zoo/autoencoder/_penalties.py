@@ -15,7 +15,7 @@ from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CodeNetworks, affine_lay
 
 
 class Penalty(nn.Module, ABC):
-    """What is added to the reconstruction error of every datum, times ``weight``.
+    """A penalty on the code, added to the reconstruction error of every datum, times ``weight``.
 
     Args:
         weight: λ.
@@ -42,7 +42,7 @@ class Penalty(nn.Module, ABC):
 
 
 class L1Penalty(Penalty):
-    """Σ_j |h_j| ‖d_j‖, where d_j is what unit j of the code feeds into the decoder's first layer.
+    """An L1 penalty on the code: Σ_j |h_j| ‖d_j‖, where d_j are the decoder's weights from unit j of the code.
 
     With ‖d_j‖ the penalty cannot be escaped by a smaller code and larger decoder weights: for a decoder of one layer,
     the loss depends on h_j d_j alone.
@@ -60,7 +60,8 @@ class L1Penalty(Penalty):
 
 
 class KLPenalty(Penalty):
-    """Σ_j KL(Bernoulli(ρ) ‖ Bernoulli(ρ̂_j)) in nats, where ρ̂_j is the mean activation of unit j over the batch.
+    """A sparsity penalty: Σ_j KL(Bernoulli(ρ) ‖ Bernoulli(ρ̂_j)) in nats, where ρ̂_j is the mean activation of unit j
+    over the batch.
 
     Ng 2011, CS294A lecture notes, "Sparse autoencoder". Activations must lie between 0 and 1: a sigmoid's.
 
@@ -85,7 +86,7 @@ class KLPenalty(Penalty):
 
 
 class ContractionPenalty(Penalty):
-    """‖∂h/∂x‖²_F, the squared Frobenius norm of the encoder's Jacobian.
+    """The contractive penalty ‖∂h/∂x‖²_F, the squared Frobenius norm of the encoder's Jacobian.
 
     For an encoder of one layer by its formula, Σ_j s'(a_j)² ‖W_j‖² (Rifai et al. 2011, ICML, eq. 7); for a deep one by
     Hutchinson's unbiased estimate E‖Jᵀv‖² over random signs v. Tie the weights, or the decoder will make up for a code
@@ -126,7 +127,7 @@ def hutchinson(
 def squared_jacobian_norm(
     function: Callable[[Tensor], Tensor], x: Float[Tensor, "batch features"]
 ) -> Float[Tensor, "batch"]:
-    """‖∂f/∂x‖²_F for every datum, exactly: one pass back for each number that comes out."""
+    """The exact ‖∂f/∂x‖²_F for every datum, by one backward pass for each output."""
     out, pull, *_ = torch.func.vjp(function, x)
     units = torch.eye(out.shape[1], dtype=out.dtype, device=out.device)
     return sum((pull(unit.expand_as(out))[0].square().sum(-1) for unit in units), torch.zeros_like(out[:, 0]))

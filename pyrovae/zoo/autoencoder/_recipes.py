@@ -1,4 +1,4 @@
-"""The autoencoders of the lecture, each as an :class:`Autoencoder` with its parts; and greedy pretraining."""
+"""Recipes for the autoencoders of the lecture, and greedy pretraining."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +19,8 @@ from pyrovae.zoo.autoencoder._penalties import KLPenalty, Penalty
 
 
 def linear_autoencoder(event_shape: Sequence[int], code_dim: int, **options: Any) -> Autoencoder:
-    """An autoencoder of one affine layer each way and squared error, whose optimum spans the first principal components
-    (Baldi & Hornik 1989, Neural Networks 2), though its codes are not theirs.
+    """Build an autoencoder of one affine layer each way and squared error, whose optimum spans the first principal
+    components (Baldi & Hornik 1989, Neural Networks 2), though its codes are not theirs.
 
     Args:
         event_shape: shape of one datum.
@@ -33,8 +33,8 @@ def linear_autoencoder(event_shape: Sequence[int], code_dim: int, **options: Any
 def deep_autoencoder(
     event_shape: Sequence[int], code_dim: int, *, hidden: Sequence[int] = (256, 64), **options: Any
 ) -> Autoencoder:
-    """An autoencoder of several layers each way (Hinton & Salakhutdinov 2006, Science 313), which :func:`pretrain` can
-    stack.
+    """Build an autoencoder of several layers each way (Hinton & Salakhutdinov 2006, Science 313), which
+    :func:`pretrain` can stack.
 
     Args:
         event_shape: shape of one datum.
@@ -53,7 +53,7 @@ def denoising_autoencoder(
     hidden: Sequence[int] = (256,),
     **options: Any,
 ) -> Autoencoder:
-    """An autoencoder that is trained to undo noise (Vincent et al. 2008, ICML; 2010, JMLR 11).
+    """Build an autoencoder that is trained to undo noise (Vincent et al. 2008, ICML; 2010, JMLR 11).
 
     Args:
         event_shape: shape of one datum.
@@ -68,8 +68,8 @@ def denoising_autoencoder(
 def sparse_autoencoder(
     event_shape: Sequence[int], code_dim: int, *, penalty: str | Penalty = "kl", **options: Any
 ) -> Autoencoder:
-    """An autoencoder of whose code few units are active at a time: by L1 on a rectified code, or by the KL of a sigmoid
-    code's mean activations to a target.
+    """Build an autoencoder whose code has few active units at a time: by L1 on a rectified code, or by the KL of a
+    sigmoid code's mean activations to a target.
 
     Args:
         event_shape: shape of one datum.
@@ -85,8 +85,9 @@ def sparse_autoencoder(
 
 
 def contractive_autoencoder(event_shape: Sequence[int], code_dim: int, **options: Any) -> Autoencoder:
-    """An autoencoder whose codes move little with the data (Rifai et al. 2011, ICML): sigmoid code, tied weights, and
-    the squared norm of the encoder's Jacobian as penalty, exact for one layer and by Hutchinson's estimate for several.
+    """Build an autoencoder whose codes move little with the data (Rifai et al. 2011, ICML): sigmoid code, tied weights,
+    and the squared norm of the encoder's Jacobian as penalty, exact for one layer and by Hutchinson's estimate for
+    several.
 
     Args:
         event_shape: shape of one datum.
@@ -120,7 +121,8 @@ class _LayerPair(LossModel):
 
 
 def pretrain(model: Autoencoder, data: Any, *, epochs: int = 20, seed: int | None = None, **options: Any) -> list[Run]:
-    """Greedy layer-wise pretraining (Bengio et al. 2006, NeurIPS; with a corruption, Vincent et al. 2010, JMLR 11).
+    """Pretrain an autoencoder greedily, layer by layer (Bengio et al. 2006, NeurIPS; with a corruption, Vincent et al.
+    2010, JMLR 11).
 
     Layer by layer from the data inwards, each layer of the encoder and its mirror image in the decoder are trained
     to reconstruct what the layers before give out: the data by the model's own error, codes by squared error. A
