@@ -1,4 +1,4 @@
-"""Checks of what users pass in: every error names the argument, what came, and the fix."""
+"""Checks of what users pass in. Every error names the argument, what came, and the fix."""
 
 import difflib
 import math
@@ -19,7 +19,7 @@ ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
 
 
 def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
-    """The entry called ``name`` (hyphens and case do not matter), or a ``ValueError`` listing the names."""
+    """Look up a name in a registry (hyphens and case do not matter); a ``ValueError`` lists the names."""
     key = str(name).lower().replace("-", "_").replace(" ", "_")
     if key in registry:
         return registry[key]
@@ -64,7 +64,7 @@ def one_of(allowed: Sequence[str], **arguments: Any) -> None:
 
 
 def as_event_shape(event_shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of one datum as integers; a ``ValueError`` unless it holds sizes, all of them positive."""
+    """Check the shape of one datum, and return it as integers; a ``ValueError`` unless it holds positive sizes."""
     shape = tuple(int(n) for n in event_shape)
     if not shape or min(shape) < 1:
         raise ValueError(f"event_shape must hold positive sizes, e.g. (784,); got {tuple(event_shape)}.")
@@ -72,7 +72,7 @@ def as_event_shape(event_shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
-    """``"auto"`` is CUDA when present, else the CPU; a device that is not there raises ``ValueError``."""
+    """Resolve a device: ``"auto"`` is CUDA when present, else the CPU; one that is not there raises ``ValueError``."""
     if device is None or device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -89,7 +89,7 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
 
 
 def as_tensor(value: Any, name: str, names: Sequence[str] | None = None) -> Tensor:
-    """A tensor from a tensor, array, DataFrame or Series, with no check of its numbers.
+    """Make a tensor of a tensor, array, DataFrame or Series, with no check of its numbers.
 
     Args:
         value: what came.
@@ -128,7 +128,7 @@ def as_tensor(value: Any, name: str, names: Sequence[str] | None = None) -> Tens
 
 
 def _dense(value: Tensor, name: str) -> Tensor:
-    """The tensor, or a ``ValueError`` if it is not one of plain numbers in memory."""
+    """Check that a tensor is one of plain numbers in memory, and return it; a ``ValueError`` otherwise."""
     fixes = {
         "masked": (torch.masked.is_masked_tensor(value), "drop or impute what is masked"),
         "nested": (value.is_nested, "pad its rows to one shape, and give the model their lengths as a covariate"),
@@ -170,7 +170,8 @@ def as_data(
     *,
     integers: bool = False,
 ) -> Tensor:
-    """Data ``(N, *event_shape)`` as a float32 (or float64) tensor, checked; of an integer dtype if ``integers``.
+    """Check data, and return them as a float32 (or float64) tensor ``(N, *event_shape)``; of an integer dtype if
+    ``integers``.
 
     Args:
         value: a tensor, array, DataFrame or Series.
@@ -219,7 +220,7 @@ def as_data(
 
 
 def rows_of(covariates: Sequence[Any], rows: slice | Tensor) -> tuple[Any, ...]:
-    """Some data's covariates: of tensors these rows, wherever they are, the rest as it is."""
+    """Select rows of covariates: of those that are tensors, wherever they are; the rest stays as it is."""
     return tuple(
         c[rows.to(c.device) if isinstance(rows, Tensor) else rows] if isinstance(c, Tensor) and c.dim() else c
         for c in covariates
@@ -227,19 +228,19 @@ def rows_of(covariates: Sequence[Any], rows: slice | Tensor) -> tuple[Any, ...]:
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:
-    """The tensor on the device of ``like`` and, unless it holds integers, in its precision."""
+    """Move a tensor to the device of ``like`` and, unless it holds integers, to its precision."""
     return value.to(like if value.is_floating_point() else like.device)
 
 
 def to_device(values: Any, device: torch.device) -> Any:
-    """A nest of anything, its tensors on a device."""
+    """Move the tensors in a nest of anything to a device."""
     if all(value.device == device for value in tree_leaves(values) if isinstance(value, Tensor)):
         return values
     return tree_map_only(Tensor, lambda value: value.to(device), values)
 
 
 def error_message(error: Exception) -> str:
-    """What an error says, without the table of shapes that Pyro puts under it."""
+    """The message of an error, without the table of shapes that Pyro puts under it."""
     return str(error).split("\nTrace Shapes:")[0]
 
 
@@ -251,7 +252,7 @@ def as_covariates(
     *,
     of: str = "",
 ) -> tuple[Any, ...]:
-    """Arrays, DataFrames and tensors as tensors; the rest unchanged.
+    """Make tensors of arrays, DataFrames and tensors, checked; the rest stays as it is.
 
     Args:
         covariates: what the user passed after ``x``.

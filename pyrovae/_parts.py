@@ -1,4 +1,4 @@
-"""The parts of a model: each by its name in a registry, or built."""
+"""Registries of a model's parts, which come by name or built."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ Part = TypeVar("Part", bound=nn.Module)
 
 
 class Registry(dict[str, type[Part]]):
-    """The classes of one kind of part, by name.
+    """A registry of the classes of one kind of part, by name, from which models build their parts.
 
     Args:
         kind: what the part is called: by errors, and by the arguments ``{kind}`` and ``{kind}_options`` of models.

@@ -1,4 +1,4 @@
-"""Coordinates for moving latents about: the base space of a guide (or of a prior), one chart per latent site.
+"""The base space of a guide (or of a prior): coordinates for moving latents, one chart per latent site.
 
 Flows whose inverse is not known can be moved about there, because only the map itself and its Jacobian are needed.
 """
@@ -26,7 +26,7 @@ Start = Literal["posterior", "prior"]
 
 
 class BaseSpace:
-    """All latents of C chains for each of B data as one tensor ``u`` of shape ``(C, B, D)``.
+    """Coordinates of all latents of C chains for each of B data, as one tensor ``u`` of shape ``(C, B, D)``.
 
     Args:
         model: a model in evaluation mode.
@@ -51,11 +51,11 @@ class BaseSpace:
         self.invertible = all(chart.inverse is not None for chart in run.charts.values())
 
     def draw(self) -> Float[Tensor, "chains batch dim"]:
-        """Independent draws from the start, one for each chain."""
+        """Draw coordinates from the start, independently for each chain."""
         return self._run(lambda name, chart: chart.draw()).coordinates.flat()
 
     def locate(self, latents: Latents) -> Float[Tensor, "chains batch dim"]:
-        """The coordinates of given latents, ``(1, *plates, B, *event)`` by site, the same for every chain.
+        """Find the coordinates of given latents, ``(1, *plates, B, *event)`` by site, the same for every chain.
 
         Raises:
             NotImplementedError: a flow without an inverse.
@@ -74,7 +74,7 @@ class BaseSpace:
     def log_densities(
         self, u: Float[Tensor, "chains batch dim"]
     ) -> tuple[Float[Tensor, "chains batch"], Float[Tensor, "chains batch"]]:
-        """Log-densities at ``u`` of the start, and of p(x, z) as a function of u, in nats."""
+        """The log-densities at ``u`` of the start, and of p(x, z) as a function of u, in nats."""
         at = self._arrangement.unflattened(u)
         if self._static is not None:
             name, chart = self._static
@@ -86,7 +86,7 @@ class BaseSpace:
         return log_start, self._model.log_joint(*self._part, latents=latents) + log_dets
 
     def with_gradients(self, u: Float[Tensor, "chains batch dim"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Both of :meth:`log_densities`, and the gradient of each with respect to ``u``."""
+        """The two :meth:`log_densities`, and the gradient of each with respect to ``u``."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             log_start, log_target = self.log_densities(u)
@@ -95,6 +95,7 @@ class BaseSpace:
         return log_start.detach(), log_target.detach(), start, target
 
     def _run(self, choose: Callable[[str, Chart], Tensor]) -> "_LatentsAt":
+        """Run the program with every latent at the coordinates that ``choose(name, chart)`` gives."""
         handler, nesting = _LatentsAt(choose, self._start), self._model.max_plate_nesting
         with local_parameters(), handler, pyro.plate(PARTICLES, self._num_chains, dim=-nesting - 1):
             self._program(*self._part)
@@ -103,7 +104,7 @@ class BaseSpace:
 
 
 class _LatentsAt(Messenger):
-    """Runs a program with every latent put where ``choose(name, chart)`` gives its coordinates."""
+    """A handler that puts every latent at the coordinates that ``choose(name, chart)`` gives."""
 
     def __init__(self, choose: Callable[[str, Chart], Tensor], start: Start) -> None:
         super().__init__()

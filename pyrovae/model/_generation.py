@@ -1,4 +1,4 @@
-"""What a model and its guide are there for: drawing data, encoding, decoding."""
+"""``Generation``: drawing data, encoding and decoding."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ _NUM_MEAN_BLOCKS, _DRAWS_PER_BLOCK = 16, 16
 
 
 class Generation(SaveableModule):
-    """Sampling, encoding and decoding, of a model in evaluation mode whose parameters stay in it.
+    """A model that draws data, encodes and decodes, in evaluation mode and with its own parameters.
 
     Latents come and go as ``(..., n, *plates, *event)``, with those plates that a site is in.
     """
@@ -86,7 +86,7 @@ class Generation(SaveableModule):
         num_samples: int | None = None,
         seed: int | None = 0,
     ) -> Any:
-        """The posterior mean of the latents, or draws from the posterior.
+        """Encode data: the posterior mean of the latents, or draws from the posterior.
 
         Args:
             x: data ``(B, *event_shape)``.
@@ -124,7 +124,7 @@ class Generation(SaveableModule):
         return _only(sums)
 
     def decode(self, z: Any, *covariates: Any) -> Float[Tensor, "*batch_event"]:
-        """The mean of p(x | z); where that does not exist, its mode.
+        """Decode latents: the mean of p(x | z); where that does not exist, its mode.
 
         Of a Bernoulli or a one-hot categorical that is the probabilities, of counts their expectation. A
         ``Categorical`` over classes has no mean, and gives the most probable class; so does a ``Cauchy`` its mode.
@@ -169,8 +169,8 @@ class Generation(SaveableModule):
     def reconstruct(
         self, x: Float[Tensor, "batch *event"], *covariates: Any, seed: int | None = 0
     ) -> Float[Tensor, "batch *event"]:
-        """What :meth:`decode` gives at one draw z ~ q(z | x) per datum: the mean of p(x | z), or its mode. Where the
-        model uses x besides observing it (the size of a library, a mask), it is this x.
+        """Reconstruct data: :meth:`decode` at one draw z ~ q(z | x) per datum. Where the model uses x besides observing
+        it (the size of a library, a mask), it is this x.
         """
         x, *given = self._inputs(x, covariates)
         with self._inference(seed):
@@ -218,7 +218,7 @@ class Generation(SaveableModule):
         return self.decode((1 - weights) * a + weights * b, *rows_of(given, torch.arange(len(x)).repeat(steps)))
 
     def as_data(self, value: Any, name: str = "x", covariates: tuple[Any, ...] = ()) -> Tensor:
-        """Data ``(N, *event_shape)`` as the model takes them, checked.
+        """Check data ``(N, *event_shape)``, and return them as the model takes them.
 
         Integers are data where the likelihood is over integers (counts, classes). The model is given them as floats in
         its precision, or as they are where it takes no floats, as an embedding does not.
@@ -258,25 +258,25 @@ class Generation(SaveableModule):
 
     @contextmanager
     def _inference(self, seed: int | None) -> Iterator[None]:
-        """Evaluation mode, no gradients, local parameters, a seed; all put back afterwards."""
+        """Enter evaluation mode, without gradients, with local parameters and a seed; all put back afterwards."""
         with evaluation_mode(self), torch.no_grad(), local_parameters(), seeded(seed):
             yield
 
     def _inputs(self, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Any, ...]:
-        """``(x, *covariates)`` as the model takes them, checked."""
+        """Check data and covariates, and return ``(x, *covariates)`` as the model takes them."""
         check_num_covariates(self, covariates)
         x, covariates = as_inputs(self, x, covariates, name)
         return placed(x, self.like()), *as_covariates(covariates, len(x), self.like())
 
     def _covariates(self, covariates: tuple[Any, ...], n: int | None) -> tuple[Any, ...]:
-        """Covariates of ``n`` data, if it is known how many, as the model takes them, checked."""
+        """Check covariates of ``n`` data, if it is known how many, and return them as the model takes them."""
         check_num_covariates(self, covariates)
         return as_covariates(covariates, n, self.like(), self.columns)
 
     def _from_prior(
         self, n: int, covariates: tuple[Any, ...], seed: int | None, *, data: bool
     ) -> tuple[Tensor, Latents]:
-        """Draws of the latents from the prior, and of the data too or zeros."""
+        """Draw latents from the prior, with data drawn too, or zeros."""
         at_least(1, n=n)
         covariates = self._covariates(covariates, n)
         with self._inference(seed):
@@ -301,18 +301,18 @@ class Generation(SaveableModule):
         return mean
 
     def _guide_sites(self, x: Tensor, *covariates: Any) -> Sites:
-        """The guide's latent sites; auxiliary ones are none."""
+        """The guide's latent sites, without auxiliary ones."""
         return latent_sites(sample_sites(poutine.trace(self.guide).get_trace(x, *covariates)))
 
 
 def _latent_shape(site: dict[str, Any]) -> tuple[torch.Size, torch.Size]:
-    """Of one datum's latents: the plates that the site is in, and its event."""
+    """The shape of one datum's latents at a site: the plates that the site is in, and its event."""
     event = site["fn"].event_shape
     return site["value"].shape[: site["value"].dim() - len(event) - 1], event
 
 
 def _data_first(latents: Latents) -> dict[str, Tensor]:
-    """``(K, B, *plates, *event)`` by site, with those plates alone that the site is in."""
+    """Rearrange latents as ``(K, B, *plates, *event)`` by site, with those plates alone that the site is in."""
     first, plates = {}, range(2, 2 + latents.num_plates)
     for name, z in latents.items():
         z = z.movedim(latents.data_dim, 1)
@@ -321,6 +321,7 @@ def _data_first(latents: Latents) -> dict[str, Tensor]:
 
 
 def _only(latents: Mapping[str, Tensor]) -> Any:
+    """The latents of the only site, or a dict by site."""
     if not latents:
         raise ValueError("the model has no latents: there is nothing to encode, and sample() alone draws data.")
     return next(iter(latents.values())) if len(latents) == 1 else dict(latents)

@@ -1,4 +1,4 @@
-"""What users pass to a model: the data, and as many covariates as it takes."""
+"""Checks of what users pass to a model: data, and as many covariates as it takes."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -20,7 +20,8 @@ _ANY_NUMBER = 1_000_000  # covariates, for a model that takes any number of them
 def as_inputs(
     model: SaveableModule, x: Any, covariates: tuple[Any, ...], name: str = "x"
 ) -> tuple[Tensor, tuple[Any, ...]]:
-    """Data ``(N, *event_shape)`` and their covariates as tensors, checked, where they are: no gradient enters.
+    """Check data ``(N, *event_shape)`` and their covariates, and return them as tensors, where they are; no gradient
+    enters.
 
     Columns of DataFrames are put in the order of those that the model was trained on.
 
@@ -51,7 +52,7 @@ def check_num_covariates(model: SaveableModule, covariates: tuple[Any, ...]) -> 
 
 
 def num_covariates(model: SaveableModule) -> tuple[int, int]:
-    """How many arguments ``model.model``, or ``loss``, needs after ``x``, and how many it takes."""
+    """Count the arguments that a model's program needs after ``x``, and those that it takes."""
     parameters = inspect.signature(program(model)).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     most = _ANY_NUMBER if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional) - 1
@@ -59,13 +60,13 @@ def num_covariates(model: SaveableModule) -> tuple[int, int]:
 
 
 def program(model: SaveableModule) -> Callable[..., Any]:
-    """What takes ``x`` and the covariates."""
+    """The method of a model that takes ``x`` and the covariates: ``loss``, or ``model``."""
     return model.loss if isinstance(model, LossModel) else model.model  # type: ignore[return-value]
 
 
 @contextmanager
 def keep_columns(model: SaveableModule, fields: tuple[Any, ...]) -> Iterator[None]:
-    """Let the model know the columns of the fields that it is about to be trained on, unless the block fails: where it
+    """Tell the model the columns of the fields that it is about to be trained on, unless the block fails. Where it
     knows some already, those stay.
     """
     before = model.columns

@@ -1,4 +1,4 @@
-"""Whether model and guide are a pair: whether their sites' terms sum to log p(x, z) - log q(z | x)."""
+"""Checks that model and guide are a pair: that their sites' terms sum to log p(x, z) - log q(z | x)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,8 +19,8 @@ _MAX_ROUNDING_ERROR = 0.05  # nats that rounding may add to log q of a draw
 
 
 class NotAPair(ValueError):
-    """The sites' terms do not sum to log p(x, z) - log q(z | x): no estimator takes such a model and guide. Pyro's own
-    objectives may, which mean something else by them.
+    """An error for a model and a guide whose sites' terms do not sum to log p(x, z) - log q(z | x), so that no
+    estimator takes them. Pyro's own objectives may, which mean something else by them.
     """
 
 
@@ -159,6 +159,6 @@ def check_auxiliary(guide: Callable[..., Any], prior: Mapping[str, Distribution]
 
 
 def _by_datum(value: Tensor, event_dim: int, b: int) -> Tensor:
-    """``(*plates, B, *event)`` to ``(B, D)``."""
+    """Rearrange ``(*plates, B, *event)`` as ``(B, D)``."""
     value = value.expand(*value.shape[: value.dim() - event_dim - 1], b, *value.shape[value.dim() - event_dim :])
     return value.movedim(value.dim() - event_dim - 1, 0).reshape(b, -1)

@@ -1,4 +1,4 @@
-"""What of a model a file must bring back: tensors by name, and by name everything else that is public."""
+"""The state of a model that a file must bring back: tensors by name, and everything else that is public."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ _NOT_IN_STATE = ("training", "event_shape", "columns", "validated_on")  # in the
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, those that ``state_dict`` leaves out as well."""
+    """The parameters and buffers by name, those that ``state_dict`` leaves out as well."""
     found = model.state_dict(keep_vars=True) | dict(model.named_buffers(remove_duplicate=False))
     for name, value in found.items():
         if is_lazy(value) or not isinstance(value, Tensor):
@@ -37,21 +37,23 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def uncompiled(name: str) -> str:
+    """A name without the wrapper that ``torch.compile`` puts a part into."""
     return name.replace("_orig_mod.", "")  # torch.compile puts a part inside another module
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of :func:`tensors`, by name."""
     return {name: tuple(value.shape) for name, value in tensors(model).items()}
 
 
 def modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The model, by the name ``""``, and its parts, but for the wrappers of ``torch.compile``."""
+    """The model, by the name ``""``, and its parts, without the wrappers of ``torch.compile``."""
     every = model.named_modules()
     return {uncompiled(f"{path}.").strip("."): m for path, m in every if "_orig_mod" not in m._modules}
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
-    """Classes of parts, ties of tensors and public attributes, as JSON by name.
+    """The classes of parts, ties of tensors and public attributes of a model, as JSON by name.
 
     What JSON cannot hold is ``{"$not_kept": class, "content": text}``, where the text is a digest or, of the model's
     own parts and tensors, their first name.
@@ -98,7 +100,7 @@ def state_of(model: nn.Module) -> dict[str, Any]:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Public attributes, but for those that are computed when they are asked for."""
+    """The public attributes of a value, without those that are computed when they are asked for."""
     lazy = (cached_property, lazy_property)
     public = {name: v for name, v in vars(value).items() if not name.startswith("_")}
     return {name: v for name, v in public.items() if not isinstance(getattr_static(type(value), name, None), lazy)}

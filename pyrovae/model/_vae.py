@@ -1,4 +1,4 @@
-"""``VAE``: a VAE composed of parts."""
+"""``VAE``, a VAE composed of parts."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +20,7 @@ from pyrovae.priors import PRIORS, Prior
 
 
 class VAE(VAEModel):
-    """A VAE of one latent vector: prior p(z), likelihood p(x|z), posterior q(z|x), and two networks.
+    """A VAE of one latent vector, composed of prior p(z), likelihood p(x | z), posterior q(z | x), and two networks.
 
     Every part is a registry name or a module that is called as that part's base class is (``posteriors.Posterior``,
     ``priors.Prior``, ``likelihoods.Likelihood``). By name, ``*_options`` go to the part's constructor.
@@ -92,11 +92,11 @@ class VAE(VAEModel):
         self.decoder = make_decoder() if decoder is None else decoder
 
     def q(self, x: Float[Tensor, "*batch_event"]) -> dist.TorchDistribution:
-        """q(z | x): batch ``(...)`` for ``x`` of shape ``(..., *event_shape)``."""
+        """The posterior q(z | x): batch ``(...)`` for ``x`` of shape ``(..., *event_shape)``."""
         return self.posterior(self.encoder(x))
 
     def p(self, z: Float[Tensor, "*batch latent"]) -> dist.TorchDistribution:
-        """p(x | z): batch ``(...)`` for ``z`` of shape ``(..., Z)``."""
+        """The distribution p(x | z): batch ``(...)`` for ``z`` of shape ``(..., Z)``."""
         assert self.event_shape is not None
         return self.likelihood.distribution(self.decoder(z), z.shape[:-1], self.event_shape)
 
