@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from benchmarks._timing import arguments, write
-from pyrovae.evaluation.marginal._ais import AISResult, estimate_chains
+from pyrovae.evaluation import AISResult, MarginalResult, Provenance
 from pyrovae.evaluation.marginal._annealing import SCHEDULES
+from pyrovae.evaluation.marginal._chains import estimate_chains
 from pyrovae.evaluation.marginal._log_marginal import stream_columns
-from pyrovae.evaluation.marginal._result import MarginalResult
 from pyrovae.evaluation.marginal._stream import WeightStream
 from pyrovae.evaluation.marginal._verdict import FEW_CHAINS, judge, judge_chains, se_over_data
 from pyrovae.testing import LinearGaussian, LinearMixture
@@ -37,6 +37,7 @@ DRAWS = (50, 200, 1000, 5000)
 CHAINS = (4, 16, 64)
 REPEATS = {50: 3, 200: 3, 1000: 3, 5000: 1, 4: 1, 16: 3, 64: 2}  # results of each problem
 GOOD = 0.01  # CV²/K
+NOWHERE = Provenance("", "")
 Result = MarginalResult | AISResult
 
 
@@ -233,15 +234,17 @@ def sampled(problem: Problem, k: int, generator: torch.Generator) -> MarginalRes
     stream = WeightStream(DATA, k, {*sizes, k // 2}, torch.device("cpu"))
     for part in problem.draw(k, DATA, generator).split(1000):
         stream.update(part)
-    pointwise = pd.DataFrame(stream_columns(stream, k, sizes))
-    return MarginalResult(pointwise.join(judge(pointwise, k)), k, sizes, 1, False, "", "", None)
+    pointwise = pd.DataFrame({name: values.numpy() for name, values in stream_columns(stream, k, sizes).items()})
+    facts: Any = {"num_samples": k, "bounds": sizes, "num_observed": 1, "discrete": False, "provenance": NOWHERE}
+    return MarginalResult(pointwise=pointwise.join(judge(pointwise, k)), **facts)
 
 
 def chains(problem: Problem, c: int, generator: torch.Generator) -> AISResult:
     """What ``ais`` makes of C chains of 100 data, all moves accepted."""
     columns = estimate_chains(problem.draw(c, DATA, generator))
     pointwise = pd.DataFrame({name: values.numpy() for name, values in columns.items()}).assign(acceptance=1.0)
-    return AISResult(pointwise.join(judge_chains(pointwise, c)), 2, c, 1, "", "", 0, "", "", None, ())
+    facts: Any = {"num_temperatures": 2, "num_chains": c, "num_leapfrog": 1, "num_gradients": 0, "provenance": NOWHERE}
+    return AISResult(pointwise=pointwise.join(judge_chains(pointwise, c)), start="", schedule="", **facts)
 
 
 @dataclass

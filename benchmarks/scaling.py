@@ -73,7 +73,7 @@ def main() -> None:
         x = test[torch.arange(num_data, device=test.device) % len(test)]
         return pv.log_marginal(vae, x, num_samples=num_samples, progress=False)
 
-    def fit(epochs: int) -> pv.Run:
+    def fit(epochs: int) -> pv.FitResult:
         return pv.fit(new(), train, epochs=epochs, device=args.device, seed=0, progress=False)
 
     growth: dict[str, tuple[Callable[[int], object], int]] = {

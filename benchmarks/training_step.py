@@ -34,7 +34,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, linear, softpl
 import pyrovae as pv
 from benchmarks._timing import arguments, interleave, ratio, write
 from pyrovae.model._modes import local_parameters
-from pyrovae.training._batches import as_batches
+from pyrovae.training.batches import as_batches
 from pyrovae.training.engines import Task, build
 
 LATENT_DIM, HIDDEN, LEARNING_RATE = 40, (300, 300), 1e-3
@@ -79,12 +79,12 @@ class Setting:
 def engine(setting: Setting, name: str) -> Steps:
     """Epoch after epoch, as ``fit`` drives it."""
     vae, n = setting.vae(), setting.batch_size
-    batches = as_batches(vae, setting.x, batch_size=n, transform=setting.transform, name="data")
-    steps = build(name, Task(vae, pv.ELBO(), batches.prepare, adam(vae)), num_steps=0)
+    batches = as_batches(vae, setting.x, batch_size=n, transform=setting.transform)
+    steps = build(name, Task(vae, pv.ELBO(), adam(vae)), batches, epochs=0)
     while True:
         steps.begin_epoch()
-        for raw in batches.raw():
-            steps(*raw)
+        for batch in batches:
+            steps(batch)
             yield steps.work.total
 
 

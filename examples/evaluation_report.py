@@ -192,7 +192,8 @@ def show(
     columns = ["log_px", "se_data", "mc_se", "diff", "diff_se", "same_model", "neg_elbo", "rise", "jackknife"]
     columns += ["median_ess", "median_khat", "khat_high", "unreliable"]
     print(
-        f"\n{args.data}, {len(first.pointwise)} test data ({first.data_hash}), L_{first.num_samples}, nats per datum:"
+        f"\n{args.data}, {len(first.pointwise)} test data ({first.provenance.data_hash}), L_{first.num_samples}, "
+        f"nats per datum:"
     )
     print(table[columns].round(4).T.to_string())
     for name, result in results.items():

@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     table["best_epoch"] = [runs[name].best_epoch for name in table.index]
     if main_process:
         table.to_csv(args.out / "comparison.csv")
-        facts = {**vars(args), "out": str(args.out), "data_hash": next(iter(results.values())).data_hash}
+        facts = {**vars(args), "out": str(args.out), "data_hash": next(iter(results.values())).provenance.data_hash}
         (args.out / "settings.json").write_text(json.dumps(facts, indent=2))
         pictures(args.out, data, test, models, runs, table)
         report(table, results, args)
@@ -158,7 +158,8 @@ def report(table: pd.DataFrame, results: dict[str, pv.MarginalResult], args: arg
     shown = ["log_px", "se_data", "diff", "diff_se", "mc_se", "neg_elbo", "median_ess", "median_khat", "khat_high"]
     shown += ["bits_per_dim"] * first.discrete + ["train_seconds", "eval_seconds"]
     print(
-        f"\n{args.data}, {len(first.pointwise)} test data ({first.data_hash}), L_{first.num_samples}, nats per datum:"
+        f"\n{args.data}, {len(first.pointwise)} test data ({first.provenance.data_hash}), L_{first.num_samples}, "
+        f"nats per datum:"
     )
     formats = {"log_px": "{:.3f}", "neg_elbo": "{:.3f}", "median_ess": "{:.0f}", "khat_high": "{:.1%}"}
     formats |= {"median_khat": "{:.2f}", "train_seconds": "{:.1f}", "eval_seconds": "{:.1f}"}

@@ -176,7 +176,7 @@ def show(table: pd.DataFrame, layers: pd.DataFrame, results: dict, args: argpars
     formats = {"parameters": "{:.0f}", "seconds": "{:.0f}", "neg_elbo": "{:.2f}", "rate": "{:.2f}"}
     print(
         f"\n{args.data}, {num_train} training data, {args.epochs} epochs, {len(first.pointwise)} test data "
-        f"({first.data_hash}), log_px = L_{first.num_samples}, nats per datum:"
+        f"({first.provenance.data_hash}), log_px = L_{first.num_samples}, nats per datum:"
     )
     print(table[shown].apply(lambda c: c.map(formats.get(str(c.name), "{:.3f}").format)).to_string())
     print("\nBy layer, z1 next to the data; bottom-up, a lower layer's share of the rate is no divergence:")

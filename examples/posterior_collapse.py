@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         ALONE: Remedy("PixelCNN alone" if args.decoder == "pixelcnn" else "GRU alone"),
         **remedies(args),
     }
-    trained: dict[str, tuple[pv.VAEModel, pv.Run]] = {}
+    trained: dict[str, tuple[pv.VAEModel, pv.FitResult]] = {}
     rows, reports, results = {}, {}, {}
     for name in [MLP, ALONE, *args.remedies]:
         remedy = known[name]
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     return table
 
 
-def train(model: pv.VAEModel, data: pv.datasets.Data, remedy: Remedy, args: argparse.Namespace) -> pv.Run:
+def train(model: pv.VAEModel, data: pv.datasets.Data, remedy: Remedy, args: argparse.Namespace) -> pv.FitResult:
     x = data.train[: args.train_size]
     optimizer, epochs = None, args.epochs
     if (
@@ -233,7 +233,7 @@ def figures(result: pv.MarginalResult, report: pv.CollapseReport | None) -> dict
 def pictures(
     args: argparse.Namespace,
     data: pv.datasets.Data,
-    trained: dict[str, tuple[pv.VAEModel, pv.Run]],
+    trained: dict[str, tuple[pv.VAEModel, pv.FitResult]],
     reports: dict[str, pv.CollapseReport],
 ) -> None:
     with_z = {title: pair for title, pair in trained.items() if title in reports}

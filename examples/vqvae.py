@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     table["usage"] = float((counts > 0).float().mean())
     table.rename_axis("model").to_csv(args.out / "comparison.csv")
     vqvae.save(args.out / "vqvae.safetensors")
-    settings = {**vars(args), "out": str(args.out), "data_hash": results["uniform"].data_hash}
+    settings = {**vars(args), "out": str(args.out), "data_hash": results["uniform"].provenance.data_hash}
     (args.out / "settings.json").write_text(json.dumps(settings, indent=2))
     pictures(args.out, vqvae, data.image_shape, test, counts, uniform_samples, learnt_samples)
     curves(args.out, stage_one, stage_two, in_use)
@@ -173,7 +173,7 @@ def pictures(
     plt.close("all")
 
 
-def curves(out: Path, stage_one: pv.Run, stage_two: pv.Run, in_use: list[float]) -> None:
+def curves(out: Path, stage_one: pv.FitResult, stage_two: pv.FitResult, in_use: list[float]) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     pv.plots.curves({"stage one": stage_one}, ax=axes[0])
     axes[0].set(title="log p(x | z) - commitment", ylabel="validation (nats)")

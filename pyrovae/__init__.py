@@ -1,12 +1,11 @@
 """Variational autoencoders as Pyro model/guide pairs, compared by importance-sampled log p(x)."""
 
-__version__ = "0.1.0"
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pyrovae import datasets, distributions, evaluation, likelihoods, networks, posteriors, priors, zoo
 from pyrovae._distributed import is_main_process
+from pyrovae._version import __version__ as __version__
 from pyrovae.evaluation import (
     AISResult,
     BDMCResult,
@@ -29,7 +28,7 @@ from pyrovae.evaluation import (
 )
 from pyrovae.model import VAE, LogTerms, LossModel, VAEModel, load
 from pyrovae.objectives import ELBO, IWAE, BetaTCVAE, CapacityELBO, cosine_warmup, cyclical, linear_warmup
-from pyrovae.training import CheckpointError, NonFiniteLoss, Run, fit, lagging_inference
+from pyrovae.training import Checkpoint, CheckpointError, FitResult, NonFiniteLoss, fit, lagging_inference
 
 if TYPE_CHECKING:
     from pyrovae import plots
@@ -42,17 +41,18 @@ __all__ = [
     "BDMCResult",
     "BetaTCVAE",
     "CapacityELBO",
+    "Checkpoint",
     "CheckpointError",
     "CollapseMonitor",
     "CollapseReport",
     "Disentanglement",
     "ElboTerms",
+    "FitResult",
     "GapsResult",
     "LogTerms",
     "LossModel",
     "MarginalResult",
     "NonFiniteLoss",
-    "Run",
     "VAEModel",
     "ais",
     "bdmc",

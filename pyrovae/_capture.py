@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from pyrovae._compat.torch import tree_flatten, tree_map_only, tree_unflatten
 
 _WARM_UP = 3  # calls on the recording stream before it records, as CUDA graphs need
 

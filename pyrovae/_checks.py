@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
+from pyrovae._compat.torch import tree_leaves, tree_map_only
 from pyrovae._frames import Columns, as_numbers, in_order
 
 T = TypeVar("T")
@@ -237,11 +237,6 @@ def to_device(values: Any, device: torch.device) -> Any:
     if all(value.device == device for value in tree_leaves(values) if isinstance(value, Tensor)):
         return values
     return tree_map_only(Tensor, lambda value: value.to(device), values)
-
-
-def error_message(error: Exception) -> str:
-    """The message of an error, without the table of shapes that Pyro puts under it."""
-    return str(error).split("\nTrace Shapes:")[0]
 
 
 def as_covariates(

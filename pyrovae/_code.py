@@ -1,9 +1,7 @@
 """Machine code of graphs, by inductor, which draws the same random numbers as everybody else."""
 
 import operator
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +9,11 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from pyrovae._compat.torch import machine_code, schema_of
+
 Run = Callable[..., Sequence[Any]]
 _COMPILED: dict[Any, Run] = {}  # by code and shapes: models of one architecture share machine code
-# Kernels fused without end take a minute to compile on CUDA and run no faster.
-_OPTIONS: dict[str, dict[str, Any]] = {"cpu": {}, "cuda": {"max_fusion_size": 16}}
+_KEPT = 64  # of them, the last used
 
 
 def compiled(module: GraphModule, *inputs: Tensor) -> Run:
@@ -23,7 +22,7 @@ def compiled(module: GraphModule, *inputs: Tensor) -> Run:
     Random operations stay whole, and in order: inductor would take some apart, and move others past each other, into
     other draws. They run between parts of the code, early where nothing that they need is computed there.
 
-    Code is kept for the rest of the process, by graph and shapes, and by inductor itself on the disk.
+    Code is kept by graph and shapes, that of the last 64, and by inductor itself on the disk.
 
     Args:
         module: from :func:`~pyrovae._graph.trace`.
@@ -36,9 +35,10 @@ def compiled(module: GraphModule, *inputs: Tensor) -> Run:
     _prepare(graph)
     every = (*constants, *inputs)
     key = (graph.python_code("self").src, *((t.shape, t.stride(), t.dtype, t.device) for t in every))
-    if key not in _COMPILED:
-        _COMPILED[key] = _compiled(graph, every)
-    code = _COMPILED[key]
+    code = _COMPILED.pop(key, None) or _compiled(graph, every)
+    _COMPILED[key] = code  # behind those that were used before it
+    if len(_COMPILED) > _KEPT:
+        del _COMPILED[next(iter(_COMPILED))]
     return lambda *tensors: code(*constants, *tensors)
 
 
@@ -49,8 +49,7 @@ def is_random(target: Any) -> bool:
 
 def attribute(module: torch.nn.Module, target: str) -> Tensor:
     """What a ``get_attr`` node reads."""
-    *path, name = target.split(".")
-    return getattr(module.get_submodule(".".join(path)), name)
+    return operator.attrgetter(target)(module)
 
 
 def _compiled(graph: Graph, inputs: Sequence[Tensor]) -> Run:
@@ -58,7 +57,6 @@ def _compiled(graph: Graph, inputs: Sequence[Tensor]) -> Run:
     placeholders = graph.find_nodes(op="placeholder")
     examples = dict(zip(placeholders, inputs, strict=True))
     device = next((t.device.type for t in inputs if t.device.type != "cpu"), "cpu")
-    options = {"layout_optimization": False, **_OPTIONS.get(device, {})}
     results: Any = graph.output_node().args[0]
     steps: list[tuple[Run, list[Node], list[Node]]] = []
     for random, nodes in _parts(graph):
@@ -67,11 +65,7 @@ def _compiled(graph: Graph, inputs: Sequence[Tensor]) -> Run:
         gives = [node for node in nodes if any(user not in inside for user in node.users)]
         part: Any = _part(nodes, needs, gives)
         if not random:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what we leave out for good reason, such as TF32
-                tensors = [examples[n] if n in examples else _example(n) for n in needs]
-                with _cached_on_disk():
-                    part = torch._inductor.compile(part, tensors, options=options)
+            part = machine_code(part, [examples[n] if n in examples else _example(n) for n in needs], device)
         steps.append((part, needs, gives))
 
     def run(*tensors: Tensor) -> Sequence[Any]:
@@ -81,17 +75,6 @@ def _compiled(graph: Graph, inputs: Sequence[Tensor]) -> Run:
         return [values[r] if isinstance(r, Node) else r for r in results]
 
     return run
-
-
-@contextmanager
-def _cached_on_disk() -> Iterator[None]:
-    """Inductor keeps its work on the disk only where sizes could be symbols, though none of ours is."""
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
-        yield
 
 
 def _parts(graph: Graph) -> list[tuple[bool, list[Node]]]:
@@ -137,7 +120,7 @@ _EMPTY = (torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.defau
 def _effects(node: Node, memory: dict[Node, set[Node]]) -> tuple[set[Node], set[Node], set[Node]]:
     """The memory that an operation reads, that it writes to, and that its results may be in, by its schema."""
     reads = set[Node]().union(*(memory[n] for n in node.all_input_nodes))
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     if schema is None:  # one of several results
         return reads, set(), reads
     names = [argument.name for argument in schema.arguments]
@@ -241,9 +224,8 @@ def fold(module: GraphModule, *, of: Callable[[Tensor], bool] | None = None) -> 
             known[node] = node.target(*args, **kwargs)
     if shared:
         for i, node in enumerate(n for n in calls if isinstance(known.get(n), Tensor)):
-            if all(user in known for user in node.users):
-                continue  # only the last of a chain is read
-            _replace(module, node, f"_folded_{i}", known[node])
+            if not all(user in known for user in node.users):  # only the last of a chain is read
+                _replace(module, node, f"_folded_{i}", known[node])
         module.graph.eliminate_dead_code()
     module.recompile()
 

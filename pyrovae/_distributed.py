@@ -82,7 +82,7 @@ def joined(columns: dict[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]
     if num_processes() == 1:
         return columns
     parts = [part for part in gathered({name: column[rows] for name, column in columns.items()}) if part]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}
 
 
 def summed(tensor: Tensor) -> Tensor:

@@ -4,15 +4,14 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pyrovae._code import compiled, fold, move_constants
+from pyrovae._compat.torch import aten_graph, tree_flatten, tree_leaves, tree_unflatten
 from pyrovae._random import others_state, set_others_state
 
 Compile = Literal["auto", "off", "inductor"]
@@ -33,12 +32,10 @@ def trace(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
     then; one that draws NumPy's or Python's random numbers, or makes tensors whose shape depends on values, raises a
     ``RuntimeError``. No random number of torch's is drawn, and no tensor changes.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx  # with which half of torch's compiler comes
-
     numpy_state, python_state = others_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
-            module = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+            module = aten_graph(function, *inputs)
         finally:
             drawn = str(others_state()) != str((numpy_state, python_state))
             set_others_state(numpy_state, python_state)
@@ -49,9 +46,8 @@ def trace(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
         raise RuntimeError("the shape of one of its tensors depends on values")
     module.graph.eliminate_dead_code()  # random operations stay
     module.recompile()
-    elsewhere = [t.device for t in inputs if t.device.type != "cpu"]
-    if elsewhere:
-        move_constants(module, elsewhere[0])
+    if elsewhere := next((t.device for t in inputs if t.device.type != "cpu"), None):
+        move_constants(module, elsewhere)
     return module
 
 
@@ -70,16 +66,12 @@ def users_line(error: BaseException) -> str:
     """``" at file:line"`` of the last line of the user's own code that an exception passed through; nothing where it
     passed through none.
     """
-    frames = traceback.extract_tb(_deepest(error))
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
     theirs = [f for f in frames if not any(Path(f.filename).is_relative_to(lib) for lib in _LIBRARIES)]
     theirs = [f for f in theirs if "site-packages" not in f.filename and not f.filename.startswith("<")]
     return f" at {theirs[-1].filename}:{theirs[-1].lineno} ({theirs[-1].line})" if theirs else ""
-
-
-def _deepest(error: BaseException) -> TracebackType | None:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error.__traceback__
 
 
 class Graph:

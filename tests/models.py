@@ -1,11 +1,20 @@
 """Small models used by several tests."""
 
+from dataclasses import replace
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
+
+
+def from_elsewhere(result: Any, **changes: Any) -> Any:
+    """A result with another provenance, and whatever else is to be changed."""
+    own = {name: changes.pop(name) for name in list(changes) if hasattr(result.provenance, name)}
+    return replace(result, provenance=replace(result.provenance, **own), **changes)
 
 
 class TwoSites(pv.VAEModel):

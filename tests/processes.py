@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
@@ -20,10 +21,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 import pyrovae as pv
 from pyrovae._distributed import rank, summed
 from pyrovae._random import get_state, set_state
-from pyrovae.evaluation import _chunks as chunks
-from pyrovae.evaluation.marginal import _weights as weights
-from pyrovae.evaluation.marginal._ais import _Runs
-from pyrovae.training._checkpoint import Checkpoints
+from pyrovae.evaluation import _memory as memory
+from pyrovae.evaluation._run import EvaluationRun
+from pyrovae.training._checkpoint import CheckpointFolder
 
 BLOCK = 2**15  # bytes: several blocks of data even in a test
 CASES: dict[str, Callable[[Path], Any]] = {}
@@ -92,7 +92,7 @@ def small(**options: Any) -> pv.VAE:
     return pv.VAE((6,), 3, hidden=(16,), **options)
 
 
-def fit(model: pv.VAEModel, data: Any, **options: Any) -> pv.Run:
+def fit(model: pv.VAEModel, data: Any, **options: Any) -> pv.FitResult:
     return pv.fit(model, data, **{"epochs": 1, "seed": 0, "device": "cpu", "progress": False, **options})
 
 
@@ -104,7 +104,7 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def table(run: pv.Run) -> Any:
+def table(run: pv.FitResult) -> Any:
     return run.history.drop(columns="seconds")
 
 
@@ -137,16 +137,29 @@ def standing_still() -> Any:
 def evaluations(seed: int | None = 0) -> dict[str, Any]:
     """Every estimator that shares its work, on several blocks of data and on a single one."""
     flow, model, x = small(posterior="planar"), small(), binary(23)
+    factors = (x[:, :2] > 0).long()
     torch.manual_seed(100 + rank())  # which nothing may depend on, but rank 0's where there is no seed
     options: dict[str, Any] = {"seed": seed, "progress": False}
     short = {"num_temperatures": 10, "num_chains": 4, "num_leapfrog": 2}
-    with mock.patch.dict(chunks.BLOCK, cpu=BLOCK):
+    with mock.patch.dict(memory.BLOCK, cpu=BLOCK):
         return {
             "log_marginal": pv.log_marginal(flow, x, num_samples=200, **options).pointwise,
             "one block": pv.log_marginal(flow, x[:1], num_samples=20, **options).pointwise,
             "ais": pv.ais(model, x, **short, **options).pointwise,
             "bdmc": pv.bdmc(model, 15, **short, **options).pointwise,
+            "target_mc_se": pv.log_marginal(flow, x, num_samples=2000, target_mc_se=0.05, **options).pointwise,
+            "elbo_terms": pv.elbo_terms(flow, x, num_samples=40, **options).pointwise,
+            "mixture": _figures(pv.collapse(model, x, num_samples=40, **options)),
+            "gaussian bound": _figures(pv.collapse(flow, x, num_samples=40, **options)),
+            "gaps": pv.inference_gaps(model, x, steps=8, num_samples=20, **options).pointwise,
+            "log_weights": pd.DataFrame(pv.evaluation.log_weights(flow, x, num_samples=50, **options).numpy()),
+            "disentanglement": pv.disentanglement(model, x, factors, num_votes=20, progress=False).scores,
         }
+
+
+def _figures(report: pv.CollapseReport) -> pd.DataFrame:
+    """All numbers of a report."""
+    return report.dimensions.select_dtypes("number").assign(**report.summary()[2:-1].astype(float))
 
 
 # -- cases ---------------------------------------------------------------------------------------------------
@@ -203,9 +216,9 @@ def checkpoints(folder: Path) -> Any:
     """Weights and histories of a run and of one in two parts, and what each process wrote."""
     out: dict[str, Any] = {}
     writes = []
-    save = Checkpoints.save
+    save = CheckpointFolder.save
 
-    def counting(self: Checkpoints, *args: Any) -> Path:
+    def counting(self: CheckpointFolder, *args: Any) -> Path:
         writes.append(rank())
         return save(self, *args)
 
@@ -220,11 +233,11 @@ def checkpoints(folder: Path) -> Any:
             learning_rate=1e-2,
             objective=pv.ELBO(beta=pv.linear_warmup(3)),
             epochs=epochs,
-            checkpoint_dir=where,
+            checkpoint=where,
         )
         return {"weights": state(model), "history": table(run)}
 
-    with mock.patch.object(Checkpoints, "save", counting):
+    with mock.patch.object(CheckpointFolder, "save", counting):
         out["whole"] = train(4, None)
         for name, where in {"shared": folder / "shared", "own": folder / f"own{rank()}"}.items():
             train(2, where)
@@ -281,7 +294,7 @@ def unused_parameters(folder: Path) -> Any:
     model.idle.requires_grad_(False)
     model.uses_extra = True
 
-    def leave_out(run: pv.Run) -> None:
+    def leave_out(run: pv.FitResult) -> None:
         model.uses_extra = False
 
     fit(model, binary(20), epochs=1)
@@ -296,43 +309,39 @@ def unused_parameters(folder: Path) -> Any:
 @case
 def evaluation(folder: Path) -> Any:
     rows: list[tuple[int, int]] = []
-    call, run = weights.LogWeights.__call__, _Runs._run
+    collect = EvaluationRun.collect
 
-    def drawing(self: weights.LogWeights, some: slice) -> Iterator[Tensor]:
-        rows.append((some.start, some.stop))
-        return call(self, some)
+    def noting(self: EvaluationRun, compute: Any, sizes: tuple[int, int], **options: Any) -> dict[Any, Any]:
+        def noted(some: slice, draws: int) -> dict[Any, Tensor]:
+            rows.append((some.start, some.stop))
+            return compute(some, draws)
 
-    def moving(self: _Runs, compute: Any, some: slice) -> dict[str, Tensor]:
-        rows.append((some.start, some.stop))
-        return run(self, compute, some)
+        return collect(self, noted, sizes, **options)
 
     out: dict[str, Any] = {"seeded": evaluations(), "unseeded": evaluations(None)}
-    with mock.patch.dict(chunks.BLOCK, cpu=BLOCK):
-        for name, patch in {
-            "log_marginal": mock.patch.object(weights.LogWeights, "__call__", drawing),
-            "ais": mock.patch.object(_Runs, "_run", moving),
-        }.items():
-            rows.clear()
-            with patch:
-                if name == "ais":
-                    pv.ais(small(), binary(23), num_temperatures=5, num_chains=4, progress=False)
-                else:
-                    pv.log_marginal(small(), binary(23), num_samples=200, progress=False)
-            out[f"rows of {name}"] = list(rows)
+    with mock.patch.dict(memory.BLOCK, cpu=BLOCK), mock.patch.object(EvaluationRun, "collect", noting):
+        pv.log_marginal(small(), binary(23), num_samples=200, progress=False)
+        out["rows of log_marginal"] = list(rows)
+        rows.clear()
+        pv.ais(small(), binary(23), num_temperatures=5, num_chains=4, progress=False)
+        out["rows of ais"] = list(rows)
     return out
 
 
 @case
 def out_of_memory(folder: Path) -> Any:
     """The last process has room for two data at a time, the others for a block."""
-    run = _Runs._run
+    collect = EvaluationRun.collect
 
-    def starved(self: _Runs, compute: Any, rows: slice) -> dict[str, Tensor]:
-        if rank() > 0 and rows.stop - rows.start > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
-        return run(self, compute, rows)
+    def starving(self: EvaluationRun, compute: Any, sizes: tuple[int, int], **options: Any) -> dict[Any, Any]:
+        def starved(rows: slice, draws: int) -> dict[Any, Tensor]:
+            if rank() > 0 and rows.stop - rows.start > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
+            return compute(rows, draws)
 
-    with mock.patch.dict(chunks.BLOCK, cpu=BLOCK), mock.patch.object(_Runs, "_run", starved):
+        return collect(self, starved, sizes, **options)
+
+    with mock.patch.dict(memory.BLOCK, cpu=BLOCK), mock.patch.object(EvaluationRun, "collect", starving):
         return pv.ais(small(), binary(23), num_temperatures=20, num_chains=8, progress=False).pointwise
 
 

@@ -4,7 +4,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyro
@@ -177,16 +177,42 @@ def test_machine_code_draws_the_same_and_scores_alike(posterior: str) -> None:
 
 
 @torch.no_grad()
-def test_models_of_one_architecture_share_machine_code_and_keep_their_weights() -> None:
+def test_models_of_one_architecture_share_machine_code_and_keep_their_weights(monkeypatch) -> None:
     x, z = torch.rand(2, 6), torch.rand(5, 2, 3)
-    before = len(_code._COMPILED)
+    monkeypatch.setattr(_code, "_COMPILED", {})
     for seed in (0, 1):
         torch.manual_seed(seed)
         decoder = pv.networks.MLP(3, [7], 6)
         graph = Graph(lambda z, x, decoder=decoder: (decoder(z) - x).square().sum(-1), compile="inductor")
         for _ in range(3):
             torch.testing.assert_close(graph(z, x), (decoder(z) - x).square().sum(-1))
-    assert len(_code._COMPILED) == before + 1
+    assert len(_code._COMPILED) == 1
+
+
+def test_machine_code_of_the_programs_used_last_is_kept(monkeypatch) -> None:
+    made = []
+    monkeypatch.setattr(_code, "machine_code", lambda module, inputs, device: made.append(1) or module)
+    monkeypatch.setattr(_code, "_COMPILED", {})
+    monkeypatch.setattr(_code, "_KEPT", 2)
+    x = torch.rand(3)
+
+    def codes(*factors: float) -> list[Callable]:
+        return [_code.compiled(_graph.trace(lambda x: [factor * x], x), x) for factor in factors]  # noqa: B023
+
+    def are_right(functions: list[Callable], *factors: float) -> bool:
+        return all(torch.equal(f(x)[0], factor * x) for f, factor in zip(functions, factors, strict=True))
+
+    first = codes(2.0, 3.0, 2.0)
+    assert len(made) == 2
+    rest = codes(4.0)  # in place of 3.0
+    assert (len(made), len(_code._COMPILED)) == (3, 2)
+    again = codes(2.0, 4.0)
+    assert len(made) == 3
+    assert are_right(first + rest + again, 2.0, 3.0, 2.0, 4.0, 2.0, 4.0)  # what is in use stays
+    anew = codes(3.0)  # in place of 2.0
+    assert (len(made), len(_code._COMPILED)) == (4, 2)
+    assert are_right(anew + codes(4.0, 2.0), 3.0, 4.0, 2.0)
+    assert len(made) == 5
 
 
 def test_without_a_compiler_graphs_are_traced_and_say_so(monkeypatch) -> None:

@@ -7,6 +7,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae._compat.torch import validate
+
 
 class IndependentBernoulli(dist.Independent):
     """``dist.Bernoulli(logits=logits).to_event(event_dim)`` for data in {0, 1}, with a faster ``log_prob``.
@@ -30,8 +32,7 @@ class IndependentBernoulli(dist.Independent):
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self.base_dist._validate_args:
-            self.base_dist._validate_sample(value)
+        validate(self.base_dist, value)
         terms = _Surprise.apply(self.base_dist.logits, value)
         return -(terms.flatten(-self.reinterpreted_batch_ndims).sum(-1) if self.reinterpreted_batch_ndims else terms)
 

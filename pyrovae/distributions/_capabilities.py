@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from pyro.distributions import Delta
 from pyro.distributions.transforms import BlockAutoregressive, Polynomial, Sylvester
 from pyro.distributions.transforms.planar import ConditionedPlanar
@@ -11,7 +10,8 @@ from pyro.distributions.transforms.radial import ConditionedRadial
 from torch import Tensor
 from torch.distributions import ComposeTransform, Distribution, Transform, TransformedDistribution
 
-from pyrovae.distributions import _zuko
+from pyrovae._compat import zuko
+from pyrovae._compat.torch import has_inverse, is_inverted
 from pyrovae.distributions._flow import Flow
 from pyrovae.distributions._independent import WRAPPERS, element, innermost
 from pyrovae.distributions._point_mass import PointMass
@@ -22,7 +22,7 @@ Inverse = Literal["exact", "numerical"]
 _MOMENTS = ("mean", "variance")
 # Pyro's transforms that can undo what they have just done, and nothing else.
 _CACHED_ONLY = (BlockAutoregressive, ConditionedPlanar, ConditionedRadial, Polynomial, Sylvester)
-_NUMERICAL = (_zuko.transforms.MonotonicTransform, _zuko.transforms.FreeFormJacobianTransform)
+_NUMERICAL = (zuko.transforms.MonotonicTransform, zuko.transforms.FreeFormJacobianTransform)
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ def _worst(inverses: list[Inverse | None]) -> Inverse | None:
 
 
 def _inverse_of(t: Transform) -> Inverse | None:
-    inner = t.inv if type(t).__name__ == "_InverseTransform" else t
-    if isinstance(inner, (ComposeTransform, _zuko.transforms.ComposedTransform)):
+    inner = t.inv if is_inverted(t) else t
+    if isinstance(inner, (ComposeTransform, zuko.transforms.ComposedTransform)):
         parts: Any = inner.parts if isinstance(inner, ComposeTransform) else inner.transforms
         return _worst([_inverse_of(part) for part in parts])
-    if isinstance(t, _CACHED_ONLY) or (inner is t and type(t)._inverse is torch.distributions.Transform._inverse):
+    if isinstance(t, _CACHED_ONLY) or (inner is t and not has_inverse(t)):
         return None
     return "numerical" if isinstance(inner, _NUMERICAL) else "exact"

@@ -21,7 +21,7 @@ from torch.distributions import (
     biject_to,
 )
 
-from pyrovae.distributions import _zuko
+from pyrovae._compat import zuko
 from pyrovae.distributions._capabilities import Inverse, capabilities
 from pyrovae.distributions._density import log_density, sum_last
 from pyrovae.distributions._flow import Flow
@@ -196,5 +196,5 @@ def _of_transformed(fn: TransformedDistribution) -> Chart:
     if not all(t.bijective for t in fn.transforms):
         return _Unconstrained(fn)
     return _Transformed(
-        as_chart(fn.base_dist), _zuko.transforms.ComposedTransform(*fn.transforms), capabilities(fn).inverse
+        as_chart(fn.base_dist), zuko.transforms.ComposedTransform(*fn.transforms), capabilities(fn).inverse
     )

@@ -13,6 +13,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, VonMises, constraints
 
+from pyrovae._compat.pyro import own_mask
 from pyrovae.distributions._independent import WRAPPERS, element
 from pyrovae.distributions._support import innermost_support, support_of, varies
 
@@ -33,10 +34,10 @@ def log_density(p: Any, value: Tensor) -> Tensor:
     if is_everywhere_positive(p):
         return p.log_prob(value)
     if isinstance(p, MaskedDistribution):
-        if p._mask is False:
+        if own_mask(p) is False:
             return p.log_prob(value)
         terms = log_density(p.base_dist, value)
-        return terms if p._mask is True else torch.where(p._mask, terms, 0.0)
+        return terms if own_mask(p) is True else torch.where(own_mask(p), terms, 0.0)
     if isinstance(p, ExpandedDistribution):
         terms = log_density(p.base_dist, value)
         return terms.expand(torch.broadcast_shapes(terms.shape, p.batch_shape))
@@ -84,7 +85,7 @@ def mask_of(p: Any, lead: Tensor | bool | None = None) -> Tensor | bool:
     masks = [] if lead is None else [_over_event(lead, len(p.event_shape))]
     while isinstance(p, WRAPPERS):
         if isinstance(p, MaskedDistribution):
-            masks.append(_over_event(p._mask, len(p.event_shape)))
+            masks.append(_over_event(own_mask(p), len(p.event_shape)))
         p = p.base_dist
     total: Tensor | bool = True
     for mask in masks:

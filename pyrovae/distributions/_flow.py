@@ -7,7 +7,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
-from pyrovae.distributions import _zuko  # gives every Transform its call_and_ladj
+from pyrovae._compat import zuko  # gives every Transform its call_and_ladj
 from pyrovae.distributions._own_draw import KeepsLastDraw
 
 
@@ -34,16 +34,12 @@ class Flow(KeepsLastDraw, TorchDistribution):
 
     def __init__(self, base: Distribution, transforms: list[Transform], *, can_score: bool) -> None:
         self.base = base
-        self.transform = _zuko.transforms.ComposedTransform(*transforms)
+        self.transform = zuko.transforms.ComposedTransform(*transforms)
         self.can_score = can_score
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Flow":
-        new = self._get_checked_instance(Flow, _instance)
-        new.base = self.base.expand(batch_shape)
-        new.transform, new.can_score = self.transform, self.can_score
-        TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
-        return new
+        return Flow(self.base.expand(batch_shape), list(self.transform.transforms), can_score=self.can_score)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         u = self.base.rsample(sample_shape)

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae._compat.torch import own_scale_tril
 from pyrovae.distributions._own_draw import KeepsLastDraw
 from pyrovae.distributions._sylvester import apply_matrix
 
@@ -19,14 +20,14 @@ class MultivariateNormal(KeepsLastDraw, dist.MultivariateNormal):
     """
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
-        return self._keep(self.loc + apply_matrix(self._unbroadcasted_scale_tril, noise), noise)
+        noise = torch.randn(*sample_shape, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self._keep(self.loc + apply_matrix(own_scale_tril(self), noise), noise)
 
     def log_prob(self, value: Tensor) -> Tensor:
         noise = self._kept(value)
         if noise is None:
             return super().log_prob(value)
-        log_det = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_det = own_scale_tril(self).diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (noise.square().sum(-1) + math.log(2.0 * math.pi) * self.event_shape[0]) - log_det
 
 

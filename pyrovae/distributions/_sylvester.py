@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-from pyrovae.distributions import _zuko  # noqa: F401  gives every Transform its call_and_ladj
+from pyrovae._compat import zuko  # noqa: F401  gives every Transform its call_and_ladj
 
 
 def apply_matrix(a: Float[Tensor, "*batch m n"], z: Float[Tensor, "*more n"]) -> Float[Tensor, "*more m"]:

@@ -1,11 +1,14 @@
 """Evaluation: estimates of log p(x) with their errors, comparisons of models by them, and what the latents carry."""
 
-from pyrovae.evaluation.inference._gaps import GapsResult, inference_gaps
+from pyrovae.evaluation._result import Provenance, Result
+from pyrovae.evaluation.inference._gaps import inference_gaps
+from pyrovae.evaluation.inference._gaps_result import GapsResult
 from pyrovae.evaluation.inference._refit import refit_posterior
 from pyrovae.evaluation.latents._collapse import CollapseReport, collapse
 from pyrovae.evaluation.latents._monitor import CollapseMonitor
 from pyrovae.evaluation.latents._terms import ElboTerms, elbo_terms
-from pyrovae.evaluation.marginal._ais import AISResult, BDMCResult, ais, bdmc
+from pyrovae.evaluation.marginal._ais import AISResult, ais
+from pyrovae.evaluation.marginal._bdmc import BDMCResult, bdmc
 from pyrovae.evaluation.marginal._compare import arviz_comparison, compare
 from pyrovae.evaluation.marginal._log_marginal import log_marginal
 from pyrovae.evaluation.marginal._pool import pool
@@ -27,6 +30,8 @@ __all__ = [
     "ElboTerms",
     "GapsResult",
     "MarginalResult",
+    "Provenance",
+    "Result",
     "ais",
     "arviz_comparison",
     "bdmc",

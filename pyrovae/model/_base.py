@@ -8,7 +8,9 @@ from jaxtyping import Float
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
-from pyrovae._checks import error_message, rows_of, to_device
+from pyrovae._checks import rows_of, to_device
+from pyrovae._compat.pyro import param_statements, reason
+from pyrovae._compat.torch import is_outside_support, part_of
 from pyrovae.model._generation import Generation
 from pyrovae.model._latents import Latents
 from pyrovae.model._log_terms import LogTerms, draw, log_densities, log_terms, sum_terms
@@ -60,7 +62,7 @@ class VAEModel(Generation, PyroModule):
     def __getattr__(self, name: str) -> Any:
         # Reaching for a part makes a param statement for each of its parameters, a sixth of a small model's step.
         if param_statements_disabled():
-            part = self.__dict__.get("_modules", {}).get(name)
+            part = part_of(self, name)
             if part is not None and not isinstance(part, PyroModule):
                 return part
         return super().__getattr__(name)
@@ -138,14 +140,14 @@ class VAEModel(Generation, PyroModule):
         """
         head = rows_of(covariates, slice(2))
         options: dict[str, Any] = {"num_particles": num_particles, "name": name, "whole": x}
-        self._pyro_context.param_state["params"].clear()  # of what tracing has left there
+        param_statements(self).clear()  # of what tracing has left there
         with self._inference(0):
             try:
                 with pyro.validation_enabled(True):
                     try:
                         terms = checked_terms(self, x[:2], *head, **options)
                     except ValueError as error:
-                        if "within the support" not in str(error):
+                        if not is_outside_support(error):
                             raise
                         # A draw outside the prior's support has importance weight zero, which is allowed.
                         with pyro.distributions.validation_enabled(False):
@@ -154,7 +156,7 @@ class VAEModel(Generation, PyroModule):
                 raise
             except RuntimeError as error:
                 raise ValueError(
-                    f"model or guide fails on {name} of shape {tuple(x.shape)}: {error_message(error)} Check the event "
+                    f"model or guide fails on {name} of shape {tuple(x.shape)}: {reason(error)} Check the event "
                     f"shape and that every network keeps leading dimensions (..., features)."
                 ) from error
             check_precision(terms.posterior)
@@ -162,7 +164,7 @@ class VAEModel(Generation, PyroModule):
                 some = slice(_NUM_AUXILIARY_ROWS)
                 check_auxiliary(self.guide, terms.prior, x[some], *rows_of(covariates, some))
         own = {id(p) for p in self.parameters()}  # pyro.module(...) registers these, which does no harm
-        store = self._pyro_context.param_state["params"]
+        store = param_statements(self)
         stray = [n for n, p in store.items() if id(p) not in own]
         store.clear()
         if stray:

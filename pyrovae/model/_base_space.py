@@ -9,10 +9,9 @@ from typing import Any, Literal
 import pyro
 import torch
 from jaxtyping import Float
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyrovae._compat.pyro import Messenger, is_sample_site
 from pyrovae.distributions._capabilities import capabilities
 from pyrovae.distributions._charts import Chart, as_chart
 from pyrovae.distributions._density import mask_of
@@ -116,7 +115,7 @@ class _LatentsAt(Messenger):
         self.log_det: Any = 0.0
 
     def _pyro_sample(self, message: dict[str, Any]) -> None:
-        if message["is_observed"] or message["infer"].get("_deterministic") or site_is_subsample(message):
+        if message["is_observed"] or not is_sample_site(message):
             return
         name, fn = message["name"], message["fn"]
         if mask_of(fn, message["mask"]) is not True:

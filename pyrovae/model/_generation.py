@@ -289,8 +289,7 @@ class Generation(SaveableModule):
 
     def _mean_or_mode(self, x: Tensor, covariates: tuple[Any, ...], values: Mapping[str, Tensor]) -> Tensor:
         """The mean or mode of p(x | z) at values of latent sites."""
-        trace = poutine.trace(poutine.condition(self.model, data=dict(values))).get_trace(x, *covariates)
-        sites = sample_sites(trace)
+        sites = sample_sites(poutine.trace(poutine.condition(self.model, data=dict(values))).get_trace(x, *covariates))
         name = data_site(self, sites, x, given=values)
         mean = center(sites[name]["fn"])
         if mean is None:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils._pytree import register_pytree_node
+
+from pyrovae._compat.torch import register_pytree_node
 
 
 class Latents(Mapping[str, Tensor]):

@@ -3,10 +3,11 @@
 Objectives and estimators are functions of :class:`LogTerms`; only this file reads Pyro traces.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from itertools import takewhile
 from typing import Any
 
@@ -15,12 +16,10 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions import Delta
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyrovae._compat.pyro import is_sample_site, scale_and_mask
 from pyrovae.distributions._capabilities import capabilities
 from pyrovae.distributions._density import is_zero_somewhere, log_density, mask_of
 from pyrovae.distributions._independent import innermost
@@ -247,13 +246,9 @@ def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
     return z
 
 
-def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
+def sample_sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
     """The random sites of a trace by name, without plates' subsampling and ``pyro.deterministic``."""
-    return {
-        name: site
-        for name, site in prune_subsample_sites(trace).nodes.items()
-        if site["type"] == "sample" and not site["infer"].get("_deterministic")
-    }
+    return {name: site for name, site in trace.nodes.items() if is_sample_site(site)}
 
 
 def latent_sites(sites: Sites) -> dict[str, dict[str, Any]]:
@@ -282,7 +277,7 @@ class _LazyTerms(Mapping[str, Tensor]):
 
 def _run(
     program: Callable[..., Any], x: Tensor, covariates: tuple[Any, ...], k: int, nesting: int
-) -> tuple[Trace, dict[str, dict[str, Any]]]:
+) -> tuple[poutine.Trace, dict[str, dict[str, Any]]]:
     """Trace a program over k particles, and check that its random sites are in the data plate, in whole plates, in no
     more than stated.
     """
@@ -359,7 +354,4 @@ def _num_observed(sites: Mapping[str, dict[str, Any]], k: int, b: int) -> Tensor
 
 def sum_terms(terms: Mapping[str, Tensor]) -> Any:
     """The sum of all terms; 0 where there are none, of a model without latents."""
-    total: Any = 0.0
-    for i, term in enumerate(terms.values()):
-        total = total + term if i else term
-    return total
+    return reduce(operator.add, terms.values()) if terms else 0.0

@@ -6,7 +6,8 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.poutine.messenger import Messenger
+
+from pyrovae._compat.pyro import Messenger
 
 _own_run = _statements_disabled = False
 
@@ -60,23 +61,3 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for m, training in modes.items():
             m.training = training
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Switch TF32 off inside the block; the user's settings afterwards, made through torch's old interface or its new
-    one.
-    """
-    parents = [torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn]
-    parts = [getattr(p, name, None) for p in parents for name in ("matmul", "conv", "rnn")]
-    backends: list[Any] = [part for part in parts if hasattr(part, "fp32_precision")]
-    name, full = ("fp32_precision", "ieee") if backends else ("allow_tf32", False)
-    backends = backends or [torch.backends.cuda.matmul, torch.backends.cudnn]  # torch before 2.9
-    before = {part: value for part in backends if (value := getattr(part, name)) not in ("none", full)}
-    for part in before:
-        setattr(part, name, full)
-    try:
-        yield
-    finally:
-        for part, value in before.items():
-            setattr(part, name, value)

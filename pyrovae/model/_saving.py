@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from pyrovae._arguments import build, capture, decode, encode, find, not_kept, parameters
 from pyrovae._checks import as_data
+from pyrovae._compat.torch import uncompiled
 from pyrovae._frames import Columns
 from pyrovae._model_files import digest, read, write
 from pyrovae._random import undisturbed
-from pyrovae.model._state import modules, shapes, state_of, tensors, uncompiled
+from pyrovae.model._state import modules, shapes, state_of, tensors
 
 _MISSING = {"$not_kept": "missing"}
 

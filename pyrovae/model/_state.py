@@ -18,6 +18,7 @@ from torch.distributions.utils import lazy_property
 from torch.nn.parameter import is_lazy
 
 from pyrovae._arguments import encode
+from pyrovae._compat.torch import is_compiled, is_made_by_hook, uncompiled
 from pyrovae._model_files import digest
 
 _JSON_TYPES = (bool, int, float, str, type(None), np.generic, torch.dtype, torch.device, PurePath, Enum, list, Mapping)
@@ -29,16 +30,9 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     found = model.state_dict(keep_vars=True) | dict(model.named_buffers(remove_duplicate=False))
     for name, value in found.items():
         if is_lazy(value) or not isinstance(value, Tensor):
-            reason = (
-                "lazy: use the layer that is told its sizes" if is_lazy(value) else "no tensor: keep it in a buffer"
-            )
-            raise ValueError(f"{name} of {type(model).__name__} cannot be kept in a file, because it is {reason}.")
+            why = "lazy: use the layer that is told its sizes" if is_lazy(value) else "no tensor: keep it in a buffer"
+            raise ValueError(f"{name} of {type(model).__name__} cannot be kept in a file, because it is {why}.")
     return {uncompiled(name): value for name, value in found.items()}
-
-
-def uncompiled(name: str) -> str:
-    """A name without the wrapper that ``torch.compile`` puts a part into."""
-    return name.replace("_orig_mod.", "")  # torch.compile puts a part inside another module
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -49,7 +43,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def modules(model: nn.Module) -> dict[str, nn.Module]:
     """The model, by the name ``""``, and its parts, without the wrappers of ``torch.compile``."""
     every = model.named_modules()
-    return {uncompiled(f"{path}.").strip("."): m for path, m in every if "_orig_mod" not in m._modules}
+    return {uncompiled(f"{path}.").strip("."): m for path, m in every if not is_compiled(m)}
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
@@ -93,8 +87,7 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     out |= {name: {"$not_kept": "tensor", "content": names[id(value)]} for name, value in ours.items()}
     for path, part in parts.items():
         for name, value in _attributes(part).items():
-            normed = part._parameters.keys() & {f"{name}_orig", f"{name}_g"}  # a hook computes it from these
-            if not normed and name not in (_NOT_IN_STATE if part is model else _NOT_IN_STATE[:1]):
+            if not is_made_by_hook(part, name) and name not in (_NOT_IN_STATE if part is model else _NOT_IN_STATE[:1]):
                 out[f"{path}.{name}".lstrip(".")] = encode(value, special)
     return out
 

@@ -118,7 +118,6 @@ def fixed_support(terms: LogTerms, x: Tensor) -> tuple[str, Distribution] | None
     Then other data can be checked without running the model.
     """
     match list(terms.likelihood.items()):
-        case [(site, p)] if terms.observed[site] is x and not terms.masks:
-            if not varies(support_of(innermost(p))):
-                return site, p
+        case [(site, p)] if terms.observed[site] is x and not (terms.masks or varies(support_of(innermost(p)))):
+            return site, p
     return None

@@ -9,7 +9,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, error_message, rows_of
+from pyrovae._checks import as_covariates, rows_of
+from pyrovae._compat.pyro import reason
 from pyrovae._random import seeded
 from pyrovae.distributions._capabilities import capabilities, center
 from pyrovae.model._log_terms import Sites, sample_sites
@@ -93,7 +94,7 @@ def _run(model: Any, x: Tensor, covariates: tuple[Any, ...], *, seed: int = 0) -
         except (IndexError, RuntimeError, TypeError) as error:
             raise ValueError(
                 f"the model fails without data, on an x of zeros or ones of shape {tuple(x.shape)} and {x.dtype}: "
-                f"{error_message(error)} Use x in it for its length alone, and pass what else it needs as a covariate."
+                f"{reason(error)} Use x in it for its length alone, and pass what else it needs as a covariate."
             ) from error
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyrovae._checks import at_least
+from pyrovae._compat.torch import ConvNd
 
 _INITIAL_ITERATIONS = 20  # at least, on the initial weights
 
@@ -35,7 +36,7 @@ class SpectralSum(nn.Module):
         self.iterations = iterations
         self.names: dict[tuple[int, int], list[str]] = {}
         for name, layer in network.named_modules():
-            if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
+            if isinstance(layer, (nn.Linear, ConvNd)):
                 rows, columns = layer.weight.flatten(1).shape
                 self.names.setdefault((rows, columns), []).append(name)
         if not self.names:

@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pyro.infer import ELBO as PyroELBO
-from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
 from pyrovae._checks import at_least
 from pyrovae.model import LogTerms, VAEModel, log_terms
 from pyrovae.objectives._schedules import Weight, has_ended, value_at
 
+Program = Callable[..., Any]  # a model, or a guide
 Weights = Mapping[str, float | Tensor]  # in force, by name
-Program = Callable[..., Any]  # a model or a guide
 
 
 class Objective(PyroELBO):
@@ -119,9 +118,9 @@ class Objective(PyroELBO):
         """The weights at :attr:`time`, for ``pyro.infer.SVI``."""
         return {} if self.time is None else self.weights(self.time)
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        """Trace model and guide, as Pyro's own tools ask for it (e.g. ``guess_max_plate_nesting``)."""
-        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+    def _get_trace(self, *args: Any, **kwargs: Any) -> Any:
+        """Abstract in Pyro's class, where subclasses call it: here, nobody does."""
+        raise NotImplementedError
 
     def _terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> LogTerms:
         """The terms of the model that these are the methods of."""

@@ -89,11 +89,12 @@ def bounds(
         >>> ax.get_lines()[0].get_xdata().tolist()
         [1, 10, 100]
     """
-    runs = by_name(results, "results", MarginalResult, getattr(results, "model_name", ""))
+    name = results.provenance.model_name if isinstance(results, MarginalResult) else ""
+    runs = by_name(results, "results", MarginalResult, name)
     annealed = _annealed(ais, list(runs))
-    hash_ = next(iter(runs.values())).data_hash
-    same_data({name: r.data_hash for name, r in runs.items()}, "results", hash_)
-    same_data({name: r.data_hash for name, r in annealed.items()}, "ais", hash_)
+    hash_ = next(iter(runs.values())).provenance.data_hash
+    same_data({name: r.provenance.data_hash for name, r in runs.items()}, "results", hash_)
+    same_data({name: r.provenance.data_hash for name, r in annealed.items()}, "ais", hash_)
     ax = ax or new_axes(7, 4.5)
     for (name, result), style in zip(runs.items(), styles(), strict=False):
         color, table = style["color"], result.bound_table()

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrovae._checks import at_least
 from pyrovae._random import seeded
 from pyrovae.evaluation import CollapseReport
-from pyrovae.evaluation._strict import as_test_set
+from pyrovae.evaluation._data import as_evaluation_data, require_density
 from pyrovae.model import VAEModel
 from pyrovae.plots._axes import BLUE, GREY, ORANGE, legend_above, new_axes, styles
 from pyrovae.plots._inputs import as_dims, by_name, single_site
@@ -189,7 +189,7 @@ def _draws(
     model: VAEModel, x: Any, covariates: tuple[Any, ...], num_samples: int, seed: int | None
 ) -> tuple[Tensor, Tensor]:
     """Draw as many latents from q(z) as from p(z), ``(N·S, Z)`` each, on the CPU."""
-    data = as_test_set("aggregate_posterior", model, x, covariates)
+    data = as_evaluation_data(require_density("aggregate_posterior", model), x, covariates)
     step, like = max(1, _DRAWS_PER_BATCH // num_samples), model.like()
     q, p = [], []
     with seeded(seed):

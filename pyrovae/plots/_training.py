@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from pyrovae.plots._axes import new_axes, styles
-from pyrovae.training import Run
+from pyrovae.training import FitResult
 
 _COLUMN_LABELS = {
     "val_loss": "validation bound (nats)",
@@ -17,7 +17,7 @@ _COLUMN_LABELS = {
 }
 
 
-def curves(runs: Mapping[str, Run | pd.DataFrame], *, column: str = "val_loss", ax: Axes | None = None) -> Axes:
+def curves(runs: Mapping[str, FitResult | pd.DataFrame], *, column: str = "val_loss", ax: Axes | None = None) -> Axes:
     """Plot training curves: a column of every run's history over epochs. Losses are drawn as bounds, in nats per datum.
 
     Args:
@@ -39,7 +39,7 @@ def curves(runs: Mapping[str, Run | pd.DataFrame], *, column: str = "val_loss", 
     loss = column in ("val_loss", "loss")
     lowest: list[float] = []
     for (name, run), style in zip(runs.items(), styles(), strict=False):
-        history = run.history if isinstance(run, Run) else run
+        history = run.history if isinstance(run, FitResult) else run
         if column not in history:
             fix = "fit it with validation, or pass column='loss'" if loss else "let a callback record it"
             raise ValueError(f"{name!r} has no {column!r}: {fix}.")

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from pyrovae.distributions import _zuko
+from pyrovae._compat import zuko
 from pyrovae.posteriors._base import FlowPosterior
 
 
@@ -51,7 +51,7 @@ class IAF(InverseAutoregressive):
         hidden: hidden layers of each masked network.
     """
 
-    family = _zuko.flows.MAF
+    family = zuko.flows.MAF
 
     def __init__(
         self, latent_dim: int, context_dim: int, *, num_flows: int = 4, hidden: Sequence[int] = (128, 128)
@@ -72,7 +72,7 @@ class NeuralSpline(InverseAutoregressive):
         bins: spline bins per dimension.
     """
 
-    family = _zuko.flows.NSF
+    family = zuko.flows.NSF
 
     def __init__(
         self,

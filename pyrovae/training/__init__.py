@@ -1,8 +1,8 @@
 """Training by stochastic variational inference."""
 
-from pyrovae.training._checkpoint import CheckpointError
+from pyrovae.training._checkpoint import Checkpoint, CheckpointError
 from pyrovae.training._fit import fit
 from pyrovae.training._lagging import LaggingAdam, lagging_inference
-from pyrovae.training._loop import NonFiniteLoss, Run
+from pyrovae.training._result import FitResult, NonFiniteLoss
 
-__all__ = ["CheckpointError", "LaggingAdam", "NonFiniteLoss", "Run", "fit", "lagging_inference"]
+__all__ = ["Checkpoint", "CheckpointError", "FitResult", "LaggingAdam", "NonFiniteLoss", "fit", "lagging_inference"]

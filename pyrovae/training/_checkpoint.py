@@ -7,6 +7,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,16 +17,47 @@ from pyrovae._checks import at_least, one_of
 from pyrovae._files import replaced
 
 Resume = Literal["auto", "must", "never"]
-RESUME = get_args(Resume)
 _NAME = re.compile(r"checkpoint-(\d{10})-([0-9a-f]{16})\.pt")
-_FORMAT = 1
+_FORMAT = 2
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, or does not belong to this run."""
 
 
-class Checkpoints:
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where ``fit`` keeps the complete state of a run, how often, and when it goes on from there.
+
+    The state: weights, optimiser, schedules, random numbers, order of the data, history, best weights. Killed at any
+    moment, the same call goes on from there, to the same weights on a CPU. SIGINT and SIGTERM save before they take
+    effect.
+
+    Args:
+        folder: of this run alone; made when it is missing.
+        every: epochs from one checkpoint to the next.
+        keep: how many are kept. A damaged one is reported, and the one before it taken.
+        resume: ``"auto"`` goes on where the folder has a checkpoint, ``"must"`` needs one, ``"never"`` refuses one.
+
+    Raises:
+        TypeError: ``folder`` is no path.
+        ValueError: ``every`` or ``keep`` below 1, or an unknown ``resume``.
+    """
+
+    folder: str | os.PathLike[str]
+    _: KW_ONLY
+    every: int = 1
+    keep: int = 3
+    resume: Resume = "auto"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.folder, (str, os.PathLike)):
+            raise TypeError(f"folder must be a str or a path; got {type(self.folder).__name__}.")
+        at_least(1, every=self.every, keep=self.keep)
+        one_of(get_args(Resume), resume=self.resume)
+
+
+class CheckpointFolder:
     """The last few states of one run, in a folder of its own.
 
     A file's name holds the number of steps done and the first 16 hexadecimal digits of the SHA-256 of its content. It
@@ -33,28 +65,24 @@ class Checkpoints:
     containers of them alone: one that would run code on loading (a pickle payload) is refused.
 
     Args:
-        folder: made when it is missing.
-        keep: how many to keep.
-        resume: ``"auto"`` goes on from the newest one if there is one, ``"must"`` needs one, ``"never"`` none.
+        settings: of the run; a path means ``Checkpoint(path)``.
 
     Raises:
-        ValueError: bad arguments.
         FileNotFoundError: ``resume="must"`` and there is none.
         CheckpointError: ``resume="never"`` and there are some.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 3, resume: Resume = "auto") -> None:
-        at_least(1, checkpoint_keep=keep)
-        one_of(RESUME, resume=resume)
-        self.folder, self._keep, self._resume = Path(folder), keep, resume
+    def __init__(self, settings: Checkpoint | str | os.PathLike[str]) -> None:
+        settings = settings if isinstance(settings, Checkpoint) else Checkpoint(settings)
+        self.folder, self.every, self._keep = Path(settings.folder), settings.every, settings.keep
         self._read_back = False
         self._damaged: list[Path] = []  # passed over; of no use once there is a newer one
         found = self._files()
-        if resume == "must" and not found:
+        if settings.resume == "must" and not found:
             raise FileNotFoundError(
                 f"there is no checkpoint in {self.folder}. With resume='auto' training begins anew."
             )
-        if resume == "never" and found:
+        if settings.resume == "never" and found:
             raise CheckpointError(
                 f"{self.folder} holds {len(found)} checkpoint(s), the newest {found[-1].name}: pass another folder, or "
                 f"resume='auto' to go on from there."
@@ -121,8 +149,8 @@ class Checkpoints:
             differences = _differences(content["identity"], identity)
             if differences:
                 raise CheckpointError(
-                    f"{path} is of another run: {'; '.join(differences)}. Pass another checkpoint_dir, or the "
-                    f"arguments of that run."
+                    f"{path} is of another run: {'; '.join(differences)}. Pass another folder to "
+                    f"checkpoint=, or the arguments of that run."
                 )
             return content["state"]
         if found:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 
 class NothingTrains(ValueError):
@@ -39,12 +39,14 @@ def trainable(model: nn.Module) -> list[Tensor]:
 
 
 def check_optimizer(optimizer: Optimizer, parameters: Sequence[Tensor], name: str) -> None:
-    """Raise a ``ValueError`` unless the optimiser has some of the model's parameters."""
+    """Raise a ``ValueError`` unless the optimiser has some of the model's parameters, and takes one loss a step."""
     if not {id(p) for p in parameters} & {id(p) for p in _held(optimizer)}:
         raise ValueError(
             f"the optimiser has none of the parameters of {name} that are trained: make it of those that it is given, "
             f"as in optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3)."
         )
+    if isinstance(optimizer, LBFGS):
+        raise ValueError("LBFGS evaluates the loss several times a step, which a stochastic loss does not allow.")
 
 
 def check_gradients(optimizer: Optimizer) -> None:

@@ -17,8 +17,8 @@ from pyrovae.model import VAEModel
 from pyrovae.model._modes import evaluation_mode
 from pyrovae.networks import GridDecoder, GridEncoder, Quantized, VectorQuantizer, code_counts
 from pyrovae.networks._grid import grid_shape
-from pyrovae.training import Run, fit
-from pyrovae.training._batches import Splits, Transform
+from pyrovae.training import FitResult, fit
+from pyrovae.training.batches import Transform, with_splits
 from pyrovae.zoo._code_prior import PixelCNNPrior, UniformCodes
 
 _ENCODING_BATCH = 1000  # images that are encoded together
@@ -161,7 +161,7 @@ class VQVAE(VAEModel):
         prior_options: Mapping[str, Any] | None = None,
         batch_transform: Transform | None = None,
         **options: Any,
-    ) -> Run:
+    ) -> FitResult:
         """Fit a :class:`PixelCNNPrior` to the codes of data, and make it this model's prior. Nothing else changes.
 
         Args:
@@ -177,22 +177,19 @@ class VQVAE(VAEModel):
         Returns:
             The run, whose losses are -log p(z), in nats.
         """
-        if isinstance(data, Splits):
-            validation = data.val if validation is None else validation
-            batch_transform = data.batch_transform if batch_transform is None else batch_transform
-            data = data.train
+        data, validation, transform = with_splits(data, validation, batch_transform)
         prior = PixelCNNPrior(self.grid_shape, self.num_codes, **(prior_options or {})).to(self.like())
         options.setdefault("device", self.like().device)
         if validation is not None:
             fraction = isinstance(validation, float)
             options["validation"] = validation if fraction else self.codes(validation).to(self.like())
-        if batch_transform is None:
+        if transform is None:
             run = fit(prior, self.codes(data).to(self.like()), **options)
         else:
 
             def encoded(x: Tensor) -> Tensor:
                 with torch.no_grad():
-                    return self.quantizer.nearest(self._features(batch_transform(x))).to(x)
+                    return self.quantizer.nearest(self._features(transform(x))).to(x)
 
             prior.event_shape = None  # what comes in are images; fit sees the shape of what the transform makes of them
             run = fit(prior, as_data(data, "data", self.event_shape), batch_transform=encoded, **options)

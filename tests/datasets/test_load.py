@@ -134,7 +134,7 @@ def test_seed_of_binarisation_and_hash() -> None:
     assert a.hash == b.hash != c.hash
     result = pv.log_marginal(pv.VAE((64,), 2, hidden=(8,)), a.test, num_samples=2, progress=False)
     again = pv.log_marginal(pv.VAE((64,), 2, hidden=(8,)), c.test, num_samples=2, progress=False)
-    assert result.data_hash != again.data_hash
+    assert result.provenance.data_hash != again.provenance.data_hash
 
 
 def test_unknown_names() -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import pyrovae as pv
-from pyrovae.evaluation._strict import strict
-from pyrovae.evaluation.marginal._ais import estimate_chains
+from pyrovae.evaluation._run import strict
+from pyrovae.evaluation.marginal._chains import estimate_chains
 from pyrovae.evaluation.marginal._verdict import judge_chains
 from pyrovae.model import Latents
 from pyrovae.model._base_space import BaseSpace, as_chart
@@ -346,7 +346,7 @@ def test_covariates_seed_and_surroundings() -> None:
     assert all(p.grad is None for p in model.parameters())
     assert a.pointwise.equals(b.pointwise)
     assert (a.pointwise["log_px"] != c.pointwise["log_px"]).all()
-    assert a.data_hash == pv.log_marginal(model, x, y, num_samples=10, progress=False).data_hash
+    assert a.provenance.data_hash == pv.log_marginal(model, x, y, num_samples=10, progress=False).provenance.data_hash
 
 
 def test_a_start_far_off_is_reported() -> None:
@@ -446,7 +446,7 @@ def test_what_cannot_be_annealed_says_what_is_missing() -> None:
         ({"num_chains": 1}, "num_chains must be at least 2"),
         ({"num_temperatures": 1}, "num_temperatures must be at least 2"),
         ({"num_leapfrog": 0}, "num_leapfrog"),
-        ({"start": "q"}, "start must be 'posterior' or 'prior'; got 'q'"),
+        ({"start": "q"}, "start must be one of 'posterior', 'prior'; got 'q'"),
         ({"schedule": "sigmoidal"}, "unknown schedule 'sigmoidal'. Did you mean 'sigmoid'"),
         ({"schedule": lambda t: 0.5 * t}, "increase from 0 to 1"),
         ({"schedule": lambda t: t[1:]}, "must give 21 values"),

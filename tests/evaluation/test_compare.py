@@ -8,7 +8,7 @@ import torch
 import pyrovae as pv
 from pyrovae.evaluation import arviz_comparison
 from pyrovae.testing import LinearGaussian
-from tests.models import binary
+from tests.models import binary, from_elsewhere
 
 
 def results() -> tuple[LinearGaussian, dict[str, pv.MarginalResult]]:
@@ -93,7 +93,7 @@ def test_several_seeds() -> None:
 
     def shifted(by: float) -> pv.MarginalResult:
         pointwise = base.pointwise.assign(log_px=base.pointwise["log_px"] + by)
-        return dataclasses.replace(base, pointwise=pointwise, fingerprint=(by,))
+        return from_elsewhere(base, pointwise=pointwise, fingerprint=(by,))
 
     shifts = np.array([0.5, 0.1, 0.3])
     table = pv.compare({"one": base, "three": [shifted(by) for by in shifts]})
@@ -107,7 +107,7 @@ def test_several_seeds() -> None:
     assert math.isnan(table.loc["one", "seed_sd"])
     assert row["mc_se"] == pytest.approx(base.summary()["mc_se"] / math.sqrt(3))
     with pytest.raises(ValueError, match=r"'a\[1\]' evaluated on other data"):
-        pv.compare({"b": base, "a": [base, dataclasses.replace(base, data_hash="0" * 16)]})
+        pv.compare({"b": base, "a": [base, from_elsewhere(base, data_hash="0" * 16)]})
 
 
 def test_interval_covers_the_truth() -> None:
@@ -180,7 +180,7 @@ def test_siblings_of_bad_input() -> None:
         pv.compare(r, resolve=0)
     x = model.sample(100, seed=2)
     few = pv.log_marginal(model, x, num_samples=50, seed=9, progress=False)
-    other = dataclasses.replace(few, model_hash="another training", fingerprint=(1.0,))
+    other = from_elsewhere(few, model_hash="another training", fingerprint=(1.0,))
     with pytest.warns(UserWarning, match="different numbers of draws"):
         table = pv.compare({"a": [r["exact"], other]})
     assert table.loc["a", "K"] == 50

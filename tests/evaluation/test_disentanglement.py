@@ -200,8 +200,8 @@ def test_same_seed_same_result_and_no_trace_in_the_generators() -> None:
     a, b = (pv.disentanglement(model, x, factors, threshold=0.0, seed=1) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert a.scores.equals(b.scores)
-    assert a.data_hash == b.data_hash
-    assert a.model_name == "VAE(MeanFieldNormal)"
+    assert a.provenance.data_hash == b.provenance.data_hash
+    assert a.provenance.model_name == "VAE(MeanFieldNormal)"
 
 
 def test_several_sites_covariates_and_refusals() -> None:

@@ -15,7 +15,9 @@ from torch.distributions import biject_to
 import pyrovae as pv
 from pyrovae.distributions._capabilities import capabilities
 from pyrovae.evaluation.inference._gaps import _RATES
-from pyrovae.evaluation.inference._optimal import MeanField, OwnFamily, gradients
+from pyrovae.evaluation.inference._mean_field import MeanField
+from pyrovae.evaluation.inference._own_family import OwnFamily
+from pyrovae.evaluation.inference._per_datum import gradients
 from pyrovae.testing import BetaBernoulli, DiscreteMixture, LinearGaussian, LinearMixture
 from tests.cases import POSTERIORS
 from tests.models import Conditional, TwoSites, binary
@@ -462,7 +464,7 @@ def test_seed_batches_and_covariates(monkeypatch) -> None:
     log_px = pv.log_marginal(model, x, y, num_samples=50, progress=False)
     c = gaps(model, x, y, log_px=log_px)
     assert (c.pointwise["log_px"] == log_px.pointwise["log_px"]).all()
-    assert c.data_hash == log_px.data_hash
+    assert c.provenance.data_hash == log_px.provenance.data_hash
 
 
 def test_bad_arguments_are_named() -> None:
@@ -530,7 +532,7 @@ def test_refitting_a_vae_by_name() -> None:
     assert all(p.requires_grad for p in vae.parameters())
     results = {n: pv.log_marginal(m, x, num_samples=100, progress=False) for n, m in (("vae", vae), ("iaf", refitted))}
     assert pv.compare(results)["same_model"].all()  # the VampPrior too, though it uses the encoder
-    assert results["iaf"].model_name == "Refitted(IAF)"
+    assert results["iaf"].provenance.model_name == "Refitted(IAF)"
     assert results["iaf"].summary()["elbo"] > results["vae"].summary()["elbo"] - 0.5
 
 

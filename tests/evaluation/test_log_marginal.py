@@ -15,7 +15,7 @@ import xarray
 
 import pyrovae as pv
 from pyrovae import _graph
-from pyrovae.evaluation._chunks import Cost, chunk_sizes, probe
+from pyrovae.evaluation._memory import Cost, plan, probe
 from pyrovae.evaluation.marginal import _weights as weights
 from pyrovae.evaluation.marginal._stream import WeightStream
 from pyrovae.evaluation.marginal._tail import tail_length
@@ -60,7 +60,7 @@ def test_stream_equals_one_big_run(make, monkeypatch) -> None:
         update(self, log_weight)
 
     monkeypatch.setattr(WeightStream, "update", spy)
-    monkeypatch.setattr(weights, "chunk_sizes", lambda *args: (2, 270))
+    monkeypatch.setattr(weights, "plan", lambda *args: (2, 270))
     result = evaluate(model, x, num_samples=1000)
     assert [len(c) for c in chunks.values()] == [4, 4, 4]
     w = torch.cat([torch.cat(c) for c in chunks.values()], 1)
@@ -136,7 +136,7 @@ def test_zero_weights_do_not_depend_on_the_chunks(monkeypatch) -> None:
     inside = torch.special.ndtr(1.0 - x[:, 0]) - torch.special.ndtr(-1.0 - x[:, 0])
     exact = inside.log() - math.log(2.0)  # of U(-1, 1) blurred by N(0, 1)
     for chunks in ((2, 1000), (1, 3)):
-        monkeypatch.setattr(weights, "chunk_sizes", lambda *args, chunks=chunks: chunks)
+        monkeypatch.setattr(weights, "plan", lambda *args, chunks=chunks: chunks)
         p = evaluate(Uniform(1.0), x, num_samples=1000).pointwise
         assert (p["elbo"] == -math.inf).all()
         assert (abs(p["log_px"] - exact.numpy()) < 4.5 * p["mc_se"]).all()
@@ -153,7 +153,7 @@ def test_covariates_in_any_form() -> None:
     for same in (y.numpy(), y.double(), pd.DataFrame(y.numpy())):
         result = evaluate(model, x, same)
         np.testing.assert_allclose(result.pointwise["log_px"], expected.pointwise["log_px"], rtol=1e-6)
-    hashes = {evaluate(m, x, y.double().numpy()).data_hash for m in (Conditional(), Conditional().double())}
+    hashes = {evaluate(m, x, y.double().numpy()).provenance.data_hash for m in (Conditional(), Conditional().double())}
     assert len(hashes) == 1
 
 
@@ -214,7 +214,7 @@ def test_arrays_frames_and_covariates() -> None:
     expected = evaluate(model, x)
     for same in (x.numpy(), x.double().numpy(), pd.DataFrame(x.numpy())):
         pd.testing.assert_frame_equal(evaluate(model, same).pointwise, expected.pointwise)
-        assert evaluate(model, same).data_hash == expected.data_hash
+        assert evaluate(model, same).provenance.data_hash == expected.provenance.data_hash
     y = torch.randn(4, 2)
     assert len(evaluate(Conditional(), x, y).pointwise) == 4
     with pytest.raises(ValueError, match="covariate 0 has 3 rows and x has 4"):
@@ -331,7 +331,7 @@ def test_a_subclass_with_a_wrong_shape_says_where() -> None:
     ],
 )
 def test_chunks_fit_the_budget(n: int, k: int, budget: int, cost: Cost, expected: tuple[int, int]) -> None:
-    batch, draws = chunk_sizes(n, k, budget, cost)
+    batch, draws = plan(n, k, budget, cost)
     assert (batch, draws) == expected
     assert batch * (cost.per_datum + draws * cost.per_draw) <= max(budget, cost.per_datum + cost.per_draw)
 
@@ -348,7 +348,7 @@ def test_heavy_amortisation_counts_at_one_draw() -> None:
     with torch.no_grad():
         cost = probe(lambda n, k: vae.log_terms(x[:n], num_particles=k))
     assert cost.per_datum > 2**20
-    assert chunk_sizes(10_000, 1, 64 * 2**20, cost)[0] < 64
+    assert plan(10_000, 1, 64 * 2**20, cost)[0] < 64
 
 
 @pytest.mark.slow
@@ -392,7 +392,7 @@ def test_arviz_container_survives_a_file(tmp_path) -> None:
     container.to_netcdf(str(tmp_path / "result.nc"))
     with xarray.open_dataset(tmp_path / "result.nc", group="log_marginal") as read:
         np.testing.assert_array_equal(read["log_px"], result.pointwise["log_px"])
-        assert read.attrs["data_hash"] == result.data_hash
+        assert read.attrs["data_hash"] == result.provenance.data_hash
         assert read.attrs["log_px"] == pytest.approx(result.summary()["log_px"])
     import arviz
 
@@ -406,25 +406,20 @@ def test_arviz_container_survives_a_file(tmp_path) -> None:
         pv.MarginalResult.from_arviz(arviz.InferenceData())
 
 
-def _starved(limit: int):
-    """A stand-in for ``LogWeights._sliced`` on a device with room for so many draws times data."""
-    sliced = weights.LogWeights._sliced
-
-    def run(self, latents, k, rows):
-        if self._slice[0] * self._slice[1] > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
-        return sliced(self, latents, k, rows)
-
-    return run
-
-
 def test_slices_are_halved_when_memory_runs_out(monkeypatch) -> None:
     model, x = pv.VAE((6,), 3, hidden=(16,)), binary(10)
     expected = pv.log_marginal(model, x, num_samples=200, progress=False).pointwise
-    monkeypatch.setattr(weights.LogWeights, "_sliced", _starved(37))
+    score, limit = type(model).log_joint, 37
+
+    def short(self, *part, latents):
+        if latents["z"].shape[:2].numel() > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
+        return score(self, *part, latents=latents)
+
+    monkeypatch.setattr(type(model), "log_joint", short)
     got = pv.log_marginal(model, x, num_samples=200, progress=False).pointwise
     np.testing.assert_allclose(got["log_px"], expected["log_px"], rtol=1e-6)
-    monkeypatch.setattr(weights.LogWeights, "_sliced", _starved(0))
+    limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         pv.log_marginal(model, x, num_samples=200, progress=False)
 

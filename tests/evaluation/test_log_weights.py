@@ -15,7 +15,7 @@ from tests.models import Conditional, TwoSites, binary
 @pytest.mark.parametrize("chunks", [None, (2, 270)])
 def test_are_those_that_log_marginal_sees(proposal: str, chunks, monkeypatch) -> None:
     if chunks:  # several parts of the data, several blocks of draws
-        monkeypatch.setattr(weights, "chunk_sizes", lambda *args: chunks)
+        monkeypatch.setattr(weights, "plan", lambda *args: chunks)
     cases = (
         (pv.VAE((6,), 3, hidden=(16,), posterior="iaf"), (binary(5),)),
         (TwoSites(), (binary(5),)),
@@ -47,7 +47,7 @@ def test_leaves_the_random_state_and_refuses() -> None:
         log_weights(torch.nn.Linear(6, 6), x)
     with pytest.raises(ValueError, match="num_samples must be at least 1; got 0"):
         log_weights(model, x, num_samples=0)
-    with pytest.raises(ValueError, match="proposal must be 'posterior' or 'prior'; got 'q'"):
+    with pytest.raises(ValueError, match="proposal must be one of 'posterior', 'prior'; got 'q'"):
         log_weights(model, x, num_samples=5, proposal="q")
     with pytest.raises(ValueError, match="x has shape"):
         log_weights(model, binary(5, 4), num_samples=5)

@@ -1,6 +1,5 @@
 """Coverage of the intervals of compare, whose true differences are known, and the variance they are made of."""
 
-import dataclasses
 import math
 import zlib
 
@@ -10,7 +9,9 @@ import pytest
 
 import pyrovae as pv
 from benchmarks.coverage import coverage
+from pyrovae.evaluation import Provenance
 from pyrovae.evaluation.marginal._paired import Difference, Seeds, simultaneous
+from tests.models import from_elsewhere
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray, *, together: bool = False, pool_seeds: bool = True) -> Difference:
@@ -37,11 +38,7 @@ def result(log_px: np.ndarray, name: object, *, mc_se: float = 0.0, num_samples:
         bounds=(1, 10, 100),
         num_observed=6.0,
         discrete=False,
-        data_hash="data",
-        model_name="VAE",
-        seed=0,
-        fingerprint=(float(zlib.crc32(str(name).encode())),),
-        model_hash=str(name),
+        provenance=Provenance("data", "VAE", str(name), (float(zlib.crc32(str(name).encode())),), 0),
     )
 
 
@@ -120,7 +117,7 @@ def test_seeds_of_one_generative_model_are_paired() -> None:
     ours = rng.normal(size=(5, 60)) + 3 * rng.normal(size=(5, 1))
     gain = 0.1 + 0.01 * rng.normal(size=(5, 60))
     base = [result(v, i) for i, v in enumerate(ours)]
-    refitted = [dataclasses.replace(result(v, i), model_hash=f"other {i}") for i, v in enumerate(ours + gain)]
+    refitted = [from_elsewhere(result(v, i), model_hash=f"other {i}") for i, v in enumerate(ours + gain)]
     row = pv.compare({"q": base, "q'": refitted}).loc["q'"]
     assert row["diff"] == pytest.approx(0.1, abs=4 * row["diff_se"])
     assert row["diff_se"] < 0.001  # unpaired it would be about 2

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pyrovae as pv
-from pyrovae.evaluation.inference._optimal import OwnFamily
+from pyrovae.evaluation.inference._own_family import OwnFamily
 from tests.models import TwoSites, binary
 
 

@@ -11,6 +11,7 @@ import torch
 import pyrovae as pv
 from pyrovae.evaluation.marginal._stream import WeightStream
 from pyrovae.testing import LinearGaussian
+from tests.models import from_elsewhere
 
 
 def model() -> LinearGaussian:
@@ -41,7 +42,11 @@ def test_more_draws_are_what_all_of_them_give() -> None:
         *(name for name in results[0].pointwise if not name.startswith("L_")),
         *(name for k in (1, 10, 100, 500, 2500) for name in (f"L_{k}", f"L_{k}_se")),
     ]
-    assert (pooled.num_samples, pooled.seed, pooled.data_hash) == (2500, (0, 1, 2), results[0].data_hash)
+    assert (pooled.num_samples, pooled.provenance.seed, pooled.provenance.data_hash) == (
+        2500,
+        (0, 1, 2),
+        results[0].provenance.data_hash,
+    )
     error = (p["log_px"] - model().exact_log_px(x).numpy()) / p["mc_se"]
     assert error.abs().max() < 4.5
     assert 0.6 < error.std() < 1.5
@@ -53,8 +58,8 @@ def test_more_data_are_rows() -> None:
     pooled = pv.pool(parts)
     pd.testing.assert_frame_equal(pooled.pointwise, pd.concat([r.pointwise for r in parts], ignore_index=True))
     assert pooled.summary()["N"] == 40
-    assert pooled.data_hash not in {r.data_hash for r in parts}
-    assert pooled.data_hash == pv.pool([evaluate(x[:25], 2), evaluate(x[25:], 3)]).data_hash
+    assert pooled.provenance.data_hash not in {r.provenance.data_hash for r in parts}
+    assert pooled.provenance.data_hash == pv.pool([evaluate(x[:25], 2), evaluate(x[25:], 3)]).provenance.data_hash
     # More draws of one part and the other part: the number of draws must agree in the end.
     both = pv.pool(
         [evaluate(x[:25], 0, 500), evaluate(x[:25], 2, 500), evaluate(x[25:], 1, bounds=(1, 10, 50, 100, 500))]
@@ -70,8 +75,8 @@ def test_pooled_results_compare_and_are_kept() -> None:
     p = pooled.pointwise
     assert table.loc["pooled", "rise"] == pytest.approx((p["L_600"] - p["L_30"]).mean())
     again = pv.MarginalResult.from_arviz(pooled.to_arviz())
-    assert again.seed == (0, 1)
-    assert again.model_hash == pooled.model_hash
+    assert again.provenance.seed == (0, 1)
+    assert again.provenance.model_hash == pooled.provenance.model_hash
     with pytest.raises(ValueError, match=r"results\[0\] and results\[1\] have the same draws"):
         pv.pool([again, evaluate(x, 1, 300)])
 
@@ -79,10 +84,10 @@ def test_pooled_results_compare_and_are_kept() -> None:
 def test_nothing_new_or_something_else_is_refused() -> None:
     x = model().sample(20, seed=1)
     a, b = evaluate(x, 0, 100), evaluate(x, 1, 100)
-    for again in (a, evaluate(x, 0, 200), dataclasses.replace(b, seed=0)):
+    for again in (a, evaluate(x, 0, 200), from_elsewhere(b, seed=0)):
         with pytest.raises(ValueError, match="have the same draws"):
             pv.pool([a, again])
-    unknown = dataclasses.replace(a, seed=None)
+    unknown = from_elsewhere(a, seed=None)
     with pytest.raises(ValueError, match="are equal datum by datum"):
         pv.pool([unknown, unknown])
     with pytest.raises(ValueError, match="differ in proposal"):

@@ -182,7 +182,7 @@ def test_coverage_of_what_is_called_reliable() -> None:
             w = 0.5 * (u.square() - z.square()).sum(2) + 2.5 * math.log(c2)
             stream = WeightStream(200, k, (1, k // 10, k // 2, k), torch.device("cpu"))
             stream.update(w)
-            p = pd.DataFrame(stream_columns(stream, k, (1, k)))
+            p = pd.DataFrame({n: v.numpy() for n, v in stream_columns(stream, k, (1, k)).items()})
             p = p.join(judge(p, k))
             kept.append(p[p["reliable"]])
             if math.expm1(log_square) / k < 0.01:
@@ -300,7 +300,7 @@ def test_two_runs_pool_to_the_sums_of_their_weights() -> None:
         k = len(part)
         stream = WeightStream(6, k, {1, 10, k // 10, k // 2, k}, torch.device("cpu"))
         stream.update(part)
-        parts.append(stream_columns(stream, k, (1, 10)))
+        parts.append({name: v.numpy() for name, v in stream_columns(stream, k, (1, 10)).items()})
     both = pooled(*parts[:2])
     for name in ("log_px", "mc_se", "ess", "elbo", "draws", "L_1", "L_10", "non_finite"):
         np.testing.assert_allclose(both[name], parts[2][name], rtol=1e-9, err_msg=name)
@@ -341,7 +341,7 @@ def test_naive_monte_carlo_from_the_prior() -> None:
     assert abs(z).max() < 5
     assert prior.summary()["mc_se"] > 3 * guide.summary()["mc_se"]
     assert (prior.pointwise["elbo"] < guide.pointwise["elbo"]).all()
-    with pytest.raises(ValueError, match="proposal must be 'posterior' or 'prior'; got 'q'"):
+    with pytest.raises(ValueError, match="proposal must be one of 'posterior', 'prior'; got 'q'"):
         pv.log_marginal(model, x, proposal="q", progress=False)
 
 

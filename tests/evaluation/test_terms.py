@@ -133,7 +133,9 @@ def test_log_px_of_log_marginal_and_refusals() -> None:
         terms_of(model, x, log_px=marginal.pointwise["log_px"][:19])
     with pytest.raises(ValueError, match=r"log_px holds 20 NaN value\(s\)"):
         terms_of(model, x, log_px=[math.nan] * 20)
-    with pytest.raises(TypeError, match="log_px must be a MarginalResult or one number per datum; got str"):
+    with pytest.raises(
+        TypeError, match=r"log_px must be a result of log_marginal or ais, or one number per datum; got 'L_K'"
+    ):
         terms_of(model, x, log_px="L_K")
     with pytest.raises(ValueError, match="num_samples"):
         terms_of(model, x, num_samples=0)

@@ -162,7 +162,7 @@ def test_what_a_model_draws_it_can_score(name: str) -> None:
     x = model.sample(6, seed=0)
     for integers in (torch.int64, torch.int32):
         found = [pv.log_marginal(model, v, num_samples=20, **QUIET) for v in (x.to(integers), x.float(), x)]
-        assert len({r.data_hash for r in found}) == 1
+        assert len({r.provenance.data_hash for r in found}) == 1
         assert len({tuple(r.pointwise["log_px"]) for r in found}) == 1
     assert np.isfinite(found[0].pointwise["log_px"]).all()
     torch.testing.assert_close(model.encode(x.long()), model.encode(x.float()), rtol=0, atol=0)

@@ -29,7 +29,7 @@ def frame(n: int = 40) -> pd.DataFrame:
     return pd.DataFrame(rows(n).numpy(), columns=NAMES, index=[f"row {i}" for i in range(n)])
 
 
-def fit(model: pv.VAEModel, data, **kwargs) -> pv.Run:
+def fit(model: pv.VAEModel, data, **kwargs) -> pv.FitResult:
     return pv.fit(model, data, **{"epochs": 1, "seed": 0, "compile": "off", **QUIET, **kwargs})
 
 
@@ -102,7 +102,7 @@ def test_containers_without_anything_missing_are_their_numbers() -> None:
         rows().requires_grad_() * 1,
     ):
         result = evaluate(gaussian(), same)
-        assert result.data_hash == expected.data_hash
+        assert result.provenance.data_hash == expected.provenance.data_hash
         np.testing.assert_array_equal(result.pointwise["log_px"], expected.pointwise["log_px"])
     a, b = (gaussian() for _ in range(2))
     for model, data in ((a, rows()), (b, rows().requires_grad_() * 1)):  # nothing is passed back into the data
@@ -157,7 +157,7 @@ def test_columns_go_by_name() -> None:
     expected = evaluate(twin, f.to_numpy())
     for same in (f, shuffled, shuffled.astype("Float64"), f.to_numpy(), torch.tensor(f.to_numpy())):
         result = evaluate(model, same)
-        assert result.data_hash == expected.data_hash
+        assert result.provenance.data_hash == expected.provenance.data_hash
         np.testing.assert_array_equal(result.pointwise["log_px"], expected.pointwise["log_px"])
     assert torch.equal(model.encode(shuffled), model.encode(f.to_numpy()))
     assert torch.equal(model.reconstruct(shuffled), model.reconstruct(f.to_numpy()))

@@ -38,7 +38,7 @@ def train(engine: str, binarize: bool, folder: Path | None) -> dict[str, torch.T
         compile=engine,
         seed=1,
         device="cpu",
-        checkpoint_dir=folder,
+        checkpoint=folder,
         progress=False,
     )
     return vae.state_dict()

@@ -1,6 +1,7 @@
 """Checkpoints: resuming changes nothing, damage is reported, and what does not belong is refused."""
 
 import copy
+import dataclasses
 import errno
 import os
 import pickle
@@ -17,7 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
 from pyrovae.training import _checkpoint as checkpoint
-from pyrovae.training._checkpoint import Checkpoints
+from pyrovae.training._checkpoint import CheckpointFolder
+from pyrovae.training._progress import Progress
 from pyrovae.training.engines import Task
 from tests.models import binary
 
@@ -72,7 +74,7 @@ def test_a_resumed_run_is_the_run(compile: str, data: str, tmp_path: Path) -> No
         def __init__(self) -> None:
             self.calls = 0
 
-        def __call__(self, run: pv.Run) -> None:
+        def __call__(self, run: pv.FitResult) -> None:
             self.calls += 1
 
         def state_dict(self) -> dict:
@@ -81,10 +83,10 @@ def test_a_resumed_run_is_the_run(compile: str, data: str, tmp_path: Path) -> No
         def load_state_dict(self, state: dict) -> None:
             self.calls = state["calls"]
 
-    def run(epochs: int, folder: Path | None) -> tuple[pv.VAE, pv.Run, Counting, torch.Tensor]:
+    def run(epochs: int, folder: Path | None) -> tuple[pv.VAE, pv.FitResult, Counting, torch.Tensor]:
         x = X * 0.8 if data == "tensor" else DataLoader(TensorDataset(X * 0.8), 50, shuffle=True)
         model, callback = small(), Counting()
-        options = settings(epochs=epochs, compile=compile, checkpoint_dir=folder, callbacks=[callback], patience=50)
+        options = settings(epochs=epochs, compile=compile, checkpoint=folder, callbacks=[callback], patience=50)
         options["validation"] = X[:40]
         torch.manual_seed(7)
         result = pv.fit(model, x, **{**options, "seed": None})
@@ -113,7 +115,7 @@ transform.__qualname__ = "bernoulli"
 torch.manual_seed(1)
 model = pv.VAE((6,), 3, hidden=(16,))
 pv.fit(model, x, validation=0.2, batch_size=20, learning_rate=1e-2, seed=0, device="cpu", progress=False, epochs=4,
-       batch_transform=transform, compile="off", checkpoint_dir=sys.argv[2], checkpoint_every=3)
+       batch_transform=transform, compile="off", checkpoint=pv.Checkpoint(sys.argv[2], every=3))
 torch.save(model.state_dict(), sys.argv[2] + "/weights.pth")
 """
 
@@ -174,29 +176,29 @@ def test_resuming_before_the_ragged_last_batch(compile: str, tmp_path: Path) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Task, "set_time", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            pv.fit(parts, X * 0.8, **settings(**options, checkpoint_dir=tmp_path))
+            pv.fit(parts, X * 0.8, **settings(**options, checkpoint=tmp_path))
     assert checkpoints(tmp_path)[-1].name.startswith("checkpoint-0000000009")
     parts = small()
-    assert pv.fit(parts, X * 0.8, **settings(**options, checkpoint_dir=tmp_path)).engine == compile
+    assert pv.fit(parts, X * 0.8, **settings(**options, checkpoint=tmp_path)).engine == compile
     assert same(whole, parts)
 
 
 def test_a_signal_in_the_last_moments_is_not_swallowed(tmp_path: Path, monkeypatch) -> None:
-    save = Checkpoints.save
+    save = CheckpointFolder.save
 
     def late(self, *args):
         signal.raise_signal(signal.SIGINT)
         return save(self, *args)
 
-    monkeypatch.setattr(Checkpoints, "save", late)
+    monkeypatch.setattr(CheckpointFolder, "save", late)
     with pytest.raises(KeyboardInterrupt):
-        pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path))
+        pv.fit(small(), X, **settings(epochs=1, checkpoint=tmp_path))
     assert len(checkpoints(tmp_path)) == 1
 
 
 def test_more_patience_goes_on(tmp_path: Path) -> None:
     frozen = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0), "lr_schedule": None, "objective": pv.ELBO()}
-    options = settings(epochs=50, checkpoint_dir=tmp_path, **frozen)
+    options = settings(epochs=50, checkpoint=tmp_path, **frozen)
     assert len(pv.fit(small(), X, patience=2, **options).history) == 3
     assert len(pv.fit(small(), X, patience=2, **options).history) == 3
     assert len(pv.fit(small(), X, patience=5, **options).history) == 6
@@ -205,12 +207,12 @@ def test_more_patience_goes_on(tmp_path: Path) -> None:
 def test_loaders_with_a_generator_of_their_own_are_refused(tmp_path: Path) -> None:
     loader = DataLoader(TensorDataset(X), 50, shuffle=True, generator=torch.Generator())
     with pytest.raises(ValueError, match="draws from a generator of its own, whose state checkpoints do not keep"):
-        pv.fit(small(), loader, **settings(epochs=1, validation=None, checkpoint_dir=tmp_path))
+        pv.fit(small(), loader, **settings(epochs=1, validation=None, checkpoint=tmp_path))
 
 
 def test_the_last_few_are_kept(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-0000000001-stale.part").write_bytes(b"half")
-    pv.fit(small(), X, **settings(epochs=7, checkpoint_dir=tmp_path, checkpoint_every=2, checkpoint_keep=2))
+    pv.fit(small(), X, **settings(epochs=7, checkpoint=pv.Checkpoint(tmp_path, every=2, keep=2)))
     assert [path.name.split("-")[1] for path in checkpoints(tmp_path)] == ["0000000024", "0000000028"]
     assert not list(tmp_path.glob("*.part"))
 
@@ -232,12 +234,12 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_reported_and_passed_over(damage: str, tmp_path: Path) -> None:
     whole = small()
     pv.fit(whole, X, **settings(epochs=5))
-    pv.fit(small(), X, **settings(epochs=3, checkpoint_dir=tmp_path))
+    pv.fit(small(), X, **settings(epochs=3, checkpoint=tmp_path))
     newest = checkpoints(tmp_path)[-1]
     DAMAGES[damage](newest)
     again = small()
     with pytest.warns(UserWarning, match=f"{newest.name} is passed over: its content is not what was written"):
-        pv.fit(again, X, **settings(epochs=5, checkpoint_dir=tmp_path))
+        pv.fit(again, X, **settings(epochs=5, checkpoint=tmp_path))
     assert same(whole, again)
     assert len(checkpoints(tmp_path)) == 3
     assert newest not in checkpoints(tmp_path)
@@ -247,7 +249,7 @@ def test_a_damaged_checkpoint_is_reported_and_passed_over(damage: str, tmp_path:
         pytest.warns(UserWarning, match="is passed over"),
         pytest.raises(pv.CheckpointError, match=r"none of the 3 checkpoint\(s\) in"),
     ):
-        pv.fit(small(), X, **settings(epochs=5, checkpoint_dir=tmp_path))
+        pv.fit(small(), X, **settings(epochs=5, checkpoint=tmp_path))
 
 
 class Payload:
@@ -272,7 +274,7 @@ def test_pickle_payloads_are_refused(tmp_path: Path) -> None:
             pytest.warns(UserWarning, match="holds something other than tensors, numbers and strings"),
             pytest.raises(pv.CheckpointError, match="can be read"),
         ):
-            pv.fit(small(), X, **settings(epochs=2, checkpoint_dir=folder))
+            pv.fit(small(), X, **settings(epochs=2, checkpoint=folder))
         path.unlink()
         model = tmp_path / "model.safetensors"
         model.write_bytes(content)
@@ -297,13 +299,13 @@ def test_a_subclasss_own_argument_is_part_of_what_a_run_is(tmp_path: Path) -> No
             super().__init__(*args, **options)
             self.strength = strength
 
-    pv.fit(Decayed((6,), 2, hidden=(8,), strength=7.0), X, **settings(epochs=1, checkpoint_dir=tmp_path))
+    pv.fit(Decayed((6,), 2, hidden=(8,), strength=7.0), X, **settings(epochs=1, checkpoint=tmp_path))
     with pytest.raises(pv.CheckpointError, match=r"model: arguments: strength was 7.0 and is 9.0"):
-        pv.fit(Decayed((6,), 2, hidden=(8,), strength=9.0), X, **settings(epochs=2, checkpoint_dir=tmp_path))
+        pv.fit(Decayed((6,), 2, hidden=(8,), strength=9.0), X, **settings(epochs=2, checkpoint=tmp_path))
 
 
 def test_a_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
-    pv.fit(small(), X, **settings(epochs=2, checkpoint_dir=tmp_path))
+    pv.fit(small(), X, **settings(epochs=2, checkpoint=tmp_path))
     before = {path: path.read_bytes() for path in checkpoints(tmp_path)}
 
     def full(handle: int) -> None:
@@ -315,11 +317,11 @@ def test_a_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
             pv.CheckpointError,
             match=r"step 12 cannot be written: .*No space left on device.*-0000000008-\w+\.pt, is intact",
         ):
-            pv.fit(small(), X, **settings(epochs=3, checkpoint_dir=tmp_path))
+            pv.fit(small(), X, **settings(epochs=3, checkpoint=tmp_path))
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     whole, again = small(), small()
     pv.fit(whole, X, **settings(epochs=3))
-    pv.fit(again, X, **settings(epochs=3, checkpoint_dir=tmp_path))
+    pv.fit(again, X, **settings(epochs=3, checkpoint=tmp_path))
     assert same(whole, again)
 
 
@@ -329,7 +331,7 @@ import resource, torch, pyrovae as pv
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
     x = (torch.rand(50, 6) < 0.5).float()
-    pv.fit(pv.VAE((6,), 3), x, epochs=2, checkpoint_dir={str(tmp_path)!r}, progress=False)
+    pv.fit(pv.VAE((6,), 3), x, epochs=2, checkpoint={str(tmp_path)!r}, progress=False)
 except pv.CheckpointError as error:
     print(error)
 """
@@ -358,7 +360,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_another_run_is_refused_with_the_difference_named(case: str, tmp_path: Path) -> None:
-    pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path))
+    pv.fit(small(), X, **settings(epochs=1, checkpoint=tmp_path))
     options, message = copy.copy(OTHERS[case][0]), OTHERS[case][1]
     torch.manual_seed(1)
     model = pv.VAE((6,), **{"latent_dim": 3, "hidden": (16,), **options.pop("model", {})})
@@ -366,25 +368,89 @@ def test_another_run_is_refused_with_the_difference_named(case: str, tmp_path: P
         model.encoder[1] = options.pop("activation")()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(pv.CheckpointError, match=message):
-        pv.fit(model, options.pop("x", X), **settings(epochs=2, checkpoint_dir=tmp_path, **options))
+        pv.fit(model, options.pop("x", X), **settings(epochs=2, checkpoint=tmp_path, **options))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_resume_must_and_never(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
-        pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path, resume="must"))
-    pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path / "a", resume="never"))
-    pv.fit(small(), X, **settings(epochs=2, checkpoint_dir=tmp_path / "a", resume="must"))
+        pv.fit(small(), X, **settings(epochs=1, checkpoint=pv.Checkpoint(tmp_path, resume="must")))
+    pv.fit(small(), X, **settings(epochs=1, checkpoint=pv.Checkpoint(tmp_path / "a", resume="never")))
+    pv.fit(small(), X, **settings(epochs=2, checkpoint=pv.Checkpoint(tmp_path / "a", resume="must")))
     with pytest.raises(pv.CheckpointError, match=r"holds 2 checkpoint\(s\), the newest checkpoint-0000000008"):
-        pv.fit(small(), X, **settings(epochs=3, checkpoint_dir=tmp_path / "a", resume="never"))
-    for bad in ({"resume": "yes"}, {"checkpoint_every": 0}, {"checkpoint_keep": 0}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path / "b", **bad))
+        pv.fit(small(), X, **settings(epochs=3, checkpoint=pv.Checkpoint(tmp_path / "a", resume="never")))
+
+
+def test_arguments_of_a_checkpoint_are_checked_when_it_is_made(tmp_path: Path) -> None:
+    for bad in ({"resume": "yes"}, {"every": 0}, {"every": 1.5}, {"keep": 0}):
+        with pytest.raises(ValueError, match=f"^{next(iter(bad))} must be"):
+            pv.Checkpoint(tmp_path, **bad)
+    for folder in (None, 3, tmp_path.stat()):
+        with pytest.raises(TypeError, match=rf"^folder must be a str or a path; got {type(folder).__name__}\."):
+            pv.Checkpoint(folder)
+    with pytest.raises(TypeError, match=r"^folder must be a str or a path; got bool\."):
+        pv.fit(small(), X, **settings(epochs=1, checkpoint=True))
+    made = pv.Checkpoint(str(tmp_path), every=2)
+    assert (made.folder, made.every, made.keep, made.resume) == (str(tmp_path), 2, 3, "auto")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.keep = 1
+
+
+def test_a_path_is_a_checkpoint(tmp_path: Path) -> None:
+    for name, given in {"str": str(tmp_path / "str"), "path": tmp_path / "path"}.items():
+        pv.fit(small(), X, **settings(epochs=5, checkpoint=given))
+        assert len(checkpoints(tmp_path / name)) == pv.Checkpoint(given).keep == 3
+
+
+def test_a_checkpoint_holds_all_progress(tmp_path: Path, monkeypatch) -> None:
+    """Field by field: what was going on when a run is saved is what goes on when it is taken up."""
+    seen: list[tuple[dict, Progress]] = []
+    state_dict = Progress.state_dict
+
+    def remember(self, plan) -> dict:
+        seen.append((state_dict(self, plan), copy.deepcopy(self)))
+        return seen[-1][0]
+
+    def interrupt(run: pv.FitResult) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "state_dict", remember)
+    with pytest.raises(KeyboardInterrupt):
+        pv.fit(small(), X, **settings(epochs=3, checkpoint=tmp_path, callbacks=[interrupt]))
+    ((state, then),) = seen
+    assert state.keys() == {"progress", "model", "optimizer", "scheduler", "callbacks", "random"}
+    names = [f.name for f in dataclasses.fields(Progress)]
+    assert list(state["progress"]) == names
+    begun = []
+    monkeypatch.setattr("pyrovae.training._loop._epoch", lambda plan, progress, *rest: begun.append(progress) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pv.fit(small(), X, **settings(epochs=3, checkpoint=tmp_path, callbacks=[interrupt]))
+    (now,) = begun
+    assert (now.epoch, now.step, now.steps_done, now.best_epoch, len(now.records)) == (1, 0, 4, 0, 1)
+    for name in names:
+        assert_same(getattr(then, name), getattr(now, name))
+
+
+def assert_same(a, b) -> None:
+    """Equal, tensors in containers too."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert_same(a[name], b[name])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_same(one, other)
+    else:
+        assert a == b
 
 
 def test_a_state_that_could_not_be_loaded_safely_is_refused(tmp_path: Path) -> None:
     class Odd:
-        def __call__(self, run: pv.Run) -> None: ...
+        def __call__(self, run: pv.FitResult) -> None: ...
 
         def state_dict(self) -> dict:
             return {"path": Path("x")}
@@ -392,7 +458,7 @@ def test_a_state_that_could_not_be_loaded_safely_is_refused(tmp_path: Path) -> N
         def load_state_dict(self, state: dict) -> None: ...
 
     with pytest.raises(TypeError, match="more than tensors, numbers and strings"):
-        pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path, callbacks=[Odd()]))
+        pv.fit(small(), X, **settings(epochs=1, checkpoint=tmp_path, callbacks=[Odd()]))
     assert not checkpoints(tmp_path)
 
 
@@ -402,12 +468,12 @@ def test_without_a_folder_nothing_is_written_and_signals_are_left_alone(tmp_path
     pv.fit(small(), X, **settings(epochs=1, callbacks=[lambda run: handlers.append(signal.getsignal(signal.SIGTERM))]))
     assert handlers == [signal.SIG_DFL]
     assert not list(tmp_path.iterdir())
-    pv.fit(small(), X, **settings(epochs=1, checkpoint_dir=tmp_path / "run"))
+    pv.fit(small(), X, **settings(epochs=1, checkpoint=tmp_path / "run"))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ignored = []
-    options = settings(epochs=1, checkpoint_dir=tmp_path / "ignored")
+    options = settings(epochs=1, checkpoint=tmp_path / "ignored")
     pv.fit(small(), X, **options, callbacks=[lambda run: ignored.append(signal.getsignal(signal.SIGINT))])
     assert ignored == [signal.SIG_IGN]
 
@@ -417,6 +483,6 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     kept.write_text("mine")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        pv.fit(small(), X, **settings(epochs=2, checkpoint_dir=tmp_path, checkpoint_keep=1))
+        pv.fit(small(), X, **settings(epochs=2, checkpoint=pv.Checkpoint(tmp_path, keep=1)))
     assert kept.read_text() == "mine"
-    assert len(Checkpoints(tmp_path)._files()) == 1
+    assert len(CheckpointFolder(tmp_path)._files()) == 1

@@ -56,7 +56,9 @@ def build(name: str) -> pv.VAEModel:
     return pv.VAE((6,), 3, hidden=(16,), posterior=name)
 
 
-def trained(name: str, compile: str, device: str = "cpu", x: torch.Tensor = X, **options) -> tuple[pv.VAEModel, pv.Run]:
+def trained(
+    name: str, compile: str, device: str = "cpu", x: torch.Tensor = X, **options
+) -> tuple[pv.VAEModel, pv.FitResult]:
     model = build(name)
     if name == "conv":
         x = torch.nn.functional.pad(x, (0, 58)).reshape(-1, 1, 8, 8)
@@ -196,7 +198,7 @@ def test_a_cuda_graph_resumes(tmp_path) -> None:
     options = {"lr_schedule": lambda o: torch.optim.lr_scheduler.StepLR(o, 1, 0.5), "device": "cuda"}
     whole = trained("mean_field", "cudagraph", **{**options, "epochs": 6})[0]
     for epochs in (2, 6):
-        again, run = trained("mean_field", "cudagraph", **{**options, "epochs": epochs, "checkpoint_dir": tmp_path})
+        again, run = trained("mean_field", "cudagraph", **{**options, "epochs": epochs, "checkpoint": tmp_path})
     assert run.engine == "cudagraph"
     for key, value in whole.state_dict().items():
         torch.testing.assert_close(again.state_dict()[key], value, rtol=1e-3, atol=1e-4)
@@ -361,7 +363,7 @@ def test_changes_between_epochs_are_noticed() -> None:
         def p(self, z):
             return super().p(z * temperature[0])
 
-    def cool(run: pv.Run) -> None:
+    def cool(run: pv.FitResult) -> None:
         temperature[0] *= 0.5
         if len(run.records) == 2:
             run.model.encoder.requires_grad_(False)
@@ -379,7 +381,7 @@ def test_changes_between_epochs_are_noticed() -> None:
 def test_a_model_that_was_moved_and_brought_back_trains_on() -> None:
     """Its parameters have other memory then, at equal values."""
 
-    def move(run: pv.Run) -> None:
+    def move(run: pv.FitResult) -> None:
         run.model.double().float()
 
     weights = []
@@ -398,7 +400,7 @@ def test_a_change_that_shows_in_the_gradient_alone_is_noticed() -> None:
         def p(self, z):
             return super().p(z.detach() if self.cut else z)
 
-    def cut(run: pv.Run) -> None:
+    def cut(run: pv.FitResult) -> None:
         run.model.cut = True
 
     weights = []
@@ -512,7 +514,7 @@ def test_a_change_is_noticed_when_the_loss_has_fallen_far() -> None:
         def p(self, z):
             return super().p(z * self.factor)
 
-    def change(run: pv.Run) -> None:
+    def change(run: pv.FitResult) -> None:
         if len(run.records) == 1:
             with torch.no_grad():
                 run.model.posterior.head.bias.fill_(0.1)
@@ -557,7 +559,7 @@ def test_sparse_gradients_train() -> None:
 def test_validation_leaves_the_gradients_of_training() -> None:
     seen = []
 
-    def look(run: pv.Run) -> None:
+    def look(run: pv.FitResult) -> None:
         seen.append([p.grad is not None for p in run.model.parameters()])
 
     x, held_out = X[:200], DataLoader(TensorDataset(X.repeat(2, 1)[:320]), 10)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pyrovae as pv
 from pyrovae.testing import DiscreteMixture
+from pyrovae.training.engines import Task
 from tests.models import Conditional, TwoSites, binary
 
 
@@ -22,7 +23,7 @@ def small(posterior: str = "mean_field", **options) -> pv.VAE:
     return pv.VAE((6,), 3, posterior=posterior, hidden=(16,), **options)
 
 
-def train(model: pv.VAEModel, data, **kwargs) -> pv.Run:
+def train(model: pv.VAEModel, data, **kwargs) -> pv.FitResult:
     return pv.fit(model, data, **{"epochs": 2, "progress": False, "seed": 0, "device": "cpu", **kwargs})
 
 
@@ -138,7 +139,7 @@ def test_the_loss_is_the_mean_per_datum_also_with_a_ragged_last_batch() -> None:
 def test_early_stopping_restores_the_best_weights() -> None:
     seen: list[tuple[float, dict]] = []
 
-    def remember(run: pv.Run) -> None:
+    def remember(run: pv.FitResult) -> None:
         seen.append((run.records[-1]["val_loss"], copy.deepcopy(run.model.state_dict())))
 
     model = small()
@@ -170,7 +171,7 @@ def test_a_model_that_cannot_be_vectorised_trains_with_one_particle() -> None:
 
 
 def test_the_progress_bar_keeps_up_with_short_epochs(capsys, monkeypatch) -> None:
-    monkeypatch.setattr("pyrovae.training._loop._LOOK", 0.1)
+    monkeypatch.setattr("pyrovae.training._loop._SECONDS_BETWEEN_READINGS", 0.1)
     train(small(), X, batch_size=230, epochs=3, progress=True, callbacks=[lambda run: time.sleep(0.15)])
     shown = capsys.readouterr().err
     assert "epoch 3, loss" in shown
@@ -256,7 +257,7 @@ def test_non_finite_terms_name_epoch_step_and_site(where: str, message: str) -> 
     _poison_after(getattr(model, where), calls_left)
     weights = []
 
-    def arm(run: pv.Run) -> None:
+    def arm(run: pv.FitResult) -> None:
         if len(run.records) == 2:
             calls_left[0] = 1  # one good step in epoch 2, then NaN
         weights.append(copy.deepcopy(run.model.state_dict()))
@@ -268,6 +269,32 @@ def test_non_finite_terms_name_epoch_step_and_site(where: str, message: str) -> 
     assert len(caught.value.run.history) == 2
     assert all(v.isfinite().all() for v in model.state_dict().values())
     assert any(not torch.equal(v, weights[-1][k]) for k, v in model.state_dict().items())  # the good step is kept
+
+
+def test_a_loss_that_nobody_read_is_found_by_going_back(monkeypatch) -> None:
+    """As on a device that would have to be waited for: the same step, the same cause, the same weights."""
+    rare = torch.cat([X[:199], torch.full((1, 6), 9.0)])
+    caught, models = [], []
+    for reads in (True, False):
+        monkeypatch.setattr(Task, "reads_every_loss", reads)
+        armed = []
+        torch.manual_seed(1)
+        models.append(small(likelihood="gaussian"))
+        models[-1].encoder.register_forward_hook(
+            lambda module, args, out, armed=armed: out * math.nan if armed and bool((args[0] == 9.0).any()) else out
+        )
+
+        def arm(run: pv.FitResult, armed=armed) -> None:
+            armed.extend([True] * (len(run.records) == 2))
+
+        with pytest.raises(pv.NonFiniteLoss, match=r"log q\(z\|x\) at site 'z' is NaN for") as error:
+            train(models[-1], rare, epochs=5, batch_size=20, callbacks=[arm], compile="off")
+        caught.append(error.value)
+    assert str(caught[0]) == str(caught[1])
+    assert (caught[0].epoch, caught[0].step) == (caught[1].epoch, caught[1].step)
+    assert caught[0].epoch == 2
+    assert caught[0].step > 0
+    assert all(torch.equal(v, models[1].state_dict()[k]) for k, v in models[0].state_dict().items())
 
 
 def test_non_finite_validation_is_an_error_too() -> None:

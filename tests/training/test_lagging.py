@@ -18,7 +18,7 @@ def model() -> pv.VAE:
     return pv.VAE((6,), 2, hidden=[8])
 
 
-def train(vae: pv.VAE, *, epochs: int, every: int = 3, steps: int = 7, **options: object) -> pv.Run:
+def train(vae: pv.VAE, *, epochs: int, every: int = 3, steps: int = 7, **options: object) -> pv.FitResult:
     """Five steps an epoch."""
     return pv.fit(
         vae,
@@ -67,12 +67,12 @@ def test_once_it_is_over_or_for_every_1_it_is_adam() -> None:
 def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(compile: str, tmp_path: Path) -> None:
     whole, halves = model(), model()
     train(whole, epochs=3, steps=12, compile=compile)
-    train(halves, epochs=1, steps=12, compile=compile, checkpoint_dir=tmp_path)
+    train(halves, epochs=1, steps=12, compile=compile, checkpoint=tmp_path)
     halves = model()
-    train(halves, epochs=3, steps=12, compile=compile, checkpoint_dir=tmp_path)
+    train(halves, epochs=3, steps=12, compile=compile, checkpoint=tmp_path)
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in halves.state_dict().items())
     with pytest.raises(pv.CheckpointError):
-        train(model(), epochs=3, steps=12, every=2, checkpoint_dir=tmp_path)
+        train(model(), epochs=3, steps=12, every=2, checkpoint=tmp_path)
 
 
 def test_a_schedule_of_the_learning_rate() -> None:

@@ -49,8 +49,8 @@ def test_it_is_saved_and_loaded(line: tuple[Tensor, Tensor], tmp_path) -> None:
 def test_it_resumes_from_a_checkpoint(line: tuple[Tensor, Tensor], tmp_path) -> None:
     whole, part = Line(), Line()
     pv.fit(whole, line, epochs=4, seed=0, **QUIET)
-    pv.fit(part, line, epochs=2, seed=0, checkpoint_dir=tmp_path, **QUIET)
-    pv.fit(part, line, epochs=4, seed=0, checkpoint_dir=tmp_path, **QUIET)
+    pv.fit(part, line, epochs=2, seed=0, checkpoint=tmp_path, **QUIET)
+    pv.fit(part, line, epochs=4, seed=0, checkpoint=tmp_path, **QUIET)
     assert torch.equal(whole.slope, part.slope)
 
 

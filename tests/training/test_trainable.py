@@ -23,7 +23,7 @@ def plain() -> pv.VAE:
     return pv.VAE((6,), 2, likelihood="gaussian", hidden=(16,))
 
 
-def fit(model, data=X, **kwargs) -> pv.Run:
+def fit(model, data=X, **kwargs) -> pv.FitResult:
     return pv.fit(model, data, **{"epochs": 2, "seed": 0, "device": "cpu", "progress": False, **kwargs})
 
 

@@ -10,7 +10,7 @@ from pyrovae.testing import LinearGaussian
 from tests.models import TwoSites, binary
 
 
-def train(model: pv.zoo.NonAmortizedVAE, x: torch.Tensor, epochs: int, learning_rate: float = 0.05) -> pv.Run:
+def train(model: pv.zoo.NonAmortizedVAE, x: torch.Tensor, epochs: int, learning_rate: float = 0.05) -> pv.FitResult:
     return pv.fit(
         model,
         (x, torch.arange(len(x))),

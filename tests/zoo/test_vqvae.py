@@ -243,8 +243,8 @@ def test_the_prior_is_traced_with_images_drawn_anew_in_every_batch() -> None:
 def test_it_resumes_from_a_checkpoint(data: pv.datasets.Data, tmp_path) -> None:
     whole, part = digits_model(), digits_model()
     pv.fit(whole, data.train[:300], epochs=3, **QUIET)
-    pv.fit(part, data.train[:300], epochs=2, checkpoint_dir=tmp_path, **QUIET)
-    pv.fit(part, data.train[:300], epochs=3, checkpoint_dir=tmp_path, **QUIET)
+    pv.fit(part, data.train[:300], epochs=2, checkpoint=tmp_path, **QUIET)
+    pv.fit(part, data.train[:300], epochs=3, checkpoint=tmp_path, **QUIET)
     assert torch.equal(whole.quantizer.codebook, part.quantizer.codebook)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pyrovae._compat.torch import tree_flatten, tree_unflatten
 
 _PLAIN = (int, float, bool, str, type(None))
 

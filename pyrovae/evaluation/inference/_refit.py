@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from pyrovae._checks import lookup
 from pyrovae._random import seeded
-from pyrovae.evaluation._strict import with_density
+from pyrovae.evaluation._data import require_density
 from pyrovae.model import VAE, VAEModel
 from pyrovae.model._modes import evaluation_mode, local_parameters
 from pyrovae.posteriors import POSTERIORS, Posterior
-from pyrovae.training import Run, fit
+from pyrovae.training import FitResult, fit
 
 
 class Refitted(VAEModel):
@@ -76,7 +76,7 @@ def refit_posterior(
     *,
     posterior_options: dict[str, Any] | None = None,
     **fit_options: Any,
-) -> tuple[Refitted, Run]:
+) -> tuple[Refitted, FitResult]:
     """Freeze prior and decoder and train another posterior for them.
 
     p(x, z) stays what it was to the bit, so log p(x) is the same number for both: ``compare`` says ``same_model``, and
@@ -99,7 +99,7 @@ def refit_posterior(
         TypeError: ``model`` is not a :class:`~pyrovae.VAEModel`, or a name or posterior for one that is no ``VAE``.
         ValueError: an unknown name, a posterior of another size, a guide with other sites.
     """
-    with_density("refit_posterior", model)
+    require_density("refit_posterior", model)
     if posterior is model:
         raise ValueError("posterior is the model itself, which must not change: pass another one, or a copy.")
     if isinstance(posterior, VAEModel):

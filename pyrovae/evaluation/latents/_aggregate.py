@@ -2,25 +2,24 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
-from tqdm.auto import tqdm
 
+from pyrovae._distributed import summed
 from pyrovae.distributions._capabilities import capabilities
 from pyrovae.distributions._independent import innermost
-from pyrovae.evaluation._blocks import blocks
-from pyrovae.evaluation._chunks import BLOCK, chunk_sizes, probe
-from pyrovae.evaluation._strict import TestSet
+from pyrovae.evaluation._memory import BLOCK, plan, probe
+from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.latents._dimensions import Measured
-from pyrovae.model import Latents, LogTerms, VAEModel
+from pyrovae.model import Latents
 
 _GROUPS = 50  # of data, for the jackknife
 # Draws scored at once at least: a flow that takes a pass per dimension allocates far more in all than it ever holds.
-_AT_ONCE = 1024
+_SCORED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -36,19 +35,9 @@ class Aggregate:
     reason: str = ""
 
 
-def aggregate(
-    model: VAEModel,
-    data: TestSet,
-    terms: LogTerms,
-    measured: Measured,
-    *,
-    num_samples: int,
-    num_data: int,
-    num_draws: int,
-    progress: bool,
-) -> Aggregate:
+def aggregate(run: EvaluationRun, measured: Measured, *, num_samples: int, num_data: int, num_draws: int) -> Aggregate:
     """The mixture estimate where the guide can be scored at any point, else the bound where the prior is N(0, I)."""
-    rate = measured.rate
+    rate, terms = measured.rate, run.terms
     if terms.masks:
         return Aggregate(reason=f"latents are masked at {list(terms.masks)}: which of them there are is no constant")
     if measured.varying_priors:
@@ -61,9 +50,10 @@ def aggregate(
         other = [site for site, p in terms.prior.items() if not _is_standard_normal(p)]
         if other:
             return Aggregate(reason=f"{why}, and the prior at {other} is not standard normal")
-        return _gaussian_bound(model, data, rate, num_samples, why)
-    chosen = torch.randperm(len(data))[:num_data]
-    information = _Mixture(model, data.rows(chosen), num_draws).information(progress)
+        return _gaussian_bound(run.within(), rate, num_samples, why)
+    run.within().reseed()
+    chosen = torch.randperm(len(run.data))[:num_data]
+    information = _information(run.within(chosen), num_draws)
     value = float(information.mean())
     # What each datum adds to rate - information, those outside the mixture included.
     share = rate / len(rate)
@@ -79,66 +69,75 @@ def aggregate(
     )
 
 
-class _Mixture:
-    """q̂(z) = 1/M Σ_n q(z | x_n), scored at ``num_draws`` draws from each of its M components."""
+def _information(run: EvaluationRun, num_draws: int) -> np.ndarray:
+    """log q(z | x_n) - log q̂(z) for each of the run's M data, averaged over draws of its z: q̂(z) = 1/M Σ_n q(z | x_n)
+    is the mixture over all of them.
+    """
+    m, model = len(run.data), run.model
 
-    def __init__(self, model: VAEModel, data: TestSet, num_draws: int) -> None:
-        self._model, self._data, self._num_draws = model, data, num_draws
-        owners, own, draws = [], [], []
-        for rows, (latents, log_q) in blocks(model.draw_posterior, model, data, max(num_draws, 2)):
-            k, n = min(num_draws, len(log_q)), rows.stop - rows.start
-            owners.append(torch.arange(rows.start, rows.stop).repeat_interleave(k))
-            own.append(log_q[:k].T.flatten().double().cpu())
-            draws += [latents.draws(slice(k)).rows(slice(i, i + 1)) for i in range(n)]
-        self._owner, self._own = torch.cat(owners), torch.cat(own)
-        #: Every draw a particle, and a single datum.
-        self._draws = Latents({site: torch.cat([z[site] for z in draws]) for site in draws[0]}, draws[0].num_plates)
+    def draw(rows: slice) -> tuple[Latents, Tensor]:
+        """Every draw from the posteriors of some data a particle, draw by draw, and a single datum; log q of them."""
+        latents, log_q = model.draw_posterior(*run.part(rows), num_particles=max(num_draws, 2))
+        n = rows.stop - rows.start
+        each = [latents.draws(slice(num_draws)).rows(slice(i, i + 1)) for i in range(n)]
+        apart = Latents({site: torch.cat([z[site] for z in each]) for site in latents}, latents.num_plates)
+        return apart, log_q[:num_draws].T.flatten().double()
 
-    def score(self, data: slice | int, draws: slice | int) -> Tensor:
-        """log q(z_j | x_n), ``(draws, data)``."""
-        data, draws = (s if isinstance(s, slice) else slice(s) for s in (data, draws))
-        part = self._data.part(data, self._model.like())
-        everywhere = torch.zeros(len(part[0]), dtype=torch.int64, device=self._model.like().device)
-        return self._model.log_posterior(*part, latents=self._draws.draws(draws).rows(everywhere)).double()
+    def score(latents: Latents, among: slice) -> Tensor:
+        part = run.part(among)
+        everywhere = torch.zeros(len(part[0]), dtype=torch.int64, device=run.device)
+        return model.log_posterior(*part, latents=latents.rows(everywhere)).double()
 
-    def information(self, progress: bool) -> np.ndarray:
-        """log q(z | x_n) - log q̂(z) for each of the M data, averaged over its draws."""
-        m, total = len(self._data), len(self._owner)
-        like = self._model.like()
-        size, take = chunk_sizes(m, total, BLOCK[like.device.type], probe(self.score))
-        take = min(max(take, _AT_ONCE), total)
-        log_sum = torch.full((total,), -math.inf, dtype=torch.float64)
-        with tqdm(total=m * total, unit="pair", unit_scale=True, desc="q(z)", disable=not progress) as bar:
-            for start in range(0, m, size):
-                for first in range(0, total, take):
-                    draws = slice(first, first + take)
-                    scores = self.score(slice(start, start + size), draws).cpu()
-                    column = self._owner[draws] - start
-                    here = (column >= 0) & (column < scores.shape[1])
-                    # As it was drawn, not through an inverse: so the terms below cannot exceed log M.
-                    scores[here, column[here]] = self._own[draws][here]
-                    log_sum[draws] = torch.logaddexp(log_sum[draws], scores.logsumexp(1))
-                    bar.update(scores.numel())
-        terms = self._own - log_sum + math.log(m)
-        return torch.zeros(m, dtype=torch.float64).index_add(0, self._owner, terms / self._num_draws).numpy()
+    few = draw(slice(0, min(m, -(-10 // num_draws))))[0]
+    cost = probe(lambda n, k: score(few.draws(slice(k)), slice(n)))
+    among, draws = plan(m, m * num_draws, run.memory_budget or BLOCK[run.device.type], cost)
+    sizes = min(m, -(-max(draws, _SCORED_AT_ONCE) // num_draws)), among
+
+    def compute(rows: slice, among: int) -> dict[str, Tensor]:
+        run.reseed(rows.start)
+        latents, own = draw(rows)
+        owner = torch.arange(rows.start, rows.stop, device=run.device).repeat_interleave(num_draws)
+        log_sum = torch.full_like(own, -math.inf)
+        for start in range(0, m, among):
+            scores = score(latents, slice(start, min(start + among, m)))
+            column = owner - start
+            here = (column >= 0) & (column < scores.shape[1])
+            # As it was drawn, not through an inverse: so the terms below cannot exceed log M.
+            scores[here, column[here]] = own[here]
+            log_sum = torch.logaddexp(log_sum, scores.logsumexp(1))
+            run.advance(scores.numel())
+        return {"information": (own - log_sum + math.log(m)).unflatten(0, (-1, num_draws)).mean(1)}
+
+    columns = run.collect(compute, sizes, total=m * num_draws, description="q(z)", unit="pair")
+    return columns["information"]
 
 
-def _gaussian_bound(model: VAEModel, data: TestSet, rate: np.ndarray, num_samples: int, why: str) -> Aggregate:
+def _gaussian_bound(run: EvaluationRun, rate: np.ndarray, num_samples: int, why: str) -> Aggregate:
     """KL(N(m, S) ‖ N(0, I)) for the moments of q(z); jackknife over groups of data for bias and error."""
-    groups = min(_GROUPS, len(data))
-    group = torch.arange(len(data)) % groups
-    moments: list[Tensor] = []
-    for rows, (latents, _) in blocks(model.draw_posterior, model, data, num_samples):
-        z = latents.flat().double()
-        if not moments:
-            d = z.shape[-1]
-            moments = [z.new_zeros(groups, d), z.new_zeros(groups, d, d)]
-        where = group[rows].to(z.device)
-        moments[0].index_add_(0, where, z.sum(0))
-        moments[1].index_add_(0, where, torch.einsum("kbi,kbj->bij", z, z))
-    first, second = moments
-    counts = torch.bincount(group).to(first)
-    rates = torch.zeros_like(counts).index_add(0, group.to(first.device), torch.as_tensor(rate).to(first))
+    n, groups = len(run.data), min(_GROUPS, len(run.data))
+    group = torch.arange(n, device=run.device) % groups
+
+    def draw(k: int, *part: Any) -> tuple[Tensor, Tensor]:
+        z = run.model.draw_posterior(*part, num_particles=k)[0].flat().double()
+        return z.sum(0), torch.einsum("kbi,kbj->bij", z, z)
+
+    sizes = run.plan(draw, num_samples)
+    moments_of = run.graph(draw, sizes, num_samples)
+    d = draw(2, *run.part(slice(1)))[0].shape[1]
+    first, second = (torch.zeros(groups, *shape, dtype=torch.float64, device=run.device) for shape in ((d,), (d, d)))
+
+    def compute(rows: slice, at_once: int) -> dict[str, Tensor]:
+        part = run.part(rows)
+        found = [moments_of(k, *part) for k in run.draws(rows, num_samples, at_once)]
+        first.index_add_(0, group[rows], sum(z for z, _ in found))
+        second.index_add_(0, group[rows], sum(square for _, square in found))
+        run.advance(num_samples * len(part[0]))
+        return {}
+
+    run.collect(compute, sizes, total=num_samples, description="q(z)")
+    first, second = summed(first), summed(second)
+    counts = torch.bincount(group, minlength=groups).to(first)
+    rates = torch.zeros_like(counts).index_add(0, group, torch.as_tensor(rate).to(first))
 
     def kl(first: Tensor, second: Tensor, count: Tensor) -> Tensor:
         count = count * num_samples

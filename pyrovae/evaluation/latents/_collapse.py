@@ -8,20 +8,20 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyrovae._checks import at_least
-from pyrovae._random import seeded
-from pyrovae.evaluation._strict import TestSet, as_test_set, model_name, strict
+from pyrovae._graph import Compile
+from pyrovae.evaluation._result import Result
+from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.latents._aggregate import aggregate
 from pyrovae.evaluation.latents._dimensions import measure
-from pyrovae.model import LogTerms, VAEModel
+from pyrovae.model import VAEModel
 
 _DEAD = 0.1  # nats per dimension: ten times what a dimension of unit prior variance has at the usual threshold
 
 
-@dataclass(frozen=True)
-class CollapseReport:
+@dataclass(frozen=True, kw_only=True)
+class CollapseReport(Result):
     """What the latents carry, in nats; standard errors (``_se``) are over data and contain the draws' noise.
 
     Attributes:
@@ -42,9 +42,7 @@ class CollapseReport:
         threshold: activity above which a dimension is active.
         num_data: N.
         num_samples: K, draws per datum.
-        data_hash: content hash of the data evaluated, tensor covariates included.
-        model_name: class of the model, with its posterior where it has one.
-        seed: seed of the draws.
+        provenance: the data, the model and the seed.
     """
 
     dimensions: pd.DataFrame
@@ -65,9 +63,6 @@ class CollapseReport:
     threshold: float
     num_data: int
     num_samples: int
-    data_hash: str
-    model_name: str
-    seed: int | None
 
     @property
     def verdict(self) -> str:
@@ -98,15 +93,13 @@ class CollapseReport:
         for name in ("rate", "distortion", "elbo", "mutual_information", "marginal_kl"):
             row |= {name: getattr(self, name), f"{name}_se": getattr(self, f"{name}_se")}
         row |= {"mutual_information_bound": self.mutual_information_bound, "estimator": self.estimator}
-        return pd.Series(row, name=self.model_name)
+        return pd.Series(row, name=self.provenance.model_name)
 
 
-def checked(model: VAEModel, data: TestSet) -> LogTerms:
-    """The terms of two data; a ``ValueError`` for data or models that have nothing to measure."""
-    terms = data.check(model).terms
-    if not terms.prior:
-        raise ValueError(f"{type(model).__name__} has no latents, so nothing can collapse: see log_marginal.")
-    return terms
+def require_latents(run: EvaluationRun) -> None:
+    """Raise a ``ValueError`` for a model that has nothing to measure."""
+    if not run.terms.prior:
+        raise ValueError(f"{type(run.model).__name__} has no latents, so nothing can collapse: see log_marginal.")
 
 
 def collapse(
@@ -119,6 +112,8 @@ def collapse(
     num_draws: int = 1,
     seed: int | None = 0,
     device: str | torch.device | None = None,
+    memory_budget: int | None = None,
+    compile: Compile = "auto",
     progress: bool = True,
 ) -> CollapseReport:
     """Measure what the latents carry: by dimension, by site, and I(x; z).
@@ -160,6 +155,9 @@ def collapse(
         num_draws: draws scored under the mixture for each of its data.
         seed: seed of the draws.
         device: where to compute; by default where the model is. The model is put back.
+        memory_budget: bytes that a block of draws may take; by default 64 MiB on a CPU, 1 GiB on CUDA. Other blocks are
+            other draws.
+        compile: as in :func:`~pyrovae.log_marginal`.
         progress: show progress bars.
 
     Raises:
@@ -170,25 +168,15 @@ def collapse(
     at_least(2, num_samples=num_samples, num_data=num_data)
     at_least(1, num_draws=num_draws)
     check_threshold(threshold)
-    data = as_test_set("collapse", model, x, covariates)
-    if len(data) < 2:
+    options: Any = {"seed": seed, "device": device, "memory_budget": memory_budget}
+    run = EvaluationRun("collapse", model, x, covariates, **options, compile=compile, progress=progress)
+    if len(run.data) < 2:
         raise ValueError("x holds one datum; collapse compares posteriors of different data: pass at least two.")
-    with strict(model, device) as target, seeded(seed):
-        terms = checked(model, data)
-        with tqdm(
-            total=len(data) * num_samples, unit="draw", unit_scale=True, desc="rate", disable=not progress
-        ) as bar:
-            measured = measure(model, data, num_samples, threshold, target, bar)
-        q = aggregate(
-            model,
-            data,
-            terms,
-            measured,
-            num_samples=num_samples,
-            num_data=num_data,
-            num_draws=num_draws,
-            progress=progress,
-        )
+    with run:
+        require_latents(run)
+        measured = measure(run, num_samples, threshold)
+        q = aggregate(run, measured, num_samples=num_samples, num_data=num_data, num_draws=num_draws)
+        provenance = run.provenance()
     dimensions = measured.dimensions
     continuous = dimensions["activity"].notna()
     by_site = dimensions.assign(dimensions=continuous).groupby("site", sort=False)[["active", "dimensions"]].sum()
@@ -206,11 +194,9 @@ def collapse(
         elbo_se=elbo[1],
         **vars(q),
         threshold=threshold,
-        num_data=len(data),
+        num_data=len(run.data),
         num_samples=num_samples,
-        data_hash=data.hash,
-        model_name=model_name(model),
-        seed=seed,
+        provenance=provenance,
     )
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from pyrovae.distributions._capabilities import capabilities, moment
-from pyrovae.evaluation._blocks import blocks
-from pyrovae.evaluation._strict import TestSet
-from pyrovae.model import LogTerms, VAEModel
+from pyrovae.evaluation._run import EvaluationRun
+from pyrovae.model import LogTerms
 
 CLOSED_FORM, MONTE_CARLO, APPROXIMATION, MASKED = "closed form", "Monte Carlo", "normal approximation", "masked"
-_COMPARED = 500  # data whose priors are compared
+_PRIORS_COMPARED = 500  # of so many data
+Key = tuple[str, str]  # a site, and what of it
 
 
 @dataclass(frozen=True)
@@ -40,101 +40,99 @@ class Measured:
         return np.sum(list(self.kl.values()), axis=0)
 
 
-def measure(
-    model: VAEModel, data: TestSet, num_samples: int, threshold: float, target: torch.device, bar: Any
-) -> Measured:
-    """Average over the draws of every datum, under :func:`~pyrovae.evaluation._strict.strict`.
+def measure(run: EvaluationRun, num_samples: int, threshold: float) -> Measured:
+    """Average over the draws of every datum of a run.
 
     Args:
-        model: the model, on ``target``.
-        data: the data, at least two.
+        run: the model and the data, at least two.
         num_samples: K, at least two.
         threshold: activity above which a dimension is active.
-        target: where the model is.
-        bar: a progress bar over data and draws.
     """
-    sums = _Sums(len(data), target)
-    methods: dict[str, str] = {}
-    for rows, terms in blocks(model.log_terms, model, data, num_samples):
-        sums.add("", "reconstruction", rows, terms.reconstruction)
-        for site in terms.posterior:
-            sums.add(site, "site kl", rows, terms.kl(site))
-        for site in terms.prior:
-            methods[site] = _add_dimensions(sums, site, rows, terms)
-        bar.update(terms.reconstruction.numel())
-    means = {site: {name: total / num_samples for name, total in of.items()} for site, of in sums.totals.items()}
+    methods = {site: _method(site, run.terms) for site in run.terms.prior}
+
+    def draw(k: int, *part: Any) -> dict[Key, Tensor]:
+        terms = run.model.log_terms(*part, num_particles=k)
+        found = {("", "reconstruction"): terms.reconstruction}
+        found |= {(site, "site kl"): terms.kl(site) for site in terms.posterior}
+        for site, method in methods.items():
+            found |= {(site, name): value for name, value in _statistics(site, method, terms).items()}
+        return {key: value.double().reshape(*value.shape[:2], -1).sum(0) for key, value in found.items()}
+
+    sizes = run.plan(draw, num_samples)
+    sums_of = run.graph(draw, sizes, num_samples)
+
+    def compute(rows: slice, at_once: int) -> dict[Key, Tensor]:
+        part, sums = run.part(rows), dict[Key, Any]()
+        for k in run.draws(rows, num_samples, at_once):
+            for key, value in sums_of(k, *part).items():
+                sums[key] = sums.get(key, 0.0) + value
+            run.advance(k * len(part[0]))
+        return {key: total / num_samples for key, total in sums.items()}
+
+    means: dict[str, dict[str, Tensor]] = {}
+    for (site, name), values in run.collect(compute, sizes, total=num_samples, description="rate").items():
+        means.setdefault(site, {})[name] = torch.from_numpy(values)
     tables = [_table(site, means[site], method, num_samples, threshold) for site, method in methods.items()]
-    dimensions, varying = pd.concat(tables, ignore_index=True), _varying_priors(model, data)
+    dimensions, varying = pd.concat(tables, ignore_index=True), _varying_priors(run)
     moved = dimensions["site"].isin(varying)  # with their priors, which is no activity
     dimensions.loc[moved, ["activity", "activity_se"]], dimensions.loc[moved, "active"] = math.nan, False
     return Measured(
-        reconstruction=means.pop("")["reconstruction"].squeeze(1).cpu().numpy(),
-        kl={site: of["site kl"].squeeze(1).cpu().numpy() for site, of in means.items()},
+        reconstruction=means.pop("")["reconstruction"].squeeze(1).numpy(),
+        kl={site: of["site kl"].squeeze(1).numpy() for site, of in means.items()},
         dimensions=dimensions,
         varying_priors=varying,
     )
 
 
-def _varying_priors(model: VAEModel, data: TestSet) -> list[str]:
+def _varying_priors(run: EvaluationRun) -> list[str]:
     """The sites whose prior, given the same latents before them, is not the same for all data."""
-    latents, _ = model.draw_posterior(*data.part(slice(1), model.like()), num_particles=2)
-    part = data.part(slice(_COMPARED), model.like())
+    run.within().reseed()
+    latents, _ = run.model.draw_posterior(*run.part(slice(1)), num_particles=2)
+    part = run.part(slice(_PRIORS_COMPARED))
     everywhere = torch.zeros(len(part[0]), dtype=torch.int64, device=part[0].device)
-    terms = model.log_prior(*part, latents=latents.rows(everywhere))
+    terms = run.model.log_prior(*part, latents=latents.rows(everywhere))
     return [site for site, term in terms.items() if not torch.allclose(term, term[:, :1], 1e-4, 1e-4, equal_nan=True)]
 
 
-class _Sums:
-    """Sums over draws by site and name, each ``(N, D)`` in float64."""
-
-    def __init__(self, n: int, device: torch.device) -> None:
-        self._n, self._device = n, device
-        self.totals: dict[str, dict[str, Tensor]] = {}
-
-    def add(self, site: str, name: str, rows: slice, value: Tensor) -> None:
-        """Add the draws ``(K, B)`` or ``(K, B, D)`` of some rows."""
-        value = value.double().reshape(*value.shape[:2], -1).sum(0)
-        of = self.totals.setdefault(site, {})
-        if name not in of:
-            of[name] = torch.zeros(self._n, value.shape[1], dtype=torch.float64, device=self._device)
-        of[name][rows] += value
+def _method(site: str, terms: LogTerms) -> str:
+    """How the KL of a site's dimensions is found."""
+    if site in terms.masks:
+        return MASKED
+    discrete = capabilities(terms.posterior[site]).discrete
+    if not discrete and terms.closed_form_kl_by_dimension(site) is not None:
+        return CLOSED_FORM
+    if discrete or terms.by_datum(site).shape[-1] == 1:
+        return CLOSED_FORM if terms.closed_form_kl(site) is not None else MONTE_CARLO
+    return APPROXIMATION
 
 
-def _add_dimensions(sums: _Sums, site: str, rows: slice, terms: LogTerms) -> str:
-    """Add what the table needs of one site; says how the KL of its dimensions is found."""
+def _statistics(site: str, method: str, terms: LogTerms) -> dict[str, Tensor]:
+    """What the table needs of one site, ``(K, B)`` or ``(K, B, D)``."""
     q, p = terms.posterior[site], terms.prior[site]
 
     def by_datum(value: Tensor | None = None) -> Tensor:
         return terms.by_datum(site, value).double()
 
-    if site in terms.masks:
-        sums.add(site, "masked", rows, by_datum())
-        return MASKED
+    if method == MASKED:
+        return {"masked": by_datum()}
     if capabilities(q).discrete:
-        sums.add(site, "kl", rows, terms.kl(site))
-        return CLOSED_FORM if terms.closed_form_kl(site) is not None else MONTE_CARLO
+        return {"kl": terms.kl(site)}
     center = by_datum(moment(q, "mean"))
-    sums.add(site, "mean", rows, center)
-    sums.add(site, "mean square", rows, center.square())
+    found = {"mean": center, "mean square": center.square()}
     exact = terms.closed_form_kl_by_dimension(site)
     if exact is not None:
-        sums.add(site, "kl", rows, exact.double())
-        return CLOSED_FORM
-    if center.shape[-1] == 1:
-        sums.add(site, "kl", rows, terms.kl(site))
-        return CLOSED_FORM if terms.closed_form_kl(site) is not None else MONTE_CARLO
+        return found | {"kl": exact}
+    if method != APPROXIMATION:
+        return found | {"kl": terms.kl(site)}
     z = by_datum()
-    sums.add(site, "z", rows, z)
-    sums.add(site, "z square", rows, z.square())
     mean, variance = moment(p, "mean"), moment(p, "variance")
     if mean is None or variance is None:
         other = by_datum(p.sample())
         variance, mean = (m.expand_as(other) for m in torch.var_mean(other, dim=(0, 1)))
     else:
         mean, variance = by_datum(mean), by_datum(variance)
-    sums.add(site, "prior", rows, mean)
-    sums.add(site, "prior square", rows, variance + mean.square())
-    return APPROXIMATION
+    found |= {"z": z, "z square": z.square(), "prior": mean, "prior square": variance + mean.square()}
+    return found
 
 
 def _table(site: str, means: dict[str, Tensor], method: str, k: int, threshold: float) -> pd.DataFrame:
@@ -151,7 +149,7 @@ def _table(site: str, means: dict[str, Tensor], method: str, k: int, threshold: 
         activity = spread.sum(0) / (n - 1) - noise.mean(0)
         activity_se = (spread.var(0) / n).sqrt()
     columns = {"kl": kl.mean(0), "kl_se": kl.std(0) / math.sqrt(n), "activity": activity, "activity_se": activity_se}
-    table = pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
+    table = pd.DataFrame({name: value.numpy() for name, value in columns.items()})
     table.insert(0, "site", site)
     table.insert(1, "dim", np.arange(dims))
     table["active"] = table["activity"] > threshold

@@ -3,14 +3,11 @@
 import warnings
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from pyrovae._checks import at_least
-from pyrovae._random import seeded
-from pyrovae.evaluation._strict import as_test_set, strict, with_density
-from pyrovae.evaluation.latents._collapse import check_threshold, checked
+from pyrovae.evaluation._run import EvaluationRun
+from pyrovae.evaluation.latents._collapse import check_threshold, require_latents
 from pyrovae.evaluation.latents._dimensions import measure
-from pyrovae.training import Run
+from pyrovae.training import FitResult
 
 _PATIENCE, _START = 5, 10  # looks in a row, because latents also die and wake; the latter before any has been active
 
@@ -53,25 +50,26 @@ class CollapseMonitor:
         check_threshold(threshold)
         self._fields = x, covariates
         self._every, self._threshold, self._num_samples, self._seed = every, threshold, num_samples, seed
-        self._run: Run | None = None
+        self._records: list[dict[str, float]] | None = None  # of the run that is watched
 
-    def _start(self, run: Run) -> None:
-        self._run, self._low, self._warned = run, 0, False
+    def _start(self, run: FitResult) -> None:
+        self._records, self._low, self._warned = run.records, 0, False
         self._seen: list[tuple[float, int]] = []
 
-    def __call__(self, run: Run) -> None:
+    def __call__(self, run: FitResult) -> None:
         record = run.records[-1]
         if record["epoch"] % self._every:
             return
         x, covariates = self._fields
-        model = with_density("CollapseMonitor", run.model)
-        data = as_test_set("CollapseMonitor", model, x, covariates)
-        at_least(2, **{"the number of data in x": len(data)})
-        with strict(model) as target, seeded(self._seed):
-            if run is not self._run:
+        model: Any = run.model
+        options: Any = {"seed": self._seed, "progress": False, "compile": "off"}
+        evaluation = EvaluationRun("CollapseMonitor", model, x, covariates, **options)
+        at_least(2, **{"the number of data in x": len(evaluation.data)})
+        with evaluation:
+            if run.records is not self._records:
                 self._start(run)
-                checked(model, data)
-            measured = measure(model, data, self._num_samples, self._threshold, target, tqdm(disable=True))
+                require_latents(evaluation)
+            measured = measure(evaluation, self._num_samples, self._threshold)
         active, total = int(measured.dimensions["active"].sum()), int(measured.dimensions["activity"].notna().sum())
         record["rate"], record["active_units"] = float(measured.rate.mean()), active
         if len(measured.kl) > 1:

@@ -2,28 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from pyrovae._checks import ARRAYS, as_tensor, at_least
-from pyrovae._random import seeded
-from pyrovae.evaluation._blocks import blocks
-from pyrovae.evaluation._strict import TestSet, as_test_set, model_name, strict
-from pyrovae.evaluation.marginal._result import MarginalResult, combined_se, se_over_data
+from pyrovae._checks import at_least
+from pyrovae._graph import Compile
+from pyrovae.evaluation._result import Result
+from pyrovae.evaluation._run import EvaluationRun
+from pyrovae.evaluation.marginal._result import MarginalResult
 from pyrovae.evaluation.marginal._stream import WeightStream
+from pyrovae.evaluation.marginal._verdict import combined_se, se_over_data
 from pyrovae.model import LogTerms, VAEModel
 
 
-@dataclass(frozen=True)
-class ElboTerms:
+@dataclass(frozen=True, kw_only=True)
+class ElboTerms(Result):
     """The ELBO and its parts, in nats.
 
     Attributes:
@@ -33,17 +30,12 @@ class ElboTerms:
             known at every site; with several sites ``kl_exact_<site>`` wherever it is known at that site.
         num_samples: K, draws per datum.
         log_px_given: whether ``log_px`` was passed; otherwise it is L_K of the same draws.
-        data_hash: content hash of the data evaluated, tensor covariates included.
-        model_name: class of the model, with its posterior where it has one.
-        seed: seed of the draws.
+        provenance: the data, the model and the seed.
     """
 
     pointwise: pd.DataFrame
     num_samples: int
     log_px_given: bool
-    data_hash: str
-    model_name: str
-    seed: int | None
 
     def summary(self) -> pd.Series:
         """Means over data, with the ELBO's standard errors from having N data (``elbo_se_data``) and K draws
@@ -53,7 +45,7 @@ class ElboTerms:
         row: dict[str, Any] = {"N": len(p), "K": self.num_samples}
         row |= {name: p[name].mean(skipna=False) for name in map(str, p.columns) if name != "elbo_se"}
         row |= {"elbo_se_data": se_over_data(p["elbo"]), "elbo_mc_se": combined_se(p["elbo_se"])}
-        return pd.Series(row, name=self.model_name)
+        return pd.Series(row, name=self.provenance.model_name)
 
 
 def elbo_terms(
@@ -64,6 +56,8 @@ def elbo_terms(
     log_px: MarginalResult | Float[Tensor, "data"] | Any = None,
     seed: int | None = 0,
     device: str | torch.device | None = None,
+    memory_budget: int | None = None,
+    compile: Compile = "auto",
     progress: bool = True,
 ) -> ElboTerms:
     """Take the ELBO apart (Kingma & Welling 2014, arXiv:1312.6114; Hoffman & Johnson 2016).
@@ -87,6 +81,9 @@ def elbo_terms(
             or one number per datum; by default L_K of the same draws.
         seed: seed of the draws.
         device: where to compute; by default where the model is. The model is put back.
+        memory_budget: bytes that a block of draws may take; by default 64 MiB on a CPU, 1 GiB on CUDA. Other blocks are
+            other draws.
+        compile: as in :func:`~pyrovae.log_marginal`.
         progress: show a progress bar.
 
     Raises:
@@ -94,44 +91,43 @@ def elbo_terms(
         ValueError: bad data or arguments (see :func:`~pyrovae.log_marginal`), ``log_px`` of other data.
     """
     at_least(1, num_samples=num_samples)
-    data = as_test_set("elbo_terms", model, x, covariates)
-    given = None if log_px is None else _given(log_px, data)
+    options: Any = {"seed": seed, "device": device, "memory_budget": memory_budget}
+    run = EvaluationRun("elbo_terms", model, x, covariates, **options, compile=compile, progress=progress)
+    given = None if log_px is None else run.data.log_px(log_px)[0]
+    with run:
 
-    columns: dict[str, np.ndarray] = {}
-    with (
-        strict(model, device) as target,
-        seeded(seed),
-        tqdm(total=len(data) * num_samples, unit="draw", unit_scale=True, desc="ELBO", disable=not progress) as bar,
-    ):
-        data.check(model)
-        for rows, same_rows in groupby(blocks(model.log_terms, model, data, num_samples), key=itemgetter(0)):
-            stream = WeightStream(rows.stop - rows.start, num_samples, (1, num_samples), target)
-            sums: dict[str, Tensor] = {}
-            for _, terms in same_rows:
-                parts = _parts(terms)
+        def draw(k: int, *part: Any) -> dict[str, Tensor]:
+            return _parts(model.log_terms(*part, num_particles=k))
+
+        sizes = run.plan(draw, num_samples)
+        parts_of = run.graph(draw, sizes, num_samples)
+
+        def compute(rows: slice, at_once: int) -> dict[str, Tensor]:
+            part, sums = run.part(rows), dict[str, Any]()
+            stream = WeightStream(rows.stop - rows.start, num_samples, (1, num_samples), run.device)
+            for k in run.draws(rows, num_samples, at_once):
+                parts = parts_of(k, *part)
                 for name, value in parts.items():
                     sums[name] = sums.get(name, 0.0) + value.sum(0)
                 log_weight = parts["expected_log_joint"] + parts["entropy"]
                 stream.update(log_weight)
-                bar.update(log_weight.numel())
+                run.advance(log_weight.numel())
             elbo, elbo_se = stream.bound(1)
-            means = {"elbo": elbo, "elbo_se": elbo_se, "log_px": stream.log_mean}
-            means |= {name: value / num_samples for name, value in sums.items()}
-            for name, value in means.items():
-                columns.setdefault(name, np.empty(len(data)))[rows] = value.cpu().numpy()
+            means = {name: total / num_samples for name, total in sums.items()}
+            return {"elbo": elbo, "elbo_se": elbo_se, "log_px": stream.log_mean, **means}
+
+        columns = run.collect(compute, sizes, total=num_samples, description="ELBO")
+        provenance = run.provenance()
     if given is not None:
         columns["log_px"] = given
     columns["kl_to_posterior"] = columns["log_px"] - columns["elbo"]
     first = ["elbo", "elbo_se", "reconstruction", "kl", "expected_log_joint", "entropy", "log_px", "kl_to_posterior"]
+    table = pd.DataFrame({name: columns[name] for name in dict.fromkeys([*first, *columns])})
     return ElboTerms(
-        pointwise=data.labelled(
-            pd.DataFrame({c: columns[c] for c in [*first, *(c for c in columns if c not in first)]})
-        ),
+        pointwise=run.data.table(table),
         num_samples=num_samples,
         log_px_given=given is not None,
-        data_hash=data.hash,
-        model_name=model_name(model),
-        seed=seed,
+        provenance=provenance,
     )
 
 
@@ -159,23 +155,3 @@ def _sum(by_site: Mapping[str, Tensor], terms: LogTerms) -> Tensor:
     if not by_site:
         return terms.reconstruction.new_zeros(terms.shape, dtype=torch.float64)
     return torch.stack([term.double() for term in by_site.values()]).sum(0)
-
-
-def _given(log_px: Any, data: TestSet) -> np.ndarray:
-    """log p(x) as the user passed it, one number per datum."""
-    if hasattr(log_px, "pointwise"):
-        if log_px.data_hash != data.hash:
-            raise ValueError(
-                f"log_px was evaluated on other data than x (content {log_px.data_hash}, {data.hash}): pass "
-                f"log_marginal(model, x) of the same x, with the same binarisation and covariates."
-            )
-        return log_px.pointwise["log_px"].to_numpy()
-    if not isinstance(log_px, (*ARRAYS, list, tuple)):
-        raise TypeError(f"log_px must be a MarginalResult or one number per datum; got {type(log_px).__name__}.")
-    data.check_index(log_px, "log_px")
-    values = as_tensor(log_px if isinstance(log_px, ARRAYS) else np.asarray(log_px, dtype=np.float64), "log_px")
-    if tuple(values.shape) != (len(data),):
-        raise ValueError(f"log_px has shape {tuple(values.shape)}; one number for each of {len(data)} data is needed.")
-    if bool(values.isnan().any()):
-        raise ValueError(f"log_px holds {int(values.isnan().sum())} NaN value(s): drop those data.")
-    return values.detach().cpu().double().numpy()

@@ -3,28 +3,18 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pyrovae._checks import positive
+from pyrovae.evaluation._result import Result
 from pyrovae.evaluation.marginal._paired import Difference, simultaneous
-from pyrovae.evaluation.marginal._result import MarginalResult, combined_se, same_marks, se_over_data
+from pyrovae.evaluation.marginal._result import MarginalResult
+from pyrovae.evaluation.marginal._verdict import combined_se, se_over_data
 
 Seeds = MarginalResult | Sequence[MarginalResult]
-
-
-class _OnData(Protocol):
-    """A result of :func:`~pyrovae.ais` or :func:`~pyrovae.inference_gaps`."""
-
-    @property
-    def data_hash(self) -> str: ...
-
-    @property
-    def fingerprint(self) -> tuple[float, ...]: ...
-
-    def summary(self) -> pd.Series: ...
 
 
 def compare(
@@ -34,8 +24,8 @@ def compare(
     confidence: float = 0.95,
     resolve: float | None = None,
     pool_seeds: bool = True,
-    ais: Mapping[str, _OnData] | None = None,
-    gaps: Mapping[str, _OnData] | None = None,
+    ais: Mapping[str, Result] | None = None,
+    gaps: Mapping[str, Result] | None = None,
 ) -> pd.DataFrame:
     """Models by log p(x), best first, with paired differences to a reference.
 
@@ -118,8 +108,8 @@ def _table(
     confidence: float = 0.95,
     resolve: float | None = None,
     pool_seeds: bool = True,
-    ais: Mapping[str, _OnData] | None = None,
-    gaps: Mapping[str, _OnData] | None = None,
+    ais: Mapping[str, Result] | None = None,
+    gaps: Mapping[str, Result] | None = None,
 ) -> pd.DataFrame:
     runs = _runs(results)
     reference = next(iter(runs)) if reference is None else reference
@@ -144,11 +134,11 @@ def _table(
         ("ais", {"log_px": "ais", "mc_se": "ais_se", "N": "ais_N"}, ais),
         ("gaps", {"approximation": "approximation", "amortization": "amortization", "N": "gaps_N"}, gaps),
     ):
-        same_data({name: result.data_hash for name, result in (extra or {}).items()}, kind)
+        same_data({name: result.provenance.data_hash for name, result in (extra or {}).items()}, kind)
         for name, result in (extra or {}).items():
             if name not in rows:
                 raise ValueError(f"{kind} has {name!r}, which is not among the results: {', '.join(rows)}.")
-            if not any(same_marks([result.fingerprint, r.fingerprint]) for r in runs[name]):
+            if not any(result.provenance.same_density(r.provenance) for r in runs[name]):
                 raise ValueError(
                     f"{kind} of {name!r} is of another model than its result, or not on the first of the same data."
                 )
@@ -177,7 +167,8 @@ def _check(runs: Mapping[str, Sequence[MarginalResult]], reference: str) -> None
     everything = {
         f"{name}[{i}]" if len(seeds) > 1 else name: r for name, seeds in runs.items() for i, r in enumerate(seeds)
     }
-    same_data({name: r.data_hash for name, r in everything.items()}, "results", runs[reference][0].data_hash)
+    hashes = {name: r.provenance.data_hash for name, r in everything.items()}
+    same_data(hashes, "results", runs[reference][0].provenance.data_hash)
     if len({r.discrete for r in everything.values()}) > 1:
         kinds = {name: "mass function" if r.discrete else "density" for name, r in everything.items()}
         raise ValueError(
@@ -185,7 +176,8 @@ def _check(runs: Mapping[str, Sequence[MarginalResult]], reference: str) -> None
         )
     for name, seeds in runs.items():
         for (i, a), (j, b) in combinations(enumerate(seeds), 2):
-            if a is b or (a.model_hash == b.model_hash and same_marks([a.fingerprint, b.fingerprint])):
+            one = a.provenance.model_hash == b.provenance.model_hash and a.provenance.same_density(b.provenance)
+            if a is b or one:
                 raise ValueError(
                     f"{name}[{i}] and {name}[{j}] are results of one trained model, not of two training seeds: combine "
                     f"their draws by pyrovae.pool."
@@ -259,7 +251,7 @@ def _compared(
     numbers = [diff, difference.se, diff - half, diff + half, diff - wide, diff + wide, mc_se]
     row = dict(zip(columns, numbers, strict=True)) | {
         "claim": difference.claim,
-        "same_model": same_marks([r.fingerprint for r in (*seeds, *base)]),
+        "same_model": all(seeds[0].provenance.same_density(r.provenance) for r in (*seeds, *base)),
     }
     if resolve is not None:
         draws = min(r.num_samples for r in seeds)
@@ -270,7 +262,7 @@ def _compared(
 def _together(seeds: Sequence[MarginalResult], base: Sequence[MarginalResult]) -> bool:
     """Whether the seeds of both are the same p(x, z), one by one, as where a posterior was refitted to each."""
     return len(seeds) == len(base) > 1 and all(
-        same_marks([a.fingerprint, b.fingerprint]) for a, b in zip(seeds, base, strict=True)
+        a.provenance.same_density(b.provenance) for a, b in zip(seeds, base, strict=True)
     )
 
 

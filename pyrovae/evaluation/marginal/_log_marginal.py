@@ -1,41 +1,31 @@
 """Importance-sampled log p(x), with errors and diagnostics for every datum."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyrovae._checks import at_least, one_of
-from pyrovae._distributed import common_seed, connect, joined, rank
-from pyrovae._graph import COMPILE, Compile
+from pyrovae._graph import Compile
 from pyrovae._random import seeded
 from pyrovae.distributions._capabilities import capabilities
-from pyrovae.evaluation._strict import (
-    TestSet,
-    as_test_set,
-    check_ranks,
-    fingerprint,
-    model_name,
-    strict,
-    weights_hash,
-)
+from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.marginal._pool import pooled
 from pyrovae.evaluation.marginal._result import MarginalResult
 from pyrovae.evaluation.marginal._stream import WeightStream
 from pyrovae.evaluation.marginal._verdict import judge
-from pyrovae.evaluation.marginal._weights import LogWeights
-from pyrovae.model import LogTerms, VAEModel
+from pyrovae.evaluation.marginal._weights import LogWeights, Proposal
+from pyrovae.model import VAEModel
 from pyrovae.model._support import narrower_sites
 
 BOUNDS = (1, 10, 100, 500, 1000, 5000)
 _PILOT = 200  # draws that decide how many a datum needs for target_mc_se, and the fewest that it gets
 _MARGIN = 1.5  # over what the pilot says
-_AT_ONCE = 1000  # data whose certainty is looked at together
+_DATA_AT_ONCE = 1000  # whose certainty is looked at
 _CERTAIN = 1e-5  # -log q(z) under which z has all the mass, but for rounding
 
 
@@ -46,7 +36,7 @@ def log_marginal(
     num_samples: int = 5000,
     target_mc_se: float | None = None,
     bounds: Sequence[int] = BOUNDS,
-    proposal: Literal["posterior", "prior"] = "posterior",
+    proposal: Proposal = "posterior",
     seed: int | None = 0,
     device: str | torch.device | None = None,
     memory_budget: int | None = None,
@@ -94,88 +84,61 @@ def log_marginal(
     at_least(1, num_samples=num_samples)
     for k in bounds:
         at_least(1, bounds=k)
-    one_of(COMPILE, compile=compile)
+    one_of(("posterior", "prior"), proposal=proposal)
     if target_mc_se is not None and not target_mc_se > 0:
         raise ValueError(f"target_mc_se must be positive, in nats; got {target_mc_se}.")
     sizes = tuple(sorted({k for k in bounds if k < num_samples} | {1, max(num_samples // 10, 1), num_samples}))
-    connect()
-    data = as_test_set("log_marginal", model, x, covariates)
-
-    def estimate(some: TestSet, k: int) -> dict[str, np.ndarray]:
-        return _estimate(model, some, k, sizes, proposal, memory_budget, compile, progress)
-
-    with strict(model, device), seeded(common_seed(seed)):
-        terms, num_observed = data.check(model)
-        check_ranks(model, data)
+    options: Any = {"seed": seed, "device": device, "memory_budget": memory_budget}
+    with EvaluationRun("log_marginal", model, x, covariates, **options, compile=compile, progress=progress) as run:
         if target_mc_se is None:
-            columns = estimate(data, num_samples)
+            columns = _estimate(run, num_samples, sizes, proposal)
         else:
-            columns = _reach(target_mc_se, estimate, data, num_samples)
+            columns = _reach(target_mc_se, run, num_samples, sizes, proposal)
+        terms, provenance = run.terms, run.provenance()
         exact = not terms.prior
         if exact:  # so that one draw tells as much
-            columns |= {"mc_se": np.zeros(len(data)), "jackknife": columns["log_px"]}
-        bounds_only = _bounds(model, data, terms) if proposal == "posterior" else None
-        marks = fingerprint(model, data)
+            columns |= {"mc_se": np.zeros(len(run.data)), "jackknife": columns["log_px"]}
+        leaves_out = _leaves_out(run) if proposal == "posterior" else None
     pointwise = pd.DataFrame(columns)
-    verdicts = judge(pointwise, num_samples, exact=exact, bound=bounds_only)
+    verdicts = judge(pointwise, num_samples, exact=exact, bound=leaves_out)
     first = [name for name in columns if not name.startswith("L_")]
     pointwise = pd.concat([pointwise[first], verdicts, pointwise.drop(columns=first)], axis=1)
     return MarginalResult(
-        pointwise=data.labelled(pointwise),
+        pointwise=run.data.table(pointwise),
         num_samples=num_samples,
         bounds=sizes,
-        num_observed=num_observed,
+        num_observed=run.num_observed,
         discrete=all(capabilities(p).discrete for p in terms.likelihood.values()),
-        data_hash=data.hash,
-        model_name=model_name(model),
-        seed=seed,
         proposal=proposal,
-        fingerprint=marks,
-        model_hash=weights_hash(model),
-        validation_data=any(data.hash in getattr(part, "validated_on", ()) for part in model.modules()),
+        validation_data=any(run.data.hash in getattr(part, "validated_on", ()) for part in model.modules()),
+        provenance=provenance,
     )
 
 
-def _estimate(
-    model: VAEModel,
-    data: TestSet,
-    num_samples: int,
-    sizes: Sequence[int],
-    proposal: Literal["posterior", "prior"],
-    memory_budget: int | None,
-    compile: Compile,
-    progress: bool,
-) -> dict[str, np.ndarray]:
-    """The columns of all data, from K draws each, shared among the processes."""
+def _estimate(run: EvaluationRun, num_samples: int, sizes: Sequence[int], proposal: Proposal) -> dict[str, np.ndarray]:
+    """The columns of all data, from K draws each."""
     half, tenth = max(num_samples // 2, 1), max(num_samples // 10, 1)
     reached = {k for k in sizes if k <= num_samples} | {1, tenth, half, num_samples}
-    columns: dict[str, Tensor] = {}
-    weights = LogWeights(model, data, num_samples, proposal, memory_budget, compile)
-    mine = weights.share()
-    total = (mine.stop - mine.start) * num_samples
-    silent = not progress or rank() > 0
-    with tqdm(total=total, unit="draw", unit_scale=True, desc="log p(x)", disable=silent) as bar:
-        for rows in weights.parts(mine):
-            stream = WeightStream(rows.stop - rows.start, num_samples, reached, model.like().device)
-            for log_weight in weights(rows):
-                stream.update(log_weight)
-                bar.update(log_weight.numel())
-            for name, values in _columns(stream, num_samples, sizes).items():
-                # Whole columns from the start: small pieces kept between chunks would fragment the heap. They are
-                # read at the end alone, so that a device need not wait.
-                column = columns.setdefault(name, values.new_empty(len(data)))
-                column[rows] = values
-    return joined({name: column.cpu().numpy() for name, column in columns.items()}, mine)
+    weights = LogWeights(run, num_samples, proposal)
+
+    def compute(rows: slice, at_once: int) -> dict[str, Tensor]:
+        stream = WeightStream(rows.stop - rows.start, num_samples, reached, run.device)
+        for log_weight in weights(rows, at_once):
+            stream.update(log_weight)
+            run.advance(log_weight.numel())
+        return stream_columns(stream, num_samples, sizes)
+
+    return run.collect(compute, weights.sizes, total=num_samples, description="log p(x)")
 
 
 def _reach(
-    target_mc_se: float, estimate: Callable[[TestSet, int], dict[str, np.ndarray]], data: TestSet, num_samples: int
+    target_mc_se: float, run: EvaluationRun, num_samples: int, sizes: Sequence[int], proposal: Proposal
 ) -> dict[str, np.ndarray]:
     """The columns of all data, each from as many draws as it needs."""
-    least = min(_PILOT, num_samples)
-    mc_se, drawn = estimate(data, least)["mc_se"], np.zeros(len(data), dtype=int)
-    seen, columns = np.full(len(data), least), dict[str, np.ndarray]()
-    missed = np.arange(len(data))
+    n, least = len(run.data), min(_PILOT, num_samples)
+    mc_se, drawn = _estimate(run.within(), least, sizes, proposal)["mc_se"], np.zeros(n, dtype=int)
+    seen, columns = np.full(n, least), dict[str, np.ndarray]()
+    missed = np.arange(n)
     while len(missed):
         ratio = np.nan_to_num(mc_se[missed] / target_mc_se, nan=np.inf, posinf=np.inf)
         needed = np.minimum(_MARGIN * seen[missed] * np.square(ratio), num_samples) - drawn[missed]
@@ -184,38 +147,39 @@ def _reach(
         more = np.minimum(least * 2 ** np.ceil(np.log2(needed)).astype(int), num_samples - drawn[missed])
         for k in np.unique(more):
             rows = missed[more == k]
-            part = estimate(data.rows(torch.from_numpy(rows)), int(k))
+            part = _estimate(run.within(torch.from_numpy(rows)), int(k), sizes, proposal)
             if drawn[rows[0]]:
                 part = pooled({name: values[rows] for name, values in columns.items()}, part)
             for name, values in part.items():
-                columns.setdefault(name, np.empty(len(data), dtype=values.dtype))[rows] = values
+                columns.setdefault(name, np.empty(n, dtype=values.dtype))[rows] = values
         drawn[missed] += more
         mc_se, seen = columns["mc_se"], drawn
         missed = missed[~(mc_se[missed] <= target_mc_se) & (drawn[missed] < num_samples)]
     return columns
 
 
-def _bounds(model: VAEModel, data: TestSet, terms: LogTerms) -> np.ndarray:
+def _leaves_out(run: EvaluationRun) -> np.ndarray:
     """Whether the guide leaves out what the prior has, datum by datum: it puts all mass of a discrete latent on one
     value of several, or it draws a part of the reals only.
     """
+    terms, model = run.terms, run.model
+    if narrower_sites(terms.posterior, terms.prior):
+        return np.ones(len(run.data), dtype=bool)
     discrete = [site for site, p in terms.prior.items() if capabilities(p).discrete]
-    out = np.full(len(data), bool(narrower_sites(terms.posterior, terms.prior)))
-    with seeded(0):
-        for start in range(0, len(data) if discrete else 0, _AT_ONCE):
-            part = model.log_terms(*data.part(slice(start, start + _AT_ONCE), model.like()), num_particles=2)
-            certain = [(part.log_posterior[s] > -_CERTAIN) & (part.log_prior[s] < -_CERTAIN) for s in discrete]
-            out[start : start + _AT_ONCE] |= torch.stack(certain).all(1).any(0).cpu().numpy()
-    return out
+    if not discrete:
+        return np.zeros(len(run.data), dtype=bool)
+
+    def certain(rows: slice, draws: int) -> dict[str, Tensor]:
+        with seeded(0):
+            part = model.log_terms(*run.part(rows), num_particles=2)
+        found = [(part.log_posterior[s] > -_CERTAIN) & (part.log_prior[s] < -_CERTAIN) for s in discrete]
+        return {"bound": torch.stack(found).all(1).any(0)}
+
+    return run.collect(certain, (_DATA_AT_ONCE, 1), total=0, description="certain")["bound"]
 
 
-def stream_columns(stream: WeightStream, num_samples: int, sizes: Sequence[int]) -> dict[str, np.ndarray]:
+def stream_columns(stream: WeightStream, num_samples: int, sizes: Sequence[int]) -> dict[str, Tensor]:
     """What :class:`~pyrovae.MarginalResult` has of the K draws in a stream, with L_k for these sizes k."""
-    return {name: value.cpu().numpy() for name, value in _columns(stream, num_samples, sizes).items()}
-
-
-def _columns(stream: WeightStream, num_samples: int, sizes: Sequence[int]) -> dict[str, Tensor]:
-    """:func:`stream_columns` where the stream is."""
     log_px, tenth = stream.log_mean, stream.bound(max(num_samples // 10, 1))[0]
     columns = {
         "log_px": log_px,

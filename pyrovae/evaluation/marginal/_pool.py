@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pyrovae.evaluation.marginal._result import MarginalResult, same_marks
+from pyrovae.evaluation._result import Provenance
+from pyrovae.evaluation.marginal._result import MarginalResult
 from pyrovae.evaluation.marginal._verdict import judge
 
 
@@ -40,7 +41,7 @@ def pool(results: Sequence[MarginalResult]) -> MarginalResult:
         _check(a, b, f"results[{i}] and results[{j}]")
     groups: dict[str, list[MarginalResult]] = {}
     for result in results:
-        groups.setdefault(result.data_hash, []).append(result)
+        groups.setdefault(result.provenance.data_hash, []).append(result)
     merged = [_more_draws(group) for group in groups.values()]
     return merged[0] if len(merged) == 1 else _more_data(merged)
 
@@ -48,11 +49,12 @@ def pool(results: Sequence[MarginalResult]) -> MarginalResult:
 def _check(a: MarginalResult, b: MarginalResult, names: str) -> None:
     settings: dict[str, tuple[Any, Any]] = {
         "proposal": (a.proposal, b.proposal),
-        "model": (a.model_name, b.model_name),
-        "weights": (a.model_hash, b.model_hash),
+        "model": (a.provenance.model_name, b.provenance.model_name),
+        "weights": (a.provenance.model_hash, b.provenance.model_hash),
     }
-    if a.data_hash == b.data_hash:
-        settings["log p(x, z)"] = (same_marks([a.fingerprint, b.fingerprint]), True)
+    same_data = a.provenance.data_hash == b.provenance.data_hash
+    if same_data:
+        settings["log p(x, z)"] = (a.provenance.same_density(b.provenance), True)
     different = [name for name, (ours, theirs) in settings.items() if ours != theirs]
     if different:
         raise ValueError(
@@ -60,15 +62,21 @@ def _check(a: MarginalResult, b: MarginalResult, names: str) -> None:
         )
     if set(_seeds(a)) & set(_seeds(b)) - {None}:
         raise ValueError(
-            f"{names} have the same draws (seed {a.seed}), so that their noise is shared, on other data too: call "
-            f"log_marginal with another seed for each."
+            f"{names} have the same draws (seed {a.provenance.seed}), so that their noise is shared, on other data too:"
+            f" call log_marginal with another seed for each."
         )
-    if a.data_hash == b.data_hash and np.array_equal(a.pointwise["log_px"], b.pointwise["log_px"], equal_nan=True):
+    if same_data and np.array_equal(a.pointwise["log_px"], b.pointwise["log_px"], equal_nan=True):
         raise ValueError(f"{names} are equal datum by datum: they are the same draws, or log p̂(x) is exact already.")
 
 
 def _seeds(result: MarginalResult) -> tuple[int | None, ...]:
-    return result.seed if isinstance(result.seed, tuple) else (result.seed,)
+    seed = result.provenance.seed
+    return seed if isinstance(seed, tuple) else (seed,)
+
+
+def _provenance(results: Sequence[MarginalResult]) -> Provenance:
+    """The first one's, with the seeds of all."""
+    return replace(results[0].provenance, seed=tuple(seed for r in results for seed in _seeds(r)))
 
 
 def _more_draws(results: Sequence[MarginalResult]) -> MarginalResult:
@@ -88,7 +96,7 @@ def _more_draws(results: Sequence[MarginalResult]) -> MarginalResult:
         pointwise=pd.concat([table[facts], judge(table, total, bound=bound), table[ladder]], axis=1),
         num_samples=total,
         bounds=(*bounds, total),
-        seed=tuple(seed for r in results for seed in _seeds(r)),
+        provenance=_provenance(results),
     )
 
 
@@ -131,13 +139,12 @@ def _more_data(results: Sequence[MarginalResult]) -> MarginalResult:
     for a, b in combinations(frames, 2):
         if not plain and len(both := a.index.intersection(b.index)):
             raise ValueError(f"datum {both[0]!r} is in two results: a datum counts once. Pool parts of the data.")
-    hashes = " ".join(r.data_hash for r in results)
+    hashes = " ".join(r.provenance.data_hash for r in results)
     counts: list[Any] = [r.num_observed for r in results]
     return replace(
         results[0],
         pointwise=pd.concat(frames, ignore_index=plain),
-        data_hash=hashlib.sha256(hashes.encode()).hexdigest()[:16],
-        seed=tuple(seed for r in results for seed in _seeds(r)),
+        provenance=replace(_provenance(results), data_hash=hashlib.sha256(hashes.encode()).hexdigest()[:16]),
         validation_data=any(r.validation_data for r in results),
         num_observed=None if None in counts else float(np.average(counts, weights=[len(frame) for frame in frames])),
     )

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
+from pyrovae._arguments import encode
+from pyrovae.evaluation._result import Provenance, Result, as_arrays, as_frame, decode_plain
 from pyrovae.evaluation.marginal._arviz import container, group
 from pyrovae.evaluation.marginal._tail import khat_threshold
 from pyrovae.evaluation.marginal._verdict import combined_se, is_reliable, mean_error, se_over_data, verdict
@@ -17,8 +18,8 @@ from pyrovae.evaluation.marginal._verdict import combined_se, is_reliable, mean_
 _GROUP = "log_marginal"
 
 
-@dataclass(frozen=True)
-class MarginalResult:
+@dataclass(frozen=True, kw_only=True)
+class MarginalResult(Result):
     """Estimates of log p(x), in nats.
 
     Attributes:
@@ -32,13 +33,9 @@ class MarginalResult:
         bounds: the sizes k at which L_k was computed.
         num_observed: how many dimensions of a datum are observed, on average; ``None`` where they cannot be counted.
         discrete: whether the likelihood is a probability mass function.
-        data_hash: content hash of the data evaluated, tensor covariates included.
-        model_name: class of the model, with its posterior where it has one.
-        seed: seed of the draws; of a pooled result, all of them.
         proposal: what the draws came from, ``"posterior"`` or ``"prior"``.
-        fingerprint: log p(x, z) at a few fixed points, by which two results of one generative model are known.
-        model_hash: content hash of the weights, by which two results of one trained model are known.
         validation_data: whether these are the data by which ``fit`` chose the epoch.
+        provenance: the data, the model and the seed.
     """
 
     pointwise: pd.DataFrame
@@ -46,12 +43,7 @@ class MarginalResult:
     bounds: tuple[int, ...]
     num_observed: float | None
     discrete: bool
-    data_hash: str
-    model_name: str
-    seed: int | tuple[int | None, ...] | None
     proposal: str = "posterior"
-    fingerprint: tuple[float, ...] = ()
-    model_hash: str = ""
     validation_data: bool = False
 
     @property
@@ -103,7 +95,7 @@ class MarginalResult:
         }
         if self.discrete and self.num_observed:
             row["bits_per_dim"] = -mean / (self.num_observed * math.log(2.0))
-        return pd.Series(row, name=self.model_name)
+        return pd.Series(row, name=self.provenance.model_name)
 
     def bound_table(self) -> pd.DataFrame:
         """L_k for every k, from the same draws: mean over data, ``se_data`` and ``mc_se``."""
@@ -138,15 +130,15 @@ class MarginalResult:
         ``xarray.DataTree`` (1.x), with :meth:`summary` as attributes, and the index, level by level, as coordinates
         ``index_0``, ... (numbers, dates or text). :meth:`from_arviz` reads it back.
         """
-        p = self.pointwise
-        columns = {
-            name: ("datum", values.to_numpy(dtype=str if name == "reason" else None)) for name, values in p.items()
-        }
+        described, arrays = as_arrays(self.pointwise)
+        names = described["columns"]
+        columns = {name: ("datum", array) for name, array in zip(names, arrays, strict=False)}
         facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pointwise"}
-        attrs = {"data_hash": self.data_hash, "model_name": self.model_name, **self.summary().to_dict()}
-        attrs["result"] = json.dumps(facts | {"index": list(p.index.names)}, default=str)
-        coords = {"datum": np.arange(len(p))} | {
-            f"index_{i}": ("datum", _storable(p.index.get_level_values(i))) for i in range(p.index.nlevels)
+        facts |= {"provenance": vars(self.provenance), "pointwise": described}
+        attrs = {"data_hash": self.provenance.data_hash, "model_name": self.provenance.model_name}
+        attrs |= {**{str(name): value for name, value in self.summary().items()}, "result": json.dumps(encode(facts))}
+        coords = {"datum": np.arange(len(self.pointwise))} | {
+            f"index_{i}": ("datum", level) for i, level in enumerate(arrays[len(names) :])
         }
         import xarray
 
@@ -163,23 +155,9 @@ class MarginalResult:
             ValueError: there is no such group.
         """
         dataset = group(data, _GROUP)
-        facts = json.loads(dataset.attrs["result"])
-        names = facts.pop("index")
-        levels = [dataset[f"index_{i}"].to_numpy() for i in range(len(names))]
-        index = pd.MultiIndex.from_arrays(levels, names=names) if len(names) > 1 else pd.Index(levels[0], name=names[0])
-        facts |= {name: tuple(value) for name, value in facts.items() if isinstance(value, list)}
-        columns = {str(name): values.to_numpy() for name, values in dataset.data_vars.items()}
-        pointwise = pd.DataFrame(columns, index).astype({"reliable": bool, "reason": str})
-        return cls(pointwise=pointwise, **facts)
-
-
-def _storable(labels: pd.Index) -> np.ndarray:
-    """Labels as numbers or dates, which files hold, or else as text."""
-    values = labels.to_numpy()
-    return values if values.dtype.kind in "iufbM" else labels.astype(str).to_numpy(dtype=str)
-
-
-def same_marks(fingerprints: Sequence[tuple[float, ...]]) -> bool:
-    """Whether all are log p(x, z) of one generative model."""
-    first = fingerprints[0]
-    return bool(first) and all(len(m) == len(first) and np.allclose(m, first) for m in fingerprints)
+        facts = decode_plain(json.loads(dataset.attrs["result"]))
+        described = facts.pop("pointwise")
+        names = [*described["columns"], *(f"index_{i}" for i in range(len(described["index"])))]
+        pointwise = as_frame(described, [dataset[name].to_numpy() for name in names])
+        provenance = Provenance(**facts.pop("provenance"))
+        return cls(pointwise=pointwise.astype({"reliable": bool, "reason": str}), provenance=provenance, **facts)

@@ -1,6 +1,5 @@
 """Importance weights, block by block: what is drawn depends on the seed alone, what is scored at once on memory."""
 
-import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -8,61 +7,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import at_least
-from pyrovae._distributed import my_blocks
-from pyrovae._graph import Compile, Graph
-from pyrovae._random import reseed, seeded
-from pyrovae.evaluation._chunks import (
-    BLOCK,
-    SLICE,
-    chunk_sizes,
-    default_budget,
-    halved,
-    is_out_of_memory,
-    probe,
-)
-from pyrovae.evaluation._strict import TestSet, as_test_set, strict
+from pyrovae._checks import at_least, one_of
+from pyrovae._graph import Compile
+from pyrovae.evaluation._memory import BLOCK, SLICE, default_budget, plan, probe, within_memory
+from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.model import Latents, VAEModel
 
-PROPOSALS = ("posterior", "prior")
+Proposal = Literal["posterior", "prior"]
 
 
 class LogWeights:
-    """log p(x, z) - log q(z | x) for K draws of every datum, under :func:`~pyrovae.evaluation._strict.strict`.
+    """log p(x, z) - log q(z | x) for K draws of every datum.
 
-    Draws come in blocks whose sizes and seeds follow from the model, the data and K alone. Each block is scored in
-    slices that fit the memory budget, halved where memory runs out all the same, so that the budget changes rounding at
-    most. Where memory does not even suffice to draw a block, it is halved, too; only then are the draws others.
+    Draws come in blocks whose sizes follow from the model, the data and K alone. Each block is scored in slices that
+    fit the run's memory budget, halved where memory runs out all the same, so that the budget changes rounding at most.
+    Where memory does not even suffice to draw a block, the run takes a smaller one; only then are the draws others.
 
     Args:
-        model: the model, on its device.
-        data: the data.
+        run: the model and the data.
         num_samples: K.
         proposal: ``"posterior"`` draws from the guide, ``"prior"`` from the model, with log p(x | z) as weight.
-        memory_budget: bytes that one slice may take.
-        compile: whether drawing and scoring become machine code.
 
-    Raises:
-        ValueError: an unknown proposal or way to compile, a budget that is not positive.
+    Attributes:
+        sizes: data and draws in a block.
     """
 
-    def __init__(
-        self,
-        model: VAEModel,
-        data: TestSet,
-        num_samples: int,
-        proposal: Literal["posterior", "prior"] = "posterior",
-        memory_budget: int | None = None,
-        compile: Compile = "off",
-    ) -> None:
-        if proposal not in PROPOSALS:
-            raise ValueError(f"proposal must be 'posterior' or 'prior'; got {proposal!r}.")
-        self._model, self._data, self._k = model, data, num_samples
-        self._like = like = model.like()
-        self._seed = int(torch.randint(2**62, ()))
-        budget = default_budget(like.device) if memory_budget is None else memory_budget
-        at_least(1, memory_budget=budget)
-        block = BLOCK[like.device.type]
+    def __init__(self, run: EvaluationRun, num_samples: int, proposal: Proposal = "posterior") -> None:
+        self._run, self._num_samples, model = run, num_samples, run.model
 
         def draw(k: int, *part: Any) -> tuple[Latents, Tensor, Tensor | None]:
             if proposal == "prior":  # one run of the model draws and scores
@@ -72,82 +43,40 @@ class LogWeights:
         def score(latents: Latents, *part: Any) -> Tensor:
             return model.log_joint(*part, latents=latents)
 
-        cost = probe(lambda n, k: draw(k, *data.part(slice(n), like)))
-        self._block = chunk_sizes(len(data), num_samples, block, cost)
+        cost = probe(lambda n, k: draw(k, *run.part(slice(n))))
+        block, most = BLOCK[run.device.type], run.memory_budget or default_budget(run.device)
+        self.sizes = plan(len(run.data), num_samples, block, cost)
         if proposal == "posterior":
-            few = draw(10, *data.part(slice(2), like))[0]
-            cost = probe(lambda n, k: score(_cut(few, slice(k), slice(n)), *data.part(slice(n), like)))
-        self._slice = chunk_sizes(*self._block, min(SLICE[like.device.type], budget), cost)
-        self._too_many: float = math.inf  # draws at once, for which memory did not suffice
-        self._draw = Graph(draw, compile=compile, calls=self._count(self._block))
-        self._score = Graph(score, compile=compile, calls=self._count(self._slice))
+            few = draw(10, *run.part(slice(2)))[0]
+            cost = probe(lambda n, k: score(_cut(few, slice(k), slice(n)), *run.part(slice(n))))
+        self._slice = plan(*self.sizes, min(SLICE[run.device.type], most), cost)
+        self._draw = run.graph(draw, self.sizes, num_samples)
+        self._score = run.graph(score, self._slice, num_samples)
 
-    def share(self) -> slice:
-        """This process's part of all rows."""
-        return my_blocks(len(self._data), self._block[0])
-
-    def parts(self, among: slice | None = None) -> Iterator[slice]:
-        """The rows to take together, in order: all of them, or those of a :meth:`share`."""
-        among = slice(0, len(self._data)) if among is None else among
-        for start in range(among.start, among.stop, self._block[0]):
-            yield slice(start, min(start + self._block[0], among.stop))
-
-    def __call__(self, rows: slice) -> Iterator[Float[Tensor, "draws rows"]]:
-        """The K log-weights of each of the rows, in blocks of draws."""
-        for start in range(0, self._k, self._block[1]):
-            yield self._block_of(rows, slice(start, min(start + self._block[1], self._k)))
-
-    def _block_of(self, rows: slice, draws: slice) -> Float[Tensor, "draws rows"]:
-        """The log-weights of a block: where memory runs out, of its halves, whose draws are others."""
-        k, n = draws.stop - draws.start, rows.stop - rows.start
-        if n * k < self._too_many:
-            try:
-                reseed(self._seed, rows.start, draws.start)
-                latents, log_q, log_likelihood = self._draw(k, *self._data.part(rows, self._like))
-                return self._log_joint(latents, k, rows) - log_q if log_likelihood is None else log_likelihood
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or (n, k) == (1, 1):
-                    raise
-            self._too_many = n * k
-            self._free()
-        if n > 1:
-            return torch.cat([self._block_of(half, draws) for half in _halves(rows)], dim=1)
-        return torch.cat([self._block_of(rows, half) for half in _halves(draws)])
-
-    def _count(self, sizes: tuple[int, int]) -> int:
-        return -(-len(self._data) // sizes[0]) * -(-self._k // sizes[1])
+    def __call__(self, rows: slice, at_once: int) -> Iterator[Float[Tensor, "draws rows"]]:
+        """The K log-weights of each of the rows, so many draws at once."""
+        part = self._run.part(rows)
+        for k in self._run.draws(rows, self._num_samples, at_once):
+            latents, log_q, log_likelihood = self._draw(k, *part)
+            yield self._log_joint(latents, k, rows) - log_q if log_likelihood is None else log_likelihood
 
     def _log_joint(self, latents: Latents, k: int, rows: slice) -> Tensor:
         """log p(x, z), slice by slice, in smaller ones once memory has run out."""
-        while True:
-            try:
-                return self._sliced(latents, k, rows)
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or self._slice == (1, 1):
-                    raise
-            self._slice = halved(self._slice)
-            self._free()
 
-    def _free(self) -> None:
-        if self._like.is_cuda:
-            torch.cuda.empty_cache()
+        def sliced(sizes: tuple[int, int]) -> Tensor:
+            n, out = rows.stop - rows.start, []
+            for i in range(0, n, sizes[0]):
+                some = slice(i, min(i + sizes[0], n))
+                part = self._run.part(slice(rows.start + some.start, rows.start + some.stop))
+                if not latents:  # then every draw has the same weight
+                    out.append(self._score(latents, *part).expand(k, -1))
+                    continue
+                draws = [slice(j, j + sizes[1]) for j in range(0, k, sizes[1])]
+                out.append(torch.cat([self._score(_cut(latents, d, some), *part) for d in draws]))
+            return torch.cat(out, dim=1)
 
-    def _sliced(self, latents: Latents, k: int, rows: slice) -> Tensor:
-        n, out = rows.stop - rows.start, []
-        for i in range(0, n, self._slice[0]):
-            some = slice(i, min(i + self._slice[0], n))
-            part = self._data.part(slice(rows.start + some.start, rows.start + some.stop), self._like)
-            if not latents:  # then every draw has the same weight
-                out.append(self._score(latents, *part).expand(k, -1))
-                continue
-            draws = [slice(j, j + self._slice[1]) for j in range(0, k, self._slice[1])]
-            out.append(torch.cat([self._score(_cut(latents, d, some), *part) for d in draws]))
-        return torch.cat(out, dim=1)
-
-
-def _halves(part: slice) -> tuple[slice, slice]:
-    middle = (part.start + part.stop + 1) // 2
-    return slice(part.start, middle), slice(middle, part.stop)
+        log_joint, self._slice = within_memory(sliced, self._slice, self._run.device)
+        return log_joint
 
 
 def _cut(latents: Latents, draws: slice, rows: slice) -> Latents:
@@ -161,9 +90,12 @@ def log_weights(
     x: Float[Tensor, "data *event"] | Any,
     *covariates: Any,
     num_samples: int = 5000,
-    proposal: Literal["posterior", "prior"] = "posterior",
+    proposal: Proposal = "posterior",
     seed: int | None = 0,
     device: str | torch.device | None = None,
+    memory_budget: int | None = None,
+    compile: Compile = "auto",
+    progress: bool = True,
 ) -> Float[Tensor, "draws data"]:
     """All K log-weights log p(x, z) - log q(z | x) of a few data, in nats: those that :func:`~pyrovae.log_marginal`
     reduces, given the same arguments.
@@ -178,6 +110,9 @@ def log_weights(
         proposal: as in :func:`~pyrovae.log_marginal`; for ``"prior"`` the weight is log p(x | z).
         seed: seed of the draws. It fixes them for these data together: a datum on its own has other draws.
         device: where to compute; by default where the model is. The model is put back.
+        memory_budget: as in :func:`~pyrovae.log_marginal`.
+        compile: as in :func:`~pyrovae.log_marginal`.
+        progress: show a progress bar.
 
     Returns:
         ``(K, N)`` in float64, on the CPU.
@@ -187,9 +122,17 @@ def log_weights(
         ValueError: as :func:`~pyrovae.log_marginal`.
     """
     at_least(1, num_samples=num_samples)
-    data = as_test_set("log_weights", model, x, covariates)
-    with strict(model, device), seeded(seed):
-        data.check(model)
-        weights = LogWeights(model, data, num_samples, proposal)
-        parts = [torch.cat([block.double().cpu() for block in weights(rows)]) for rows in weights.parts()]
-    return torch.cat(parts, dim=1)
+    one_of(("posterior", "prior"), proposal=proposal)
+    options: Any = {"seed": seed, "device": device, "memory_budget": memory_budget}
+    with EvaluationRun("log_weights", model, x, covariates, **options, compile=compile, progress=progress) as run:
+        weights = LogWeights(run, num_samples, proposal)
+
+        def compute(rows: slice, at_once: int) -> dict[str, Tensor]:
+            blocks = []
+            for block in weights(rows, at_once):
+                blocks.append(block.double().T)
+                run.advance(block.numel())
+            return {"log_weight": torch.cat(blocks, dim=1)}
+
+        columns = run.collect(compute, weights.sizes, total=num_samples, description="log w")
+    return torch.from_numpy(columns["log_weight"]).T

@@ -10,20 +10,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, placed, rows_of
 from pyrovae._frames import check_same_index
-from pyrovae._hash import content_hash
-from pyrovae.evaluation._strict import model_name
+from pyrovae._graph import Compile
+from pyrovae.evaluation._result import Result
+from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.representation import _factors as scores_of
 from pyrovae.model import LossModel, VAEModel
-from pyrovae.model._inputs import as_inputs
-from pyrovae.model._modes import evaluation_mode
-
-_AT_ONCE = 1024  # data encoded at once
 
 
-@dataclass(frozen=True)
-class Disentanglement:
+@dataclass(frozen=True, kw_only=True)
+class Disentanglement(Result):
     """How well single latent dimensions hold single factors. Scores have no unit; see :func:`disentanglement`.
 
     Attributes:
@@ -34,9 +30,7 @@ class Disentanglement:
         importance: of each dimension for the prediction of each factor; columns sum to 1.
         active: how many dimensions are active.
         num_data: N.
-        data_hash: content hash of the data evaluated.
-        model_name: class of the model, with its posterior where it has one.
-        seed: seed of the scores that draw, and of the random order.
+        provenance: the data, the model, and the seed of the scores that draw and of the random order.
     """
 
     scores: pd.DataFrame
@@ -45,14 +39,11 @@ class Disentanglement:
     importance: pd.DataFrame
     active: int
     num_data: int
-    data_hash: str
-    model_name: str
-    seed: int
 
     def summary(self) -> pd.Series:
         """The scores, with N and the number of active dimensions."""
         row: dict[str, Any] = {"N": self.num_data, "active": self.active, **self.scores["score"]}
-        return pd.Series(row, name=self.model_name)
+        return pd.Series(row, name=self.provenance.model_name)
 
 
 def disentanglement(
@@ -66,6 +57,10 @@ def disentanglement(
     num_bins: int = 20,
     num_votes: int = 800,
     seed: int = 0,
+    device: str | torch.device | None = None,
+    memory_budget: int | None = None,
+    compile: Compile = "auto",
+    progress: bool = True,
 ) -> Disentanglement:
     """Score the posterior means of data whose factors are known, such as ``datasets.load("sprites")``.
 
@@ -91,6 +86,10 @@ def disentanglement(
         num_bins: bins of each dimension for ``mig``.
         num_votes: votes of ``factor_vae``.
         seed: seed of what is drawn.
+        device: where to encode; by default where the model is. The model is put back.
+        memory_budget: bytes that encoding may take at once; by default 64 MiB on a CPU, 1 GiB on CUDA.
+        compile: as in :func:`~pyrovae.log_marginal`.
+        progress: show a progress bar.
 
     Raises:
         TypeError: a model that does not encode.
@@ -103,9 +102,10 @@ def disentanglement(
     if not threshold >= 0:
         raise ValueError(f"threshold must not be negative, in squared units of z; got {threshold}.")
     check_same_index({"x": x, "factors": factors})
-    x, covariates = as_inputs(model, x, covariates)
-    covariates = as_covariates(covariates, len(x), model.like())
-    codes, v = scores_of.as_arrays(_codes(model, x, covariates), factors)
+    options: Any = {"seed": seed, "device": device, "memory_budget": memory_budget, "density": False}
+    with EvaluationRun("disentanglement", model, x, covariates, **options, compile=compile, progress=progress) as run:
+        codes, v = scores_of.as_arrays(_codes(run), factors)
+        provenance = run.provenance()
     names = list(factor_names) or [str(j) for j in range(v.shape[1])]
     if len(names) != v.shape[1]:
         raise ValueError(f"factor_names must name {v.shape[1]} factors; got {len(names)}.")
@@ -116,10 +116,10 @@ def disentanglement(
 
     active = codes.var(0) > threshold
     codes = np.where(active, codes, 0.0)
-    options: dict[str, Any] = {"categorical": columns, "num_bins": num_bins, "num_votes": num_votes, "seed": seed}
-    scores, by_factor, importance = _scores(codes, v, **options)
+    settings: dict[str, Any] = {"categorical": columns, "num_bins": num_bins, "num_votes": num_votes, "seed": seed}
+    scores, by_factor, importance = _scores(codes, v, **settings)
     shuffled = codes[np.random.default_rng(seed).permutation(len(codes))]
-    chance = _scores(shuffled, v, **options)[0]
+    chance = _scores(shuffled, v, **settings)[0]
     maximum = dict.fromkeys(scores, 1.0)
     maximum["mig"] = scores_of.largest_mig(codes, v, num_bins=num_bins)
     maximum["sap"] = 1 - sum(1 / len(np.unique(v[:, j])) for j in set(columns)) / v.shape[1]
@@ -132,23 +132,27 @@ def disentanglement(
         ),
         importance=pd.DataFrame(importance, dimensions, columns=names),
         active=int(active.sum()),
-        num_data=len(x),
-        data_hash=content_hash(x, *(c for c in covariates if isinstance(c, Tensor))),
-        model_name=model_name(model),
-        seed=seed,
+        num_data=len(run.data),
+        provenance=provenance,
     )
 
 
-def _codes(model: Any, x: Tensor, covariates: tuple[Any, ...]) -> Tensor:
+def _codes(run: EvaluationRun) -> np.ndarray:
     """Posterior means ``(N, D)``, site by site, each latent flattened."""
-    parts = []
-    with evaluation_mode(model), torch.no_grad():
-        for start in range(0, len(x), _AT_ONCE):
-            rows = slice(start, start + _AT_ONCE)
-            mean = model.encode(placed(x[rows], model.like()), *rows_of(covariates, rows))
-            sites = mean.values() if isinstance(mean, dict) else [mean]
-            parts.append(torch.cat([z.flatten(1).double().cpu() for z in sites], 1))
-    return torch.cat(parts)
+
+    def encode(k: int, *part: Any) -> Tensor:
+        mean = run.model.encode(*part)
+        sites = mean.values() if isinstance(mean, dict) else [mean]
+        return torch.cat([z.flatten(1).double() for z in sites], 1)
+
+    sizes = run.plan(encode)
+    codes_of = run.graph(encode, sizes)
+
+    def compute(rows: slice, draws: int) -> dict[str, Tensor]:
+        run.advance(rows.stop - rows.start)
+        return {"codes": codes_of(draws, *run.part(rows))}
+
+    return run.collect(compute, sizes, total=1, description="codes", unit="datum")["codes"]
 
 
 def _scores(

@@ -6,6 +6,7 @@ All draw the same random numbers and follow the same trajectory, up to rounding.
 
 from typing import Literal
 
+from pyrovae.training.batches import Batches
 from pyrovae.training.engines._engine import Engine, Means
 from pyrovae.training.engines._task import Task
 from pyrovae.training.engines._work import NotFinite, Update, Validation
@@ -18,21 +19,22 @@ ENGINES: dict[str, frozenset[Means]] = {
     "inductor": frozenset({"graph", "code"}),
     "cudagraph": frozenset({"graph", "code", "capture"}),
 }
-_WORTHWHILE = 30  # validation batches in all from which on tracing pays
+_MIN_BATCHES_TO_TRACE = 30  # validated on in the whole run, from which on tracing pays
 
 
-def build(name: str, task: Task, num_steps: int) -> Engine:
+def build(name: str, task: Task, train: Batches, epochs: int) -> Engine:
     """What makes the updates: ``"auto"`` is a CUDA graph on CUDA, elsewhere what suits the amount of work."""
     cuda = task.device.type == "cuda"
     means = ENGINES["cudagraph" if name == "auto" and cuda else name]
-    calls = num_steps if name == "auto" and not cuda else None
-    return Engine(task, Update(task, recorded=cuda and "capture" in means), means, name, calls, task.batch_size)
+    calls = epochs * (train.num_steps or 0) if name == "auto" and not cuda else None
+    return Engine(Update(task, train, recorded=cuda and "capture" in means), means, name, calls)
 
 
-def for_validation(engine: Engine, work: Validation, num_calls: int, batch_size: int | None) -> Engine:
-    """What computes so many validation losses, by the means that have proved themselves in training."""
-    means = engine.means if num_calls >= _WORTHWHILE else ()
-    return Engine(engine.task, work, means, engine.name, None if engine.calls is None else num_calls, batch_size)
+def for_validation(engine: Engine, held_out: Batches, epochs: int) -> Engine:
+    """What computes the validation losses, by the means that have proved themselves in training."""
+    calls = epochs * (held_out.num_steps or 0)
+    means = engine.means if calls >= _MIN_BATCHES_TO_TRACE else ()
+    return Engine(Validation(engine.task, held_out), means, engine.name, None if engine.calls is None else calls)
 
 
-__all__ = ["ENGINES", "Engine", "Name", "NotFinite", "Task", "Update", "Validation", "build", "for_validation"]
+__all__ = ["ENGINES", "Engine", "Name", "NotFinite", "Task", "Update", "build", "for_validation"]

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from pyrovae.model._modes import full_precision
-from pyrovae.training.engines._task import Task
+from pyrovae._compat.torch import full_precision
 from pyrovae.training.engines._work import Results, Work
 
 # A kernel's functions are off by a few units in the last place, a sum by the square root of its terms: the loss and its
@@ -25,15 +24,14 @@ class Check:
     """Comparison of a program with the same work through Pyro.
 
     Args:
-        task: what the work is done on; it stays as it is.
-        work: the work.
+        work: the work; what it is done on stays as it is.
 
     Attributes:
         difference: what the last comparison found, in words.
     """
 
-    def __init__(self, task: Task, work: Work) -> None:
-        self._task, self._work = task, work
+    def __init__(self, work: Work) -> None:
+        self._task, self._work = work.task, work
         self._rounding: Distance | None = None  # relative to what it was measured at
         self.difference = "not compared"
 
@@ -60,20 +58,9 @@ class Check:
         self.difference += f", where rounding explains {', '.join(f'{m:.2g}' for m in measured)}"
         return all(d <= m for d, m in zip(off, measured, strict=True))
 
-    @contextmanager
-    def nothing_changes(self) -> Iterator[None]:
-        """Random state, buffers and gradients are put back: those of a captured step stay where it writes them."""
-        before = [(p, p.grad) for p in self._task.model.parameters()]
-        try:
-            with self._task.nothing_changes():
-                yield
-        finally:
-            for p, gradient in before:
-                p.grad = gradient
-
     def _outcome(self, compute: Callable[..., Results], *raw: Tensor) -> tuple[Results, Results]:
         """Results, and buffers after them."""
-        with _reproducible(), self.nothing_changes():
+        with _reproducible(), self._task.nothing_changes():
             results = _copied(compute(*raw))
             return results, _copied(self._task.model.buffers())
 

@@ -14,9 +14,9 @@ from pyrovae._distributed import rank
 from pyrovae._graph import first_line, is_worthwhile, users_line
 from pyrovae.objectives import Objective
 from pyrovae.training._trainable import NothingTrains
+from pyrovae.training.batches import Batch
 from pyrovae.training.engines._check import Check
 from pyrovae.training.engines._program import Program, Untraceable
-from pyrovae.training.engines._task import Task
 from pyrovae.training.engines._work import Work
 
 Means = Literal["graph", "code", "capture"]
@@ -35,34 +35,24 @@ class Engine:
     than most (the ragged last) go through Pyro.
 
     Args:
-        task: what the work is done on.
         work: the work.
         means: what is wanted: a ``"graph"``, machine ``"code"`` of it, its ``"capture"``.
         name: as the user knows the engine.
         calls: how often it will be done, where machine code is only wanted if it pays; else ``None``.
-        batch_size: rows of a whole batch, where that is known.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        work: Work,
-        means: Iterable[Means],
-        name: str,
-        calls: int | None = None,
-        batch_size: int | None = None,
-    ) -> None:
-        self.task, self.work, self.means, self.name = task, work, set(means), name
-        self.calls, self._batch_size = calls, batch_size
+    def __init__(self, work: Work, means: Iterable[Means], name: str, calls: int | None = None) -> None:
+        self.task, self.work, self.means, self.name, self.calls = work.task, work, set(means), name, calls
         self.seconds = 0.0  # that making it took
         self._shape: Any = None
         self._program: Program | None = None
         self._capture: Capture | None = None
         self._recorded: Any = None  # what the capture was made of
-        self._pyro = Check(task, work)
+        self._pyro = Check(work)
         self._unchecked = True
-        if "capture" in self.means and task.device.type != "cuda":
-            self._lose("capture", Untraceable(f"CUDA graphs need a CUDA device, and the model is on {task.device}"))
+        device = work.task.device
+        if "capture" in self.means and device.type != "cuda":
+            self._lose("capture", Untraceable(f"CUDA graphs need a CUDA device, and the model is on {device}"))
 
     @property
     def in_use(self) -> str:
@@ -78,39 +68,33 @@ class Engine:
         self._unchecked = True
         self.work.begin_epoch()
 
-    def __call__(self, *raw: Tensor) -> None:
+    def __call__(self, batch: Batch) -> None:
         """Do the work on a batch.
 
         Raises:
-            NotFinite: see :meth:`Work.finish`.
+            NotFinite: see :meth:`Update.finish`.
         """
-        whole = "graph" in self.means and self._is_whole(*raw)
+        whole = "graph" in self.means and self._is_whole(*batch.raw)
         if whole and self._unchecked:
             with self._timed():
-                self._check(*raw)
-        if not whole or "graph" not in self.means:
-            self.work.finish(self.work.eager(*raw), *raw)
-        elif "capture" not in self.means:
-            self._compute(*raw)
-        else:
-            self._launch(*raw)
+                self._check(*batch.raw)
+        if not whole or self._program is None:
+            self.work.finish(self.work.eager(*batch.raw), batch)
+            return
+        self._program.fill()
+        if "capture" not in self.means or not self._launch(batch):
+            self.work.finish(self._program(*batch.raw), batch)
 
     def _is_whole(self, *raw: Tensor) -> bool:
         """Whether the batch has the shape that is traced: that of a whole batch, whichever comes first."""
         shape = [(t.shape, t.dtype) for t in raw]
-        if self._shape is None and self._batch_size in (None, len(raw[0])):
+        if self._shape is None and self.work.batches.size in (None, len(raw[0])):
             self._shape = shape
         return shape == self._shape
 
-    def _compute(self, *raw: Tensor) -> None:
+    def _launch(self, batch: Batch) -> bool:
+        """Do the work as one CUDA graph, if it can be."""
         assert self._program is not None
-        self._program.fill()
-        self.work.finish(self._program(*raw), *raw)
-
-    def _launch(self, *raw: Tensor) -> None:
-        """The work as one CUDA graph."""
-        assert self._program is not None
-        self._program.fill()
         made_of = self._program, self._program.is_code, self.work.numbers
         if self._capture is None or made_of != self._recorded:
             self._capture = Capture(
@@ -119,18 +103,19 @@ class Engine:
             self._recorded = made_of
         try:
             with self._timed(not self._capture.is_recorded):
-                results = self._capture(*raw)
+                results = self._capture(*batch.raw)
         except CannotRecord as error:
             self._capture = None
             self._lose("capture", error.reason)
-            return self._compute(*raw)
+            return False
         if not self.work.finish_is_recordable:
-            self.work.finish(results, *raw)
-        return None
+            self.work.finish(results, batch)
+        return True
 
     def _all_of_it(self, *raw: Tensor) -> None:
         assert self._program is not None
-        self.work.finish(self._program(*raw), *raw)
+        alone = Batch(raw, len(raw[0]))  # with several processes it is not recordable
+        self.work.finish(self._program(*raw), alone)
 
     # -- making and checking it ----------------------------------------------------------------------------
 
@@ -144,7 +129,7 @@ class Engine:
                     return
             self._build(*raw)  # for the first time, or because something was changed between epochs, by a callback say
         except NothingTrains:
-            with self._pyro.nothing_changes():
+            with self.task.nothing_changes():
                 self.work.eager(*raw)  # says so as well, unless it is the graph alone
             self._lose("graph", Untraceable("its loss depends on parameters, and that of the graph on none"))
         except Exception as error:

@@ -7,13 +7,15 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyrovae._code import compiled
+from pyrovae._compat.torch import is_fake, renew_cache, tensor_places
 from pyrovae._graph import trace
 from pyrovae.training.engines._task import Task
 
-_TORCHS = frozenset(vars(torch.nn.Module()))  # attributes that torch manages itself
+_THEIRS = frozenset(vars(PyroModule()))  # attributes that torch and Pyro manage themselves
 _DEPTH = 4  # to which the attributes of a model are searched
 
 
@@ -44,7 +46,7 @@ class Program:
         self._task, self._compute = task, compute
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._buffers = dict(model.named_buffers())
-        places = [(m._buffers, key, b) for m in model.modules() for key, b in m._buffers.items() if b is not None]
+        places = [(place, key, b) for place in tensor_places(model, parameters=False) for key, b in place.items()]
         self._memory = _memory(task)
         self._values = {n: torch.zeros((), dtype=torch.float64, device=task.device) for n in task.weights}
         self._filled: list[float] = []
@@ -76,7 +78,7 @@ class Program:
         """Whether parameters or buffers have other memory than when it was traced: the model was moved and back, say,
         or something was frozen.
         """
-        return self._memory != _memory(self._task, dict(self._theirs()))
+        return self._memory != _memory(self._task, {id(place[key]): own for place, key, own in self._places})
 
     def fill(self) -> None:
         """Take over what is not read from the model's memory: weights, buffers that were replaced."""
@@ -92,11 +94,6 @@ class Program:
     @torch.no_grad()
     def __call__(self, *raw: Tensor) -> list[Tensor | None]:
         return self._function(*self._own, *raw)
-
-    def _theirs(self) -> Iterator[tuple[int, Tensor]]:
-        """By what the model has in their place now, the buffers that it replaces."""
-        for place, key, own in self._places:
-            yield id(place[key]), own
 
     def _pure(self, *inputs: Tensor) -> list[Tensor | None]:
         """The results as a function of everything that changes; buffers are updated in place."""
@@ -121,7 +118,7 @@ class Program:
 
 
 def _memory(task: Task, replaced: dict[int, Tensor] | None = None) -> list[Any]:
-    """What a graph knows a model's tensors by."""
+    """What a graph knows a model's tensors by; of what the model has in place of ``replaced`` buffers, by these."""
     model, own = task.model, replaced or {}
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     buffers = [(name, own.get(id(b), b)) for name, b in model.named_buffers()]
@@ -166,14 +163,8 @@ def _in_place_of_its_own(model: torch.nn.Module, tensors: dict[str, Tensor]) -> 
     by then. (torch's own way, for ``functional_call``, does not put back a module that has two names.)
     """
     own = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers()) if name in tensors}
-    places: list[tuple[dict[str, Any], str, Any]] = [
-        (place, key, t)
-        for module in model.modules()
-        for place in (module._parameters, module._buffers)
-        for key, t in place.items()
-        if id(t) in own
-    ]
-    absent = [(m._buffers, key) for m in model.modules() for key, buffer in m._buffers.items() if buffer is None]
+    places = [(place, key, t) for place in tensor_places(model) for key, t in place.items() if id(t) in own]
+    absent = [(place, key) for place in tensor_places(model, parameters=False) for key, b in place.items() if b is None]
     try:
         for place, key, t in places:
             place[key] = tensors[own[id(t)]]
@@ -192,27 +183,24 @@ def _in_place_of_its_own(model: torch.nn.Module, tensors: dict[str, Tensor]) -> 
 @contextmanager
 def _nothing_left_behind(model: torch.nn.Module) -> Iterator[None]:
     """Refuse a model that keeps tensors of the traced run: they are placeholders, and would never change again."""
-    before = {m: {k: (v, _shallow(v)) for k, v in vars(m).items() if k not in _TORCHS} for m in model.modules()}
+    before = {m: {k: (v, _shallow(v)) for k, v in vars(m).items() if k not in _THEIRS} for m in model.modules()}
     kept = []
     try:
         yield
     finally:
         for m, attributes in before.items():
             for name, value in list(vars(m).items()):
-                if name in _TORCHS or name.startswith("_pyro") or not _holds_placeholders(value):
+                if name in _THEIRS or not _holds_placeholders(value):
                     continue
-                if isinstance(m, torch.nn.RNNBase) and name == "_flat_weights":
-                    m._init_flat_weights()  # a cache of torch's own, by which it finds its parameters
+                if renew_cache(m, name):
                     continue
                 kept.append(f"{type(m).__name__}.{name}")
                 vars(m).pop(name)
                 if name in attributes:
                     vars(m)[name], content = attributes[name]
-                    if isinstance(content, (dict, set)):
+                    if content is not None:
                         vars(m)[name].clear()
-                        vars(m)[name].update(content)
-                    elif isinstance(content, list):
-                        vars(m)[name][:] = content
+                        (vars(m)[name].extend if type(content) is list else vars(m)[name].update)(content)
     if kept:
         raise Untraceable(f"the model sets {', '.join(kept)} as it runs")
 
@@ -224,9 +212,7 @@ def _shallow(value: Any) -> Any:
 def _holds_placeholders(value: Any, depth: int = _DEPTH) -> bool:
     """Whether a value is, or holds in containers or attributes, a tensor of a traced run."""
     if isinstance(value, Tensor):
-        from torch._subclasses.fake_tensor import FakeTensor
-
-        return isinstance(value, FakeTensor)
+        return is_fake(value)
     if depth == 0 or isinstance(value, (str, bytes, int, float, type, FunctionType, MethodType, torch.nn.Module)):
         return False
     inside = list(value.values()) if isinstance(value, dict) else []

@@ -1,6 +1,6 @@
 """What a step computes, whoever computes it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +11,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyrovae._compat.torch import tensor_places
 from pyrovae._random import get_every_state, set_every_state
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._modes import UnscaledData
@@ -24,25 +25,18 @@ class Task:
     Attributes:
         model: the model.
         objective: whose loss is taken, summed over the batch; ``None`` for the model's own ``loss``.
-        prepare: from what :meth:`~pyrovae.training._batches.Batches.raw` gives to ``(x, *covariates)``.
         optimizer: of the model's parameters.
         clip_norm: largest norm of the gradient of the loss per datum.
         autocast: whether the loss is computed in bfloat16 where that is safe.
-        share: of the current batch, its size over all processes divided by their number, by which a sum over this
-            process's part is to be divided, and the weight of that part; ``None`` for a single process.
-        batch_size: rows of a whole batch of this process, where that is known.
         weights: of the objective, those in force.
         settled: whether they are final.
     """
 
     model: VAEModel | LossModel
     objective: PyroELBO | None
-    prepare: Callable[..., tuple[Any, ...]]
     optimizer: Optimizer
     clip_norm: float | None = None
     autocast: bool = False
-    share: Callable[[], tuple[float, float]] | None = None
-    batch_size: int | None = None
     weights: dict[str, float | Tensor] = field(default_factory=dict)
     settled: bool = True
 
@@ -54,6 +48,11 @@ class Task:
     @cached_property
     def device(self) -> torch.device:
         return self.model.like().device
+
+    @property
+    def reads_every_loss(self) -> bool:
+        """Whether every loss is looked at before anything is updated: other devices would have to be waited for."""
+        return self.device.type == "cpu"
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -91,9 +90,9 @@ class Task:
 
     @contextmanager
     def nothing_changes(self) -> Iterator[None]:
-        """Random state and buffers are put back."""
-        generators = get_every_state()
-        places = [(module._buffers, dict(module._buffers)) for module in self.model.modules()]
+        """Random state, buffers and gradients are put back: those of a captured step stay where it writes them."""
+        generators, gradients = get_every_state(), [(p, p.grad) for p in self.model.parameters()]
+        places = [(place, dict(place)) for place in tensor_places(self.model, parameters=False)]
         values = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         try:
             yield
@@ -105,15 +104,5 @@ class Task:
                     place.update(before)
                 for buffer, value in values:
                     buffer.copy_(value)
-
-    def zero_grad(self) -> None:
-        """Forget all gradients, those of parameters that the optimiser does not have too: they would add up."""
-        self.optimizer.zero_grad(set_to_none=True)
-        for p in self.parameters:
-            p.grad = None
-
-    def update(self) -> None:
-        """Clip the gradients and step the optimiser."""
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        self.optimizer.step()
+            for p, gradient in gradients:
+                p.grad = gradient

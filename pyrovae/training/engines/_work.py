@@ -1,14 +1,16 @@
 """The two things that are done to a batch: an update of the parameters, and validation."""
 
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyrovae._compat.torch import storage_id
 from pyrovae._distributed import averaged, gathered, num_processes
 from pyrovae.training._trainable import NothingTrains, check_gradients
+from pyrovae.training.batches import Batch, Batches
 from pyrovae.training.engines._task import Task
 
 Results = list[Tensor | None]
@@ -18,56 +20,64 @@ class NotFinite(Exception):
     """The loss of a step is not finite; nothing was updated."""
 
 
-class Work(Protocol):
+class Work(ABC):
     """What an engine does to a batch: first what computes results, then what makes use of them.
 
+    Args:
+        task: what a step computes.
+        batches: which it is done to.
+
     Attributes:
+        name: what it is called in warnings.
         total: the losses of all batches since it was last set to zero, on the device, in float64.
         finish_is_recordable: whether a CUDA graph may hold :meth:`finish` too.
-        name: what it is called in warnings.
-        numbers: what :meth:`finish` depends on that is no tensor, so that a CUDA graph would not see it change.
     """
 
     name: str
-    total: Tensor
-    finish_is_recordable: bool
+
+    def __init__(self, task: Task, batches: Batches) -> None:
+        self.task, self.batches = task, batches
+        self.total = torch.zeros((), dtype=torch.float64, device=task.device)
+        self.finish_is_recordable = num_processes() == 1
 
     @property
-    def numbers(self) -> Any: ...
+    def numbers(self) -> Any:
+        """What :meth:`finish` depends on that is no tensor, so that a CUDA graph would not see it change."""
+        return None
 
-    def begin_epoch(self) -> None:
+    def begin_epoch(self) -> None:  # noqa: B027
         """Take note of whatever may have changed since the last batch."""
-        ...
 
+    @abstractmethod
     def eager(self, *raw: Tensor) -> Results:
-        """The loss, and what else there is, through Pyro's handlers: the slow and obvious twin of :meth:`pure`."""
-        ...
+        """A batch's loss, and what else there is, through Pyro's handlers: slow and obvious twin of :meth:`pure`."""
 
+    @abstractmethod
     def pure(self, *raw: Tensor) -> Results:
         """The same as a function of the model's tensors and the batch, which leaves nothing behind."""
-        ...
 
-    def finish(self, results: Results, *raw: Tensor) -> None:
-        """Make use of the results."""
-        ...
+    @abstractmethod
+    def finish(self, results: Results, batch: Batch) -> None:
+        """Make use of a batch's results."""
 
 
-class Update:
+class Update(Work):
     """An update of the parameters: the loss of a batch, the gradients of the loss per datum, a step of the optimiser.
 
     Several processes average their gradients, once a step.
 
     Args:
         task: what a step computes.
+        batches: which are trained on.
         recorded: whether steps are to be held by a CUDA graph.
     """
 
     name = "training"
 
-    def __init__(self, task: Task, *, recorded: bool = False) -> None:
-        self.task = task
-        self.total = torch.zeros((), dtype=torch.float64, device=task.device)
-        self.finish_is_recordable = recorded and task.share is None and _make_capturable(task.optimizer, task.device)
+    def __init__(self, task: Task, batches: Batches, *, recorded: bool = False) -> None:
+        super().__init__(task, batches)
+        alone = self.finish_is_recordable
+        self.finish_is_recordable = alone and recorded and _make_capturable(task.optimizer, task.device)
         self._unproven = True  # whether the loss depends on anything that is trained
         self.begin_epoch()
 
@@ -87,10 +97,12 @@ class Update:
 
     def eager(self, *raw: Tensor) -> Results:
         task = self.task
-        task.zero_grad()
-        batch = task.prepare(*raw)
-        n = len(batch[0])
-        loss = task.loss(*batch)
+        task.optimizer.zero_grad(set_to_none=True)
+        for p in task.parameters:
+            p.grad = None  # of those that the optimiser does not have too: they would add up
+        tensors = self.batches.prepare(*raw)
+        n = len(tensors[0])
+        loss = task.loss(*tensors)
         if loss.requires_grad:
             (loss / n).backward()
         else:
@@ -103,31 +115,33 @@ class Update:
         return [loss.detach(), *(p.grad for p in task.parameters)]
 
     def pure(self, *raw: Tensor) -> Results:
-        batch, parameters = self.task.prepare(*raw), self.task.parameters
-        loss = self.task.loss(*batch)
+        tensors, parameters = self.batches.prepare(*raw), self.task.parameters
+        loss = self.task.loss(*tensors)
         if not loss.requires_grad:
             raise NothingTrains
-        gradients = torch.autograd.grad(loss / len(batch[0]), parameters, allow_unused=True)
+        gradients = torch.autograd.grad(loss / len(tensors[0]), parameters, allow_unused=True)
         return [loss.detach(), *_of_their_own(gradients, parameters, [*self.task.model.buffers(), *raw])]
 
-    def finish(self, results: Results, *raw: Tensor) -> None:
-        """Update the parameters. Nothing is read back from a device that would have to be waited for.
+    def finish(self, results: Results, batch: Batch) -> None:
+        """Update the parameters.
 
         Raises:
-            NotFinite: on the CPU, before the update.
+            NotFinite: before the update, where every loss is read.
         """
         loss, *gradients = results
         assert loss is not None
-        if self.task.share is not None:
-            size, weight = self.task.share()
-            loss, gradients = weight * loss, self._averaged(gradients, weight * len(raw[0]) / size)
+        if num_processes() > 1:
+            share = batch.total / num_processes()  # by which the sum over this process's part is to be divided
+            loss, gradients = batch.weight * loss, self._averaged(gradients, batch.weight * batch.size / share)
         for p, gradient in zip(self._parameters, gradients, strict=True):
             if gradient is not None and gradient.layout == torch.strided and gradient.stride() != p.stride():
                 gradient = torch.empty_like(p).copy_(gradient)  # fused optimisers read memory as it lies
             p.grad = gradient
-        if loss.device.type == "cpu" and not math.isfinite(loss):
+        if self.task.reads_every_loss and not math.isfinite(loss):
             raise NotFinite
-        self.task.update()
+        if self.task.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.task.parameters, self.task.clip_norm)
+        self.task.optimizer.step()
         self.total += loss
 
     def _averaged(self, gradients: Results, factor: float) -> Results:
@@ -147,36 +161,19 @@ class Update:
         return [next(whole) if entered else None for entered in self._entered]
 
 
-class Validation:
-    """The loss of held-out batches, in evaluation mode, without gradients.
-
-    Args:
-        task: whose loss is taken.
-        prepare: from what the held-out batches give to ``(x, *covariates)``.
-        weight: what the current batch counts; see :class:`~pyrovae.training._batches.Batches`.
-    """
+class Validation(Work):
+    """The loss of held-out batches, in evaluation mode, without gradients."""
 
     name = "validation"
 
-    def __init__(
-        self, task: Task, prepare: Callable[..., tuple[Any, ...]], weight: Callable[[], float] = lambda: 1.0
-    ) -> None:
-        self.task, self._prepare, self._weight = task, prepare, weight
-        self.total = torch.zeros((), dtype=torch.float64, device=task.device)
-        self.finish_is_recordable = num_processes() == 1
-        self.numbers = None
-
-    def begin_epoch(self) -> None:
-        """Nothing depends on the epoch."""
-
     def eager(self, *raw: Tensor) -> Results:
-        return [self.task.validation_loss(*self._prepare(*raw))]
+        return [self.task.validation_loss(*self.batches.prepare(*raw))]
 
     pure = eager
 
-    def finish(self, results: Results, *raw: Tensor) -> None:
+    def finish(self, results: Results, batch: Batch) -> None:
         """Add to the total."""
-        self.total += self._weight() * results[0]  # type: ignore[operator]
+        self.total += batch.weight * results[0]  # type: ignore[operator]
 
 
 def _of_their_own(
@@ -185,15 +182,14 @@ def _of_their_own(
     """Gradients laid out as their parameters are, in memory that nothing else has: what ``backward()`` leaves behind,
     and what optimisers rely on.
     """
-    taken = {t.untyped_storage()._cdata for t in (*parameters, *others)}
+    taken = {storage_id(t) for t in (*parameters, *others)}
     out: list[Tensor | None] = []
     for gradient, p in zip(gradients, parameters, strict=True):
         if gradient is not None:
-            storage = gradient.untyped_storage()
-            whole = storage.nbytes() == gradient.nbytes and gradient.stride() == p.stride()
-            if not whole or storage._cdata in taken:
+            whole = gradient.untyped_storage().nbytes() == gradient.nbytes and gradient.stride() == p.stride()
+            if not whole or storage_id(gradient) in taken:
                 gradient = torch.empty_like(p).copy_(gradient)
-            taken.add(gradient.untyped_storage()._cdata)
+            taken.add(storage_id(gradient))
         out.append(gradient)
     return out
 
@@ -212,7 +208,6 @@ def _make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> 
     for group in optimizer.param_groups:
         group["capturable"] = True
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
-    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are meant so
     for state in optimizer.state.values():
         if isinstance(state.get("step"), Tensor):
             state["step"] = state["step"].to(device)

@@ -11,8 +11,8 @@ from pyrovae._random import seeded
 from pyrovae.model import LossModel
 from pyrovae.model._inputs import keep_columns
 from pyrovae.model._modes import evaluation_mode
-from pyrovae.training import Run, fit
-from pyrovae.training._batches import Splits, as_fields
+from pyrovae.training import FitResult, fit
+from pyrovae.training.batches import as_fields, with_splits
 from pyrovae.zoo.autoencoder._autoencoder import Autoencoder
 from pyrovae.zoo.autoencoder._parts import ERRORS, Corruption, affine_layers
 from pyrovae.zoo.autoencoder._penalties import KLPenalty, Penalty
@@ -120,7 +120,9 @@ class _LayerPair(LossModel):
         return self.error(self.output(self.decoder(self.encode(given))), x)
 
 
-def pretrain(model: Autoencoder, data: Any, *, epochs: int = 20, seed: int | None = None, **options: Any) -> list[Run]:
+def pretrain(
+    model: Autoencoder, data: Any, *, epochs: int = 20, seed: int | None = None, **options: Any
+) -> list[FitResult]:
     """Pretrain an autoencoder greedily, layer by layer (Bengio et al. 2006, NeurIPS; with a corruption, Vincent et al.
     2010, JMLR 11).
 
@@ -145,9 +147,7 @@ def pretrain(model: Autoencoder, data: Any, *, epochs: int = 20, seed: int | Non
     if not isinstance(model, Autoencoder):
         raise TypeError(f"pretrain needs a pyrovae.zoo.Autoencoder; got {type(model).__name__}.")
     at_least(0, epochs=epochs)
-    transform = options.pop("batch_transform", None)
-    if isinstance(data, Splits):
-        data, transform = data.train, transform or data.batch_transform
+    data, _, transform = with_splits(data, transform=options.pop("batch_transform", None))
     with keep_columns(model, as_fields(data)):
         x = as_data(data, "data", model.event_shape, model.columns)
     model.check(x.to(model.like()), name="data")

@@ -1,141 +1,26 @@
-"""Approximate posteriors fitted to every datum by itself, a batch of data at once."""
+"""The guide's own family, with a copy of its parameters for every datum."""
 
-import math
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import copy
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Normal, biject_to
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
-from pyrovae._capture import replayed
+from pyrovae._compat.torch import is_not_vectorised
 from pyrovae._random import seeded
-from pyrovae.distributions._capabilities import capabilities
-from pyrovae.distributions._support import innermost_support, varies
+from pyrovae.evaluation.inference._per_datum import Draws, PerDatum, can_score_anywhere
 from pyrovae.evaluation.inference._playback import Playback, record
-from pyrovae.model import Latents, LogTerms, VAEModel
-from pyrovae.model._latents import per_datum
+from pyrovae.model import Latents, VAEModel
 from pyrovae.posteriors import Posterior
 
-_INITIAL_DRAWS = 100
 _FAN_IN = 8  # inputs of a layer above which its weights take smaller steps
-
-Draws = tuple[Latents, Float[Tensor, "particles batch"]]
-
-
-class PerDatum(ABC):
-    """One q(z) for each of B data, with parameters ``(B, ...)`` of its own.
-
-    Attributes:
-        parameters: what to fit, each with a factor for the learning rate.
-        can_score: whether :meth:`log_prob` is known.
-    """
-
-    parameters: list[tuple[Tensor, float]]
-    can_score: bool = True
-
-    @abstractmethod
-    def draw(self, num_particles: int) -> Draws:
-        """Draws by site, ``(K, *plates, B, *event)``, and log q of them in nats."""
-
-    @abstractmethod
-    def log_prob(self, latents: Latents) -> Float[Tensor, "particles batch"]:
-        """log q in nats of what another one drew; -inf where q has no mass."""
-
-
-class Amortised(PerDatum):
-    """The guide as it is."""
-
-    def __init__(self, model: VAEModel, part: tuple[Any, ...]) -> None:
-        self._model, self._part = model, part
-        self.parameters = []
-        self.can_score = _can_score(model.log_terms(*part))
-
-    def draw(self, num_particles: int) -> Draws:
-        return self._model.draw_posterior(*self._part, num_particles=num_particles)
-
-    def log_prob(self, latents: Latents) -> Float[Tensor, "particles batch"]:
-        return self._model.log_posterior(*self._part, latents=latents)
-
-
-class MeanField(PerDatum):
-    """Independent normals in unconstrained space at every latent site, started at moments of the guide's draws.
-
-    Locations and scales are in units of the first scales, so that one learning rate suits every latent.
-
-    Args:
-        model: the model.
-        part: ``(x, *covariates)`` of B data.
-
-    Raises:
-        ValueError: a latent site that is discrete, or whose support is not stated or depends on other latents.
-    """
-
-    def __init__(self, model: VAEModel, part: tuple[Any, ...]) -> None:
-        draws, _ = model.draw_posterior(*part, num_particles=_INITIAL_DRAWS)
-        terms = model.log_terms(*part)
-        again = model.log_terms(*part).prior if any(varies(_support(p)) for p in terms.prior.values()) else {}
-        self._sites, self._num_plates = {}, draws.num_plates
-        for site, prior in terms.prior.items():
-            support = _continuous(site, prior, again)
-            bijection = biject_to(support)
-            u = bijection.inv(draws[site])
-            inside = _possible(support, draws[site], u)
-            loc, scale = _moments(torch.where(inside, u, torch.nan))
-            mask = torch.as_tensor(terms.masks[site][1], device=u.device) if site in terms.masks else None
-            shift, log_stretch = torch.zeros_like(loc), torch.zeros_like(loc)
-            parameters = shift.requires_grad_(), log_stretch.requires_grad_()
-            self._sites[site] = bijection, support, mask, loc, scale, *parameters
-        self.parameters = [(p, 1.0) for *_, shift, log_stretch in self._sites.values() for p in (shift, log_stretch)]
-
-    def draw(self, num_particles: int) -> Draws:
-        latents: dict[str, Tensor] = {}
-        log_q: Any = 0.0
-        for site, (bijection, _, mask, origin, unit, shift, log_stretch) in self._sites.items():
-            loc, scale = origin + unit * shift, unit * log_stretch.exp()
-            u = loc + scale * torch.randn(num_particles, *loc.shape, dtype=loc.dtype, device=loc.device)
-            z = latents[site] = bijection(u)
-            # The gradient passes through the draws alone: less noise near the optimum (Roeder et al. 2017).
-            log_q = log_q + self._score(loc.detach(), scale.detach(), bijection, mask, u, z)
-        return Latents(latents, self._num_plates), log_q
-
-    def log_prob(self, latents: Latents) -> Float[Tensor, "particles batch"]:
-        log_q: Any = 0.0
-        for site, (bijection, support, mask, origin, unit, shift, log_stretch) in self._sites.items():
-            z = latents[site]
-            u = bijection.inv(z)
-            inside = _possible(support, z, u)
-            loc, scale = origin + unit * shift, unit * log_stretch.exp()
-            log_q = log_q + self._score(loc, scale, bijection, mask, torch.where(inside, u, 0.0), z)
-            impossible = ~(inside if mask is None else inside | ~mask)
-            log_q = torch.where(per_datum(impossible.to(u.dtype), self._num_plates) > 0, -torch.inf, log_q)
-        return log_q
-
-    def widened(self, factor: float) -> "MeanField":
-        """The same with scales so many times as large."""
-        other = copy(self)
-        other._sites = {
-            site: (*fixed, unit, shift, log_stretch + math.log(factor))
-            for site, (*fixed, unit, shift, log_stretch) in self._sites.items()
-        }
-        return other
-
-    def _score(
-        self, loc: Tensor, scale: Tensor, bijection: Any, mask: Tensor | None, u: Tensor, z: Tensor
-    ) -> Float[Tensor, "particles batch"]:
-        terms = Normal(loc, scale).log_prob(u), -bijection.log_abs_det_jacobian(u, z)
-        if mask is not None:  # over an event at once, the log-determinant has fewer dimensions
-            over = [mask.flatten(t.dim() - u.dim()).all(-1) if t.dim() < u.dim() else mask for t in terms]
-            terms = torch.where(over[0], terms[0], 0.0), torch.where(over[1], terms[1], 0.0)
-        return per_datum(terms[0], self._num_plates) + per_datum(terms[1], self._num_plates)
 
 
 class OwnFamily(PerDatum):
@@ -163,7 +48,7 @@ class OwnFamily(PerDatum):
                 f"guide site {stuck[0]!r} is not reparameterised, and the own family is fitted by gradients through "
                 f"the draws. Ask for families=('mean_field',), or use a distribution with rsample."
             )
-        self.can_score = _can_score(terms)
+        self.can_score = can_score_anywhere(terms)
         self._guide, self._part = _Guide(model), part
         # Every place of a parameter, once: a tied one has several, a module reached by two paths has one set.
         places = {
@@ -183,6 +68,12 @@ class OwnFamily(PerDatum):
         self.parameters = [
             (p, min(1.0, _FAN_IN / p[0, 0].numel()) if p.dim() > 2 else 1.0) for p in self._stacked.values()
         ]
+
+    def at(self, parameters: Sequence[Tensor]) -> Self:
+        other = copy(self)
+        other._stacked = dict(zip(self._stacked, parameters, strict=True))
+        other.parameters = [(p, factor) for p, (_, factor) in zip(parameters, self.parameters, strict=True)]
+        return other
 
     def draw(self, num_particles: int) -> Draws:
         def one(run: Any) -> Draws:
@@ -213,7 +104,7 @@ class OwnFamily(PerDatum):
         try:
             return vectorised(self._stacked, rows, latents, *self._part)
         except RuntimeError as error:
-            if not any(word in str(error) for word in ("vmap", "functorch", "Batching rule")):
+            if not is_not_vectorised(error):
                 raise
             raise ValueError(
                 f"the guide cannot be run for many parameters at once, as the own family needs, because it branches "
@@ -286,97 +177,6 @@ class OwnFamily(PerDatum):
             if not all(same):
                 return Playback()
         return playback
-
-
-def fit(
-    q: PerDatum, model: VAEModel, part: tuple[Any, ...], *, steps: int, learning_rate: float, num_particles: int
-) -> Iterator[None]:
-    """Maximise every datum's ELBO over its own parameters, by Adam with a learning rate that falls to zero (cosine).
-
-    A gradient that is not finite counts as zero, so that one bad draw does not end a datum's fit.
-
-    Args:
-        q: the posteriors; changed in place.
-        model: the model, which stays as it is.
-        part: ``(x, *covariates)``.
-        steps: number of steps; the iterator yields after each.
-        learning_rate: the first step's.
-        num_particles: draws per datum and step.
-    """
-    parameters = [p for p, _ in q.parameters]
-    groups = [{"params": [p], "lr": learning_rate * factor} for p, factor in q.parameters]
-    optimizer = torch.optim.Adam(groups, fused=parameters[0].device.type in ("cpu", "cuda"))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    slope = replayed(lambda: gradients(q, model, part, num_particles), parameters[0].device)
-    for _ in range(steps):
-        for p, gradient in zip(parameters, slope(), strict=True):
-            p.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
-        optimizer.step()
-        schedule.step()
-        yield
-
-
-def gradients(q: PerDatum, model: VAEModel, part: tuple[Any, ...], num_particles: int) -> tuple[Tensor, ...]:
-    """Of every datum's negative ELBO with respect to its own parameters."""
-    with torch.enable_grad():
-        loss = -log_weight(q, model, part, num_particles).mean(0).sum()
-        return torch.autograd.grad(loss, [p for p, _ in q.parameters])
-
-
-def log_weight(
-    q: PerDatum, model: VAEModel, part: tuple[Any, ...], num_particles: int
-) -> Float[Tensor, "particles batch"]:
-    """log p(x, z) - log q(z) at draws from ``q``, in nats."""
-    latents, log_q = q.draw(num_particles)
-    return model.log_joint(*part, latents=latents) - log_q
-
-
-def _can_score(terms: LogTerms) -> bool:
-    """Whether a guide can score latents that it did not draw."""
-    known = (capabilities(q) for q in terms.posterior.values())
-    same = terms.posterior.keys() == terms.prior.keys()
-    return same and all(can.inverse is not None and not can.point_mass for can in known)
-
-
-def _support(p: Any) -> Any:
-    return capabilities(p).support
-
-
-def _continuous(site: str, prior: Any, again: Mapping[str, Any]) -> Any:
-    """The support of a latent site, the same at another draw of the other latents."""
-    support = _support(prior)
-    if support is None:
-        raise ValueError(
-            f"latent site {site!r} does not state its support ({type(prior).__name__}), which the mean-field normal "
-            f"is mapped to: define it on the class, or ask for families=('own',)."
-        )
-    if support.is_discrete:
-        raise ValueError(
-            f"latent site {site!r} is discrete ({type(prior).__name__}), and the mean-field normal needs continuous "
-            f"latents: sum over it exactly, or relax it (e.g. RelaxedOneHotCategorical)."
-        )
-    if varies(support):
-        one, two = (vars(innermost_support(s)).values() for s in (support, _support(again[site])))
-        if any(isinstance(a, Tensor) and not torch.equal(a, b) for a, b in zip(one, two, strict=True)):
-            raise ValueError(
-                f"the support of latent site {site!r} depends on other latents, so that no mean-field normal can be "
-                f"mapped to it: ask for families=('own',)."
-            )
-    return support
-
-
-def _possible(support: Any, z: Tensor, u: Tensor) -> Tensor:
-    """Whether entries of ``z``, or whole events, lie where the bijection of the support goes; ``u`` is its inverse."""
-    inside = innermost_support(support).check(z)
-    inside = inside.reshape(*inside.shape, *[1] * (u.dim() - inside.dim()))
-    return (inside & u.isfinite()).broadcast_to(u.shape)
-
-
-def _moments(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over the draws that are not NaN; 0 and 1 where there are none."""
-    loc = u.nanmean(0)
-    scale = (u - loc).square().nanmean(0).sqrt()
-    return loc.nan_to_num(0.0), torch.where(scale > 0, scale.clamp(min=1e-4), 1.0)
 
 
 class _Guide(nn.Module):

@@ -1,4 +1,6 @@
-"""The one place that imports zuko, which on import switches off argument validation for the whole process."""
+"""The one place that imports zuko, which on import switches off argument validation for the whole process, and gives
+every ``Transform`` its ``call_and_ladj``.
+"""
 
 from torch.distributions import Distribution
 
@@ -8,5 +10,3 @@ import zuko.flows as flows  # noqa: E402
 import zuko.transforms as transforms  # noqa: E402
 
 Distribution.set_default_validate_args(_validate)
-
-__all__ = ["flows", "transforms"]

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from pyrovae._compat.torch import TorchDispatchMode, is_out_of_memory, tree_leaves
+
+T = TypeVar("T")
+Sizes = tuple[int, int]  # data, and draws of each, at once
 
 BLOCK = {"cpu": 64 * 2**20, "cuda": 2**30}  # bytes of a block of draws: enough that Python does not count
 SLICE = {"cpu": 20 * 2**20, "cuda": 2**30}  # bytes to score at once: what stays in a CPU's caches, what fills a GPU
@@ -40,13 +43,17 @@ class Cost:
     per_datum: int
     per_draw: int
 
+    def of(self, num_samples: int) -> int:
+        """Bytes of a datum with all its draws."""
+        return self.per_datum + num_samples * self.per_draw
+
 
 def probe(run: Callable[[int, int], Any]) -> Cost:
-    """The cost of ``run(num_data, num_particles)``, from three short runs."""
+    """The cost of ``run(num_data, num_samples)``, from three short runs."""
 
-    def allocated(num_data: int, num_particles: int) -> int:
+    def allocated(num_data: int, num_samples: int) -> int:
         with _Allocations() as counted:
-            run(num_data, num_particles)
+            run(num_data, num_samples)
         return counted.bytes
 
     one = allocated(1, 2)
@@ -54,15 +61,32 @@ def probe(run: Callable[[int, int], Any]) -> Cost:
     return Cost(max(allocated(2, 2) - one - 2 * per_draw, 0), per_draw)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch's allocator, on whatever device, could not get what it was asked for."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def plan(num_data: int, num_samples: int, budget: int, cost: Cost, *, whole: bool = False) -> Sizes:
+    """Data and draws to take at once: all draws of as many data as fit, or part of the draws of one; ``whole`` data
+    have all their draws together, fit or not.
+    """
+    draws = num_samples if whole else min(num_samples, max((budget - cost.per_datum) // cost.per_draw, 1))
+    draws = -(-num_samples // -(-num_samples // draws))  # chunks of equal size
+    return max(1, min(num_data, budget // cost.of(draws))), draws
 
 
-def halved(sizes: tuple[int, int]) -> tuple[int, int]:
-    """Half as many data, or half as many draws of a single one."""
-    data, draws = sizes
-    return (-(-data // 2), draws) if data > 1 else (1, -(-draws // 2))
+def within_memory(attempt: Callable[[Sizes], T], sizes: Sizes, device: torch.device) -> tuple[T, Sizes]:
+    """``attempt(sizes)``; where memory runs out, with half as many data, or half as many draws of a single one.
+
+    Returns:
+        What it gave, and the sizes that sufficed.
+    """
+    while True:
+        try:
+            return attempt(sizes), sizes
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or sizes == (1, 1):
+                raise
+        # Outside the handler, which holds on to what was computed.
+        data, draws = sizes
+        sizes = (-(-data // 2), draws) if data > 1 else (1, -(-draws // 2))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def default_budget(device: torch.device) -> int:
@@ -70,10 +94,3 @@ def default_budget(device: torch.device) -> int:
     if device.type == "cuda":
         return int(CUDA_FRACTION * torch.cuda.mem_get_info(device)[0])
     return SLICE["cpu"]
-
-
-def chunk_sizes(num_data: int, num_samples: int, budget: int, cost: Cost) -> tuple[int, int]:
-    """Data and draws to take at once: all draws of as many data as fit, or part of the draws of one."""
-    draws = min(num_samples, max((budget - cost.per_datum) // cost.per_draw, 1))
-    draws = -(-num_samples // -(-num_samples // draws))  # chunks of equal size
-    return max(1, min(num_data, budget // (cost.per_datum + draws * cost.per_draw))), draws

@@ -1,0 +1,151 @@
+"""Of torch: nests of tensors, graphs and machine code, where modules keep their tensors, what errors mean."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Transform
+from torch.distributions.transforms import _InverseTransform
+from torch.fx import GraphModule
+from torch.nn.modules.conv import _ConvNd as ConvNd  # the class of all convolutions, transposed ones too
+from torch.utils._python_dispatch import TorchDispatchMode  # sees every operation on tensors
+
+# Nests of tensors as flat lists, and back.
+from torch.utils._pytree import register_pytree_node, tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+
+# Kernels fused without end take a minute to compile on CUDA and run no faster.
+_OPTIONS = {"cuda": {"max_fusion_size": 16}}
+
+
+def aten_graph(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
+    """The ATen operations of a function of tensors, run on fake ones; tensors that it finds elsewhere may be real.
+
+    Every node's ``meta["val"]`` is its fake result.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx  # with which half of torch's compiler comes
+
+    return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+
+
+def machine_code(module: GraphModule, inputs: Sequence[Tensor], device: str) -> Callable[..., Sequence[Any]]:
+    """Inductor's code of a graph whose convolutions keep their layouts. It stays on the disk for other processes."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    # Inductor keeps its work on the disk only where sizes could be symbols, though none of ours is.
+    context = torch._guards.TracingContext(torch._subclasses.FakeTensorMode(shape_env=ShapeEnv()))
+    options = {"layout_optimization": False, **_OPTIONS.get(device, {})}
+    with warnings.catch_warnings(action="ignore"), torch._guards.tracing(context):  # of what we do without, as TF32
+        return torch._inductor.compile(module, list(inputs), options=options)
+
+
+def schema_of(operation: Any) -> Any:
+    """What an ATen operation states of its arguments: names, and which of them it writes to. ``None`` of others."""
+    return getattr(operation, "_schema", None)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor is a placeholder of a traced run, without values."""
+    return isinstance(tensor, torch._subclasses.FakeTensor)
+
+
+def storage_id(tensor: Tensor) -> int:
+    """What tells memory from memory, also of tensors that have no address because they are being traced."""
+    return tensor.untyped_storage()._cdata
+
+
+def tensor_places(model: nn.Module, *, parameters: bool = True) -> list[dict[str, Any]]:
+    """The dictionaries in which a model and its parts keep buffers and parameters (or not these), by name: what is set
+    there is what the model uses, whatever it is.
+    """
+    return [place for m in model.modules() for place in ([m._parameters] * parameters + [m._buffers])]
+
+
+def part_of(module: nn.Module, name: str) -> Any:
+    """A part by name, found past ``__getattr__``; ``None`` where there is none, in a module that is being made too."""
+    return vars(module).get("_modules", {}).get(name)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether it is the wrapper that ``torch.compile`` puts a module in."""
+    return "_orig_mod" in module._modules
+
+
+def uncompiled(name: str) -> str:
+    """The name of a parameter, or with a dot behind it of a part, as it is without such wrappers."""
+    return name.replace("_orig_mod.", "")
+
+
+def is_made_by_hook(module: nn.Module, name: str) -> bool:
+    """Whether an attribute is computed from other parameters before each run: a weight under the old forms of
+    ``spectral_norm`` and ``weight_norm``.
+    """
+    return not module._parameters.keys().isdisjoint((f"{name}_orig", f"{name}_g"))
+
+
+def renew_cache(module: nn.Module, name: str) -> bool:
+    """Whether an attribute is a cache of torch's own, by which recurrent layers find their parameters. It is made anew,
+    of those that the module has now.
+    """
+    if not (isinstance(module, nn.RNNBase) and name == "_flat_weights"):
+        return False
+    module._init_flat_weights()
+    return True
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 inside the block; the user's settings afterwards, made through torch's old interface or its new one."""
+    parents = [torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn]
+    parts = [getattr(p, name, None) for p in parents for name in ("matmul", "conv", "rnn")]
+    backends: list[Any] = [part for part in parts if hasattr(part, "fp32_precision")]
+    name, full = ("fp32_precision", "ieee") if backends else ("allow_tf32", False)
+    backends = backends or [torch.backends.cuda.matmul, torch.backends.cudnn]  # torch before 2.9
+    before = {part: value for part in backends if (value := getattr(part, name)) not in ("none", full)}
+    for part in before:
+        setattr(part, name, full)
+    try:
+        yield
+    finally:
+        for part, value in before.items():
+            setattr(part, name, value)
+
+
+def validate(distribution: Any, value: Tensor) -> None:
+    """What ``log_prob`` does first: where validation is on, a ``ValueError`` for a value of a shape that does not fit,
+    or outside the support.
+    """
+    if distribution._validate_args:
+        distribution._validate_sample(value)
+
+
+def own_scale_tril(p: torch.distributions.MultivariateNormal) -> Tensor:
+    """L with the batch dimensions that it was given, not expanded to those of the location: one matrix for all."""
+    return p._unbroadcasted_scale_tril
+
+
+def is_inverted(transform: Transform) -> bool:
+    """Whether it is the inverse of another, ``transform.inv``, by the way that this one goes."""
+    return isinstance(transform, _InverseTransform)
+
+
+def has_inverse(transform: Transform) -> bool:
+    """Whether the class of a transform that is not inverted says how it is undone."""
+    return type(transform)._inverse is not Transform._inverse
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch's allocator, on whatever device, could not get what it was asked for."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def is_outside_support(error: ValueError) -> bool:
+    """Whether torch's validation found a value outside a distribution's support."""
+    return "within the support" in str(error)
+
+
+def is_not_vectorised(error: RuntimeError) -> bool:
+    """Whether a function cannot be run under ``vmap``: by the way it branches, or an operation in it."""
+    return any(word in str(error) for word in ("vmap", "functorch", "Batching rule"))

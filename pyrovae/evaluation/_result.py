@@ -1,0 +1,202 @@
+"""What every estimator returns: tables and numbers, where they come from, and files of them."""
+
+import dataclasses
+import json
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pyrovae._arguments import decode, encode, find, not_kept
+from pyrovae._files import replaced
+from pyrovae._hash import content_hash
+from pyrovae._random import seeded
+from pyrovae._version import __version__
+from pyrovae.evaluation._data import EvaluationData
+from pyrovae.model import LossModel, VAEModel
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a result was computed from.
+
+    Attributes:
+        data_hash: content hash of the data evaluated, tensor covariates included.
+        model_name: class of the model, with its posterior where it has one.
+        model_hash: content hash of the weights, by which two results of one trained model are known.
+        fingerprint: log p(x, z) at a few fixed points, by which two results of one generative model are known; empty
+            for a model without a density.
+        seed: seed of the draws; of a pooled result, all of them.
+        versions: of the libraries that computed it, by name.
+    """
+
+    data_hash: str
+    model_name: str
+    model_hash: str = ""
+    fingerprint: tuple[float, ...] = ()
+    seed: int | tuple[int | None, ...] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: VAEModel | LossModel, data: EvaluationData, seed: int | None) -> Self:
+        """That of a result about to be made of the ``model``, in evaluation mode, and the ``data``."""
+        return cls(
+            data_hash=data.hash,
+            model_name=model_name(model),
+            model_hash=weights_hash(model),
+            fingerprint=_fingerprint(model, data) if isinstance(model, VAEModel) else (),
+            seed=seed,
+            versions={"pyrovae": __version__, "torch": torch.__version__, "pyro-ppl": version("pyro-ppl")},
+        )
+
+    def same_density(self, other: "Provenance") -> bool:
+        """Whether both are of one p(x, z), as far as :attr:`fingerprint` tells."""
+        ours, theirs = self.fingerprint, other.fingerprint
+        return len(ours) == len(theirs) > 0 and bool(np.allclose(theirs, ours))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(ABC):
+    """Tables, numbers, and where they come from.
+
+    Attributes:
+        provenance: of the result.
+    """
+
+    provenance: Provenance
+
+    @abstractmethod
+    def summary(self) -> pd.Series:
+        """The figures of the whole, as one row."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one file: a NumPy archive (``.npz``) of columns and JSON, which runs no code when read.
+
+        Labels of rows that are neither numbers nor dates become text.
+
+        Returns:
+            The path.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        facts: dict[str, Any] = {"format": _FORMAT, "class": [type(self).__module__, type(self).__qualname__]}
+        facts |= {"tables": {}, "tensors": [], "values": {}}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, pd.DataFrame):
+                facts["tables"][f.name], columns = as_arrays(value)
+                arrays |= {f"{f.name}.{i}": column for i, column in enumerate(columns)}
+            elif isinstance(value, Tensor):
+                facts["tensors"].append(f.name)
+                arrays[f.name] = value.detach().cpu().numpy()
+            else:
+                facts["values"][f.name] = encode(vars(value) if isinstance(value, Provenance) else value)
+        if odd := not_kept(facts):
+            raise ValueError(f"{type(self).__name__} holds a {odd}, which no file holds.")
+        path = Path(path)
+        with replaced(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, result=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The result that :meth:`save` wrote; ``Result.load`` takes one of any kind.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, no result, or one of another kind.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                facts = json.loads(str(file["result"]))
+                if facts["format"] != _FORMAT:
+                    raise ValueError(f"its format is {facts['format']}, where {_FORMAT} is needed")
+                kind = find(Result, *facts["class"])
+                fields = {name: decode_plain(value) for name, value in facts["values"].items()}
+                fields["provenance"] = Provenance(**fields["provenance"])
+                fields |= {name: torch.from_numpy(file[name]) for name in facts["tensors"]}
+                for name, described in facts["tables"].items():
+                    count = len(described["columns"]) + len(described["index"])
+                    fields[name] = as_frame(described, [file[f"{name}.{i}"] for i in range(count)])
+        except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(f"there is no result at {path}.") from error
+            raise ValueError(f"{path} is no result saved by pyrovae, or is damaged: {error}") from error
+        if not issubclass(kind, cls):
+            raise ValueError(f"{path} holds a {kind.__name__}: call {kind.__name__}.load.")
+        return kind(**fields)
+
+
+def as_arrays(table: pd.DataFrame) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """A table as arrays of numbers, dates and text: its columns, then the levels of its index; and what else it takes
+    to put it together again.
+    """
+    index = table.index
+    levels = [_storable(index.get_level_values(i)) for i in range(index.nlevels)]
+    columns = [table.iloc[:, i] for i in range(table.shape[1])]
+    described = {
+        "columns": [str(name) for name in table],
+        "index": list(index.names),
+        "range": isinstance(index, pd.RangeIndex),
+    }
+    return described, [*(_storable(pd.Index(column)) for column in columns), *levels]
+
+
+def as_frame(described: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> pd.DataFrame:
+    """The table of which :func:`as_arrays` made these arrays."""
+    names, levels = described["columns"], described["index"]
+    own = [array.astype(object) if array.dtype.kind == "U" else array for array in arrays]
+    columns, keys = own[: len(names)], own[len(names) :]
+    index: pd.Index
+    if len(levels) > 1:
+        index = pd.MultiIndex.from_arrays(keys, names=levels)
+    elif described["range"] and len(keys[0]):
+        step = int(keys[0][1] - keys[0][0]) if len(keys[0]) > 1 else 1
+        index = pd.RangeIndex(int(keys[0][0]), int(keys[0][-1]) + step, step, name=levels[0])
+    else:
+        index = pd.Index(keys[0], name=levels[0])
+    return pd.DataFrame(dict(zip(names, columns, strict=True)), index)
+
+
+def _storable(labels: pd.Index) -> np.ndarray:
+    """Labels as numbers or dates, which files hold, or else as text."""
+    values = labels.to_numpy()
+    return values if values.dtype.kind in "iufbM" else labels.astype(str).to_numpy(dtype=str)
+
+
+def decode_plain(kept: Any) -> Any:
+    """What was encoded as JSON, where that is no model."""
+
+    def refused(construction: Any) -> Any:
+        raise ValueError("it holds a model")
+
+    return decode(kept, refused)
+
+
+def model_name(model: VAEModel | LossModel) -> str:
+    """The class of a model, with that of its posterior where it has one."""
+    posterior = getattr(model, "posterior", None)
+    name = type(model).__name__
+    return f"{name}({type(posterior).__name__})" if isinstance(posterior, torch.nn.Module) else name
+
+
+def weights_hash(model: VAEModel | LossModel) -> str:
+    """Content hash of a model's parameters and buffers."""
+    return content_hash(*(v for v in model.state_dict().values() if isinstance(v, Tensor)))
+
+
+def _fingerprint(model: VAEModel, data: EvaluationData) -> tuple[float, ...]:
+    """log p(x, z) of two data at two fixed draws from the prior: equal for equal generative models only."""
+    with seeded(0):
+        _, log_prior, log_likelihood = model.draw_prior(*data.part(slice(2), model.like()), num_particles=2)
+    return tuple((log_prior + log_likelihood).double().flatten().tolist())

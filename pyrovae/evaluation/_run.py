@@ -1,0 +1,221 @@
+"""One estimator at work: everything but its mathematics."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from copy import copy
+from typing import Any, Self
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyrovae._checks import at_least, one_of, resolve_device
+from pyrovae._compat.torch import full_precision
+from pyrovae._distributed import check_same_everywhere, common_seed, connect, joined, my_blocks, num_processes, rank
+from pyrovae._graph import COMPILE, Compile, Graph
+from pyrovae._random import reseed, seeded
+from pyrovae.evaluation._data import as_evaluation_data, require_density
+from pyrovae.evaluation._memory import BLOCK, Sizes, plan, probe, within_memory
+from pyrovae.evaluation._result import Provenance, weights_hash
+from pyrovae.model import LogTerms, LossModel, VAEModel
+from pyrovae.model._modes import evaluation_mode
+
+Compute = Callable[[slice, int], Mapping[Any, Tensor]]
+
+
+class EvaluationRun:
+    """A model and checked data, for the length of a ``with`` block in which nothing is approximate (see :func:`strict`)
+    and random numbers follow from a seed.
+
+    An estimator is a function ``compute(rows, draws)`` from some of the data to columns of numbers for them, given to
+    :meth:`collect`, which calls it on block after block: those of this process alone where there are several, in
+    smaller ones once memory has run out. Blocks follow from the model, the data and the number of draws, and draws from
+    the seed and the block, so that neither progress nor the number of processes changes them.
+
+    Args:
+        function: what the user called, for errors.
+        model: the model.
+        x: data ``(N, *event_shape)``: tensor, array or DataFrame.
+        covariates: what goes with them.
+        seed: of all draws.
+        device: where to compute; by default where the model is. The model is put back.
+        memory_budget: bytes that a block may take; by default what suits the device.
+        compile: whether what is called often becomes machine code.
+        progress: whether to show a progress bar.
+        density: whether the model must have a density; without, it is not checked either.
+
+    Attributes:
+        model, data: what to evaluate, checked.
+        terms: inside the block, the :class:`~pyrovae.LogTerms` of a few data.
+        num_observed: how many dimensions of a datum are observed, on average, where that can be counted.
+
+    Raises:
+        TypeError: a model without density; data or covariates that are lists or tuples.
+        ValueError: wrong shape, integer, NaN, masked or empty data, covariates of another length, index or number,
+            columns of other names, a device that is not there, an unknown ``compile``, a budget under 1. On entering:
+            data outside the likelihood's support, a model whose terms are not p(x, z) / q(z | x), processes that were
+            given different data or models.
+    """
+
+    terms: LogTerms
+    num_observed: float | None = None
+
+    def __init__(
+        self,
+        function: str,
+        model: VAEModel | LossModel,
+        x: Any,
+        covariates: tuple[Any, ...] = (),
+        *,
+        seed: int | None = 0,
+        device: str | torch.device | None = None,
+        memory_budget: int | None = None,
+        compile: Compile = "auto",
+        progress: bool = True,
+        density: bool = True,
+    ) -> None:
+        one_of(COMPILE, compile=compile)
+        if memory_budget is not None:
+            at_least(1, memory_budget=memory_budget)
+        self.model: Any = require_density(function, model) if density else model
+        self.data = as_evaluation_data(model, x, covariates, counted=density)
+        self.memory_budget, self.compile, self._seed = memory_budget, compile, seed
+        self._device, self._progress, self._density = device, progress, density
+        self._stack = ExitStack()
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        connect()
+        with ExitStack() as stack:
+            self.device = stack.enter_context(strict(self.model, self._device))
+            stack.enter_context(seeded(common_seed(self._seed)))
+            if self._density:
+                self.terms, self.num_observed = self.data.check(self.model)
+            if num_processes() > 1:
+                check_same_everywhere(
+                    "Give every process all the data: they share them out themselves.", x=self.data.hash
+                )
+                check_same_everywhere(
+                    "Train them together, load them, or seed them equally.", model=weights_hash(self.model)
+                )
+            self._entropy: tuple[int, ...] = (int(torch.randint(2**62, ())),)
+            self._children = 0
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def provenance(self) -> Provenance:
+        """That of a result of this run, asked for inside the block."""
+        return Provenance.of(self.model, self.data, self._seed)
+
+    def within(self, rows: Tensor | None = None) -> "EvaluationRun":
+        """A run of some of the data, or all, inside this one, whose draws are others."""
+        child = copy(self)
+        self._children += 1
+        child._entropy, child._children = (*self._entropy, self._children), 0
+        child.data = self.data if rows is None else self.data.rows(rows)
+        return child
+
+    def reseed(self, *numbers: int) -> None:
+        """Start the draws that these numbers stand for."""
+        reseed(*self._entropy, *numbers)
+
+    def part(self, rows: slice) -> tuple[Any, ...]:
+        """``(x, *covariates)`` of some rows, where the model is."""
+        return self.data.part(rows, self.model.like())
+
+    def plan(self, run: Callable[..., Any], num_samples: int = 1, *, times: float = 1, whole: bool = False) -> Sizes:
+        """How many data, and how many draws of each, to take at once.
+
+        Args:
+            run: ``run(num_samples, x, *covariates)``, of which a few short runs show what it allocates.
+            num_samples: K, draws of every datum.
+            times: so much of an ordinary block's bytes may be taken.
+            whole: whether all draws of a datum must be taken together.
+        """
+        cost = probe(lambda n, k: run(k, *self.part(slice(n))))
+        budget = int(times * BLOCK[self.device.type]) if self.memory_budget is None else self.memory_budget
+        return plan(len(self.data), num_samples, budget, cost, whole=whole)
+
+    def graph(self, function: Callable[..., Any], sizes: Sizes, num_samples: int = 1) -> Graph:
+        """``function``, called for every block of ``sizes``, traced or compiled where so many calls make that pay."""
+        calls = -(-len(self.data) // sizes[0]) * -(-num_samples // sizes[1])
+        return Graph(function, compile=self.compile, calls=calls)
+
+    def draws(self, rows: slice, num_samples: int, at_once: int) -> Iterator[int]:
+        """Numbers of draws that sum to K, each to be made right away: seeded by the rows and the first of the draws."""
+        for start in range(0, num_samples, at_once):
+            self.reseed(rows.start, start)
+            yield min(at_once, num_samples - start)
+
+    def advance(self, count: int) -> None:
+        """Move the progress bar of :meth:`collect`."""
+        self._bar.update(count)
+
+    def collect(
+        self, compute: Compute, sizes: Sizes, *, total: int, description: str, unit: str = "draw"
+    ) -> dict[Any, np.ndarray]:
+        """The columns of all data, ``(N, ...)``, of which ``compute(rows, draws)`` gives those of some rows.
+
+        Args:
+            compute: it takes so many draws of a datum at once; where memory runs out it is called again for fewer.
+            sizes: data and draws to take at once, from :meth:`plan`.
+            total: by how much ``compute`` will :meth:`advance` for every datum.
+            description: of the progress bar.
+            unit: of ``total``.
+        """
+        share, columns = my_blocks(len(self.data), sizes[0]), dict[Any, Tensor]()
+        silent, first = not self._progress or rank() > 0, share.start
+        length = total * (share.stop - share.start)
+        with tqdm(total=length, unit=unit, unit_scale=True, desc=description, disable=silent or not total) as self._bar:
+            while first < share.stop:
+                done = self._bar.n
+
+                def attempt(sizes: Sizes) -> tuple[slice, Mapping[Any, Tensor]]:
+                    self._bar.update(done - self._bar.n)  # noqa: B023  # called at once
+                    rows = slice(first, min(first + sizes[0], share.stop))  # noqa: B023
+                    return rows, compute(rows, sizes[1])
+
+                (rows, found), sizes = within_memory(attempt, sizes, self.device)
+                for name, values in found.items():
+                    # Whole columns from the start: small pieces kept between blocks would fragment the heap. They are
+                    # read at the end alone, so that a device need not wait.
+                    column = columns.setdefault(name, values.new_empty(len(self.data), *values.shape[1:]))
+                    column[rows] = values
+                first = rows.stop
+        return joined({name: column.cpu().numpy() for name, column in columns.items()}, share)
+
+
+@contextmanager
+def strict(model: VAEModel | LossModel, device: str | torch.device | None = None) -> Iterator[torch.device]:
+    """Evaluation mode, no gradients, no autocast, no TF32, no validation in the loop; the model on ``device``.
+
+    Everything is put back afterwards.
+
+    Args:
+        model: the model.
+        device: where to compute; by default where the model is.
+
+    Raises:
+        ValueError: a device that is not there.
+    """
+    home = model.like().device
+    target = home if device is None else resolve_device(device)
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(torch.inference_mode(False))  # whose tensors could not be differentiated by, as ais does
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(target.type, enabled=False))
+        stack.enter_context(pyro.distributions.validation_enabled(False))  # checks would stall the device
+        stack.enter_context(full_precision())
+        stack.callback(model.to, home)
+        model.to(target)
+        if target.type == "cpu":
+            # A block of this size, once freed, makes glibc keep smaller ones for reuse instead of returning their
+            # pages to the system, which costs more than computing on them. Elsewhere it does nothing.
+            torch.empty(2**25 - 2**13, dtype=torch.uint8)
+        yield target

@@ -1,0 +1,196 @@
+"""From what ``fit`` is given to what its loop needs: arguments, data, objective and optimiser, checked."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pyro.infer import ELBO as PyroELBO
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyrovae._checks import at_least, one_of, placed, resolve_device
+from pyrovae._distributed import check_same_everywhere, from_main, num_processes, rank
+from pyrovae._random import reseed
+from pyrovae.model import LossModel, VAEModel
+from pyrovae.model._inputs import keep_columns
+from pyrovae.model._support import narrower_sites
+from pyrovae.objectives import ELBO, Objective
+from pyrovae.training._checkpoint import Checkpoint, CheckpointFolder
+from pyrovae.training._identity import identity
+from pyrovae.training._result import Callback
+from pyrovae.training._trainable import check_optimizer, trainable
+from pyrovae.training.batches import Batches, Transform, as_batches, as_fields, hold_out, with_splits
+from pyrovae.training.engines import ENGINES, Name, Task
+
+Model = VAEModel | LossModel
+Scheduler = LRScheduler | ReduceLROnPlateau
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training run before it begins.
+
+    Attributes:
+        task: what a step computes.
+        train: batches to train on.
+        held_out: batches to validate on.
+        engine: name of what makes the steps.
+        epochs: at most so many.
+        patience: epochs without a lower validation loss after which to stop.
+        scheduler: of the learning rate.
+        callbacks: called after every epoch.
+        checkpoints: where states go.
+        identity: what the run is, for checkpoints.
+    """
+
+    task: Task
+    train: Batches
+    held_out: Batches | None
+    engine: Name
+    epochs: int
+    patience: int | None
+    scheduler: Scheduler | None
+    callbacks: Sequence[Callback]
+    checkpoints: CheckpointFolder | None
+    identity: Mapping[str, Any]
+
+
+def prepare(
+    model: Model,
+    data: Any,
+    *,
+    validation: Any,
+    objective: PyroELBO | None,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    optimizer: Callable[[Any], Optimizer] | None,
+    lr_schedule: Callable[[Optimizer], LRScheduler] | None,
+    clip_norm: float | None,
+    patience: int | None,
+    device: str | torch.device,
+    seed: int | None,
+    batch_transform: Transform | None,
+    callbacks: Sequence[Callback],
+    compile: Name,
+    precision: Literal["float32", "bfloat16"],
+    checkpoint: Checkpoint | str | os.PathLike[str] | None,
+) -> Plan:
+    """The plan of a run; see :func:`~pyrovae.fit` for the arguments, and for what is raised.
+
+    The model is put on its device, and learns the data's shape and columns.
+    """
+    objective = _objective(model, objective)
+    at_least(0, epochs=epochs)
+    one_of(tuple(ENGINES), compile=compile)
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be positive; got {clip_norm}.")
+    target = _device(device, precision)
+    folder = None if checkpoint is None else CheckpointFolder(checkpoint)
+    data, validation, transform = with_splits(data, validation, batch_transform)
+    if patience is not None:
+        at_least(1, patience=patience)
+        if validation is None:
+            raise ValueError("patience needs validation data: pass validation=0.1 to hold out a tenth.")
+    model.to(target)
+    train, held_out = _batches(model, data, validation, transform, batch_size, objective)
+    stepper = _optimizer(model, optimizer, learning_rate)
+    scheduler = lr_schedule(stepper) if lr_schedule else None
+    task = Task(model, objective, stepper, clip_norm, autocast=precision == "bfloat16")
+    if num_processes() > 1:
+        _join(model, train, held_out)
+    known = {}
+    if folder is not None:
+        known = identity(task, train, held_out, scheduler, batch_size=batch_size, seed=seed)
+    return Plan(task, train, held_out, compile, epochs, patience, scheduler, callbacks, folder, known)
+
+
+def _objective(model: Model, objective: PyroELBO | None) -> PyroELBO | None:
+    """What is minimised; ``None`` for the model's own loss."""
+    if not isinstance(model, (VAEModel, LossModel)):
+        raise TypeError(f"fit needs a pyrovae.VAEModel or a pyrovae.LossModel; got {type(model).__name__}.")
+    if isinstance(model, LossModel) and objective is not None:
+        raise TypeError(f"{type(model).__name__} is trained by its own loss: leave objective out.")
+    if objective is None:
+        # A part of that name is no loss.
+        return None if callable(getattr(type(model), "loss", None)) else ELBO()
+    if not isinstance(objective, PyroELBO):
+        raise TypeError(f"objective must be a pyro.infer.ELBO such as pyrovae.ELBO(); got {type(objective).__name__}.")
+    if num_processes() > 1 and not hasattr(objective, "differentiable_loss"):
+        raise ValueError(
+            f"{type(objective).__name__} has no differentiable_loss, whose gradients {num_processes()} processes could "
+            f"average: use pyrovae.ELBO, pyrovae.IWAE or Trace_ELBO."
+        )
+    return objective
+
+
+def _device(device: str | torch.device, precision: str) -> torch.device:
+    """Where to train."""
+    one_of(("float32", "bfloat16"), precision=precision)
+    target = resolve_device(device)
+    if precision == "bfloat16" and target.type != "cuda":
+        raise ValueError(f"precision='bfloat16' is for CUDA devices; the device is {target}. Use precision='float32'.")
+    return target
+
+
+def _batches(
+    model: Model, data: Any, validation: Any, transform: Transform | None, batch_size: int, objective: PyroELBO | None
+) -> tuple[Batches, Batches | None]:
+    """Batches to train on and to validate on, once the model has run on both."""
+    with keep_columns(model, as_fields(data)):
+        if isinstance(validation, float):
+            data, (x, *rest) = hold_out(model, data, validation)
+            x = placed(x, model.like())
+            validation = (from_main(transform(x) if transform else x), *rest)
+        train = as_batches(model, data, batch_size=batch_size, transform=transform)
+        held_out = None
+        if validation is not None:
+            held_out = as_batches(model, validation, batch_size=batch_size, held_out=True)
+        for batches in (train, held_out):
+            if batches is not None:
+                _check(batches, model, objective)
+    if held_out is not None:
+        model.validated_on = tuple(dict.fromkeys((*model.validated_on, held_out.hash())))
+    return train, held_out
+
+
+def _check(batches: Batches, model: Model, objective: PyroELBO | None) -> None:
+    """Run the model on some data, and let the objective look at its terms."""
+    particles = 1 if objective is None else min(objective.num_particles, 2)
+    ours = objective is None or isinstance(objective, Objective)
+    terms = batches.check(model, particles, paired=ours)
+    if terms is None:
+        return
+    if isinstance(objective, Objective):
+        objective.check(terms)
+    elif not ours and (wider := narrower_sites(terms.prior, terms.posterior)):
+        raise ValueError(
+            f"the guide draws site {wider[0]!r} outside the prior's support, where log p(z) and the ELBO are -inf, "
+            f"which {type(objective).__name__} does not notice: give it a guide on the prior's support."
+        )
+
+
+def _optimizer(model: Model, make: Callable[[Any], Optimizer] | None, learning_rate: float) -> Optimizer:
+    """The optimiser of the parameters that are not frozen: Adam, if none is given."""
+    parameters = trainable(model)
+    optimizer = (make or _adam(learning_rate, model.like().device))(parameters)
+    check_optimizer(optimizer, parameters, type(model).__name__)
+    return optimizer
+
+
+def _adam(learning_rate: float, device: torch.device) -> Callable[[Any], Optimizer]:
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive; got {learning_rate}.")
+    return lambda parameters: torch.optim.Adam(parameters, lr=learning_rate, fused=device.type in ("cpu", "cuda"))
+
+
+def _join(model: Model, train: Batches, held_out: Batches | None) -> None:
+    """Let all processes have the same data and weights, the same order of the data, and other draws."""
+    hashes = {"data": train.hash()} | ({} if held_out is None else {"validation": held_out.hash()})
+    check_same_everywhere("Give all of it to each: fit divides it.", **hashes)
+    for tensor in (*model.parameters(), *model.buffers()):
+        from_main(tensor.detach())
+    # The order of the data is rank 0's; what else is drawn differs.
+    reseed(int(from_main(torch.randint(2**62, (), device=model.like().device))), rank())

@@ -1,0 +1,142 @@
+"""How far a training run has come, and how that is kept and taken up again."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyrovae._distributed import from_main, gathered, rank
+from pyrovae._random import get_every_state, set_every_state
+from pyrovae.training._plan import Plan
+from pyrovae.training.batches import Batch, Batches
+
+
+@dataclass
+class Progress:
+    """Where a run is, and what it has seen.
+
+    With the weights and the states of optimiser, scheduler, callbacks and random numbers it is all that the rest of the
+    run follows from, and so what a checkpoint holds.
+
+    Attributes:
+        epoch: the current one, from 0.
+        step: batches done in it.
+        count: data in those, over all processes.
+        steps_done: batches done in all epochs.
+        loss: sum over those of this process in this epoch, in nats, when it was last read.
+        seconds: spent on this epoch until the run was interrupted in its midst.
+        epoch_start: state of the random numbers from which the order of this epoch's data follows.
+        records: one dict per finished epoch.
+        best: the weights with the lowest validation loss; ``best_epoch`` and ``best_loss`` (nats per datum) are theirs.
+        waited: epochs since then, as far as patience counts them.
+        called_off: whether a callback stopped the run.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    count: int = 0
+    steps_done: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    epoch_start: dict[str, Any] = field(default_factory=get_every_state)
+    records: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+    best_epoch: int | None = None
+    best_loss: float = math.inf
+    waited: int = 0
+    called_off: bool = False
+
+    def is_stopped(self, plan: Plan) -> bool:
+        """Whether patience ran out or a callback stopped the run."""
+        return self.called_off or (plan.patience is not None and self.waited >= plan.patience)
+
+    def is_over(self, plan: Plan) -> bool:
+        """Whether no epoch is left to do."""
+        return self.epoch >= plan.epochs or self.is_stopped(plan)
+
+    def is_checkpoint_due(self, plan: Plan) -> bool:
+        """Whether a state is to be kept between epochs, where there is a folder for them."""
+        return plan.checkpoints is not None and (self.is_over(plan) or self.epoch % plan.checkpoints.every == 0)
+
+    def time(self, plan: Plan) -> float:
+        """Epochs since the beginning, as schedules count them."""
+        return self.epoch + self.step / (plan.train.num_steps or math.inf)
+
+    def remaining(self, batches: Batches) -> Iterator[Batch]:
+        """The rest of this epoch's batches: all of them, unless the run was interrupted in its midst."""
+        if not self.step:
+            self.epoch_start = get_every_state()
+            return iter(batches)
+        now = get_every_state()
+        set_every_state(self.epoch_start)
+        rest = iter(batches)
+        for _ in islice(rest, self.step):
+            pass
+        set_every_state(now)
+        return rest
+
+    def count_batch(self, batch: Batch) -> None:
+        """Note that a step is done."""
+        self.step, self.count, self.steps_done = self.step + 1, self.count + batch.total, self.steps_done + 1
+
+    def keep_best(self, loss: float, model: nn.Module) -> None:
+        """Keep the model's weights if their validation loss is the lowest."""
+        if loss < self.best_loss:
+            self.best, self.best_epoch, self.best_loss, self.waited = copied_weights(model), self.epoch, loss, 0
+
+    def end_epoch(self) -> None:
+        """Go on to the next one."""
+        self.epoch, self.step, self.count, self.loss, self.seconds = self.epoch + 1, 0, 0, 0.0, 0.0
+
+    def save(self, plan: Plan) -> None:
+        """Write a checkpoint, where the plan has a folder for them."""
+        if plan.checkpoints is not None:
+            state = self.state_dict(plan)
+            if rank() == 0:
+                plan.checkpoints.save(self.steps_done, plan.identity, state)
+
+    def state_dict(self, plan: Plan) -> dict[str, Any]:
+        """All that the rest of the run follows from: tensors, numbers, strings and containers of them."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        own["records"] = [{name: _plain(value) for name, value in record.items()} for record in self.records]
+        own["epoch_start"] = gathered(self.epoch_start)
+        return {
+            "progress": own,
+            "model": plan.task.model.state_dict(),
+            "optimizer": plan.task.optimizer.state_dict(),
+            "scheduler": plan.scheduler.state_dict() if plan.scheduler else None,
+            "callbacks": [c.state_dict() if hasattr(c, "state_dict") else None for c in plan.callbacks],
+            "random": gathered(get_every_state()),
+        }
+
+
+def begin_or_resume(plan: Plan) -> Progress:
+    """The beginning of a run, or where its newest checkpoint left it: then everything is put back as it was there."""
+    state = None
+    if plan.checkpoints is not None:
+        state = from_main(plan.checkpoints.load(plan.identity) if rank() == 0 else None)
+    if state is None:
+        return Progress()
+    plan.task.model.load_state_dict(state["model"])
+    plan.task.optimizer.load_state_dict(state["optimizer"])
+    if plan.scheduler is not None:
+        plan.scheduler.load_state_dict(state["scheduler"])
+    for callback, kept in zip(plan.callbacks, state["callbacks"], strict=True):
+        if kept is not None:
+            callback.load_state_dict(kept)  # type: ignore[attr-defined]
+    set_every_state(state["random"][rank()])
+    own = state["progress"]
+    return Progress(**{**own, "epoch_start": own["epoch_start"][rank()]})
+
+
+def copied_weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the model's state."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's or torch's as Python's."""
+    return value.item() if hasattr(value, "item") else value

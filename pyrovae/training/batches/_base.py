@@ -1,0 +1,163 @@
+"""What all batches have in common: how a step gets its data from one, and looks at whether the model takes them."""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyrovae._checks import as_covariates, as_data, as_normal_tensor, placed
+from pyrovae._compat.pyro import reason
+from pyrovae._random import get_state, seeded, set_state
+from pyrovae.model import LogTerms, LossModel, VAEModel
+from pyrovae.model._inputs import num_covariates, program
+from pyrovae.model._modes import evaluation_mode
+from pyrovae.model._pairing import NotAPair
+from pyrovae.model._support import check_densities, check_observed, check_values, checked_terms, fixed_support
+
+Tensors = tuple[Tensor, ...]
+Transform = Callable[[Tensor], Tensor]
+Model = VAEModel | LossModel
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch as it is drawn, before anything is computed of it.
+
+    Attributes:
+        raw: what :meth:`Batches.prepare` makes data of: tensors whose first has one row for each datum of this process.
+        total: data in the batch, over all processes.
+        weight: what this process's data count: less than 1 where others have the same.
+    """
+
+    raw: Tensors
+    total: int
+    weight: float = 1.0
+
+    @property
+    def size(self) -> int:
+        """Data of this process."""
+        return len(self.raw[0])
+
+
+class Batches(ABC):
+    """An iterable over one epoch, again and again: ``x`` in the model's precision, everything on its device.
+
+    Attributes:
+        num_steps: batches in an epoch, where that is known.
+        size: data in a whole batch of this process, where that is known.
+        own_generator: whether they draw from a generator whose state nobody else knows.
+    """
+
+    def __init__(self, like: Tensor, transform: Transform | None, name: str) -> None:
+        self.like, self.transform, self.name = like, transform, name
+        self.num_steps: int | None = None
+        self.size: int | None = None
+        self.own_generator = False
+        self._observed: tuple[str, Distribution] | None = None  # once known, data are checked without the model
+        self._paired = True
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def prepare(self, *raw: Tensor) -> Tensors:
+        """``(x, *covariates)`` of a batch's raw tensors: no reading of values, so that it can be part of a graph."""
+        x, *rest = raw
+        return (self.transform(x) if self.transform else x, *rest)
+
+    def _on_device(self, tensors: Tensors) -> Tensors:
+        x, *covariates = tensors
+        return as_normal_tensor(placed(x, self.like)), *as_covariates(tuple(covariates), len(x), self.like)
+
+    def check(self, model: Model, num_particles: int = 1, *, paired: bool = True) -> LogTerms | None:
+        """Run the model on the first batch with validation on; it learns its ``event_shape`` if it has none.
+
+        Args:
+            model: the model.
+            num_particles: K of the run.
+            paired: whether the terms of model and guide must sum to log p(x, z) - log q(z | x), as they must under
+                our objectives.
+
+        Returns:
+            The terms of two data, of a model that has them.
+
+        Raises:
+            ValueError: an empty set, or what :meth:`VAEModel.check` finds.
+        """
+        try:
+            first = next((self.prepare(*batch.raw) for batch in self), None)
+        except RuntimeError as error:
+            raise ValueError(f"{self.name} cannot be read, or batch_transform does not take it: {error}") from error
+        if first is None:
+            raise ValueError(f"{self.name} is empty. Pass at least one datum.")
+        x = as_data(first[0], self.name, model.event_shape, integers=True)
+        needed = num_covariates(model)[0]
+        if len(first) - 1 < needed:
+            raise ValueError(
+                f"{type(model).__name__}.{program(model).__name__} takes {needed} covariate(s) and {self.name} has "
+                f"{len(first) - 1}: pass a tuple (x, covariate, ...) or a Dataset of such."
+            )
+        if model.event_shape is None:
+            model.event_shape = tuple(x.shape[1:])
+        terms = None
+        try:
+            terms = model.check(x, *first[1:], num_particles=num_particles, name=self.name)
+        except NotAPair:
+            if paired:
+                raise
+            self._paired = False
+        self.look(model, first)
+        if self.name == "data" and isinstance(model, VAEModel):
+            _warn_if_not_evaluable(model, x, *first[1:], name=self.name)
+        return terms
+
+    def in_first_epoch(self, model: Model, batch: Batch) -> None:
+        """Look at a batch, drawn as it will be, before it is trained on: :meth:`check` saw the first alone."""
+        generators = get_state()
+        self.look(model, self.prepare(*batch.raw))
+        set_state(generators)
+
+    def hash(self) -> str:
+        """What identifies the data: their content, as far as that can be had."""
+        return f"{type(self).__name__} of {self.num_steps} batches"
+
+    def check_not_exhausted(self, epoch: int, count: float) -> None:
+        """Raise a ``ValueError`` if an epoch brought no data."""
+        if not count:
+            raise ValueError(
+                f"{self.name} gave no batch in epoch {epoch}: it can be iterated only once. Pass a Dataset, a "
+                f"DataLoader of one, or tensors."
+            )
+
+    def look(self, model: Model, tensors: Tensors) -> None:
+        """Raise a ``ValueError`` if ``(x, *covariates)`` hold values that the model does not take."""
+        as_data(tensors[0], self.name, model.event_shape, integers=True)
+        if not isinstance(model, VAEModel):
+            model.check_values(tensors[0], self.name)
+            return
+        if self._observed is not None:
+            check_values(*self._observed, tensors[0], self.name)
+            return
+        validation = pyro.distributions.validation_enabled(False)
+        with evaluation_mode(model), torch.no_grad(), seeded(0), validation:
+            if self._paired:
+                terms = checked_terms(model, *tensors, name=self.name)
+                self._observed = fixed_support(terms, tensors[0])
+            else:
+                check_observed(model, *tensors, name=self.name)
+
+
+def _warn_if_not_evaluable(model: VAEModel, *tensors: Any, name: str) -> None:
+    try:
+        check_densities(model.check(*tensors, num_particles=2, name=name))
+    except Exception as error:  # whatever a program does that is not made for particles
+        warnings.warn(
+            f"{type(model).__name__} can be trained like this, but no estimator of log p(x) will take it: "
+            f"{reason(error)}",
+            stacklevel=8,  # the call of fit
+        )
