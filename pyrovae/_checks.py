@@ -28,7 +28,7 @@ def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
     raise ValueError(f"unknown {kind} {name!r}.{hint} Registered: {', '.join(registry)}.")
 
 
-def at_least(minimum: int, **arguments: Any) -> None:
+def require_at_least(minimum: int, **arguments: Any) -> None:
     """Raise a ``ValueError`` unless every named argument is an integer not under ``minimum``, or a tuple of such."""
     each = [(name, n) for name, value in arguments.items() for n in (value if isinstance(value, tuple) else (value,))]
     for name, value in each:
@@ -38,7 +38,7 @@ def at_least(minimum: int, **arguments: Any) -> None:
             raise ValueError(f"{name} must be at least {minimum}; got {value}.")
 
 
-def not_negative(**arguments: Any) -> None:
+def require_not_negative(**arguments: Any) -> None:
     """Raise a ``ValueError`` unless every named argument is a finite number, 0 or more."""
     for name, value in arguments.items():
         try:
@@ -49,14 +49,14 @@ def not_negative(**arguments: Any) -> None:
             raise ValueError(f"{name} must not be negative, NaN or infinite; got {value!r}.")
 
 
-def positive(**arguments: Any) -> None:
+def require_positive(**arguments: Any) -> None:
     """Raise a ``ValueError`` unless every named argument is above 0 and finite."""
     for name, value in arguments.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite; got {value}.")
 
 
-def one_of(allowed: Sequence[str], **arguments: Any) -> None:
+def require_one_of(allowed: Sequence[str], **arguments: Any) -> None:
     """Raise a ``ValueError`` unless every named argument is one of the ``allowed``."""
     for name, value in arguments.items():
         if value not in allowed:

@@ -5,7 +5,7 @@ from math import pi, prod
 
 import numpy as np
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.datasets._sources import Raw, Read, shuffled
 
 FACTORS = ("shape", "scale", "rotation", "x", "y")
@@ -40,8 +40,8 @@ def sprites(read: Read, *, size: int = 32, scales: int = 4, rotations: int = 8, 
     Raises:
         ValueError: ``size`` below 8, or a factor without values.
     """
-    at_least(8, size=size)
-    at_least(1, scales=scales, rotations=rotations, positions=positions)
+    require_at_least(8, size=size)
+    require_at_least(1, scales=scales, rotations=rotations, positions=positions)
     counts = (len(SHAPES), scales, rotations, positions, positions)
     if prod(counts) < 10:
         raise ValueError(f"the grid has {prod(counts)} images; at least 10 are needed to split. Raise rotations, say.")

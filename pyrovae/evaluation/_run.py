@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrovae._checks import at_least, one_of, resolve_device
+from pyrovae._checks import require_at_least, require_one_of, resolve_device
 from pyrovae._compat.torch import full_precision
 from pyrovae._distributed import check_same_everywhere, common_seed, connect, joined, my_blocks, num_processes, rank
 from pyrovae._graph import COMPILE, Compile, Graph
@@ -76,9 +76,9 @@ class EvaluationRun:
         progress: bool = True,
         density: bool = True,
     ) -> None:
-        one_of(COMPILE, compile=compile)
+        require_one_of(COMPILE, compile=compile)
         if memory_budget is not None:
-            at_least(1, memory_budget=memory_budget)
+            require_at_least(1, memory_budget=memory_budget)
         self.model: Any = require_density(function, model) if density else model
         self.data = as_evaluation_data(model, x, covariates, counted=density)
         self.memory_budget, self.compile, self._seed = memory_budget, compile, seed

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.distributions import Levels
 from pyrovae.likelihoods._base import Likelihood
 
@@ -19,7 +19,7 @@ class Categorical(Likelihood):
 
     def __init__(self, event_dim: int, *, num_levels: int = 256) -> None:
         super().__init__(event_dim)
-        at_least(2, num_levels=num_levels)
+        require_at_least(2, num_levels=num_levels)
         self.num_params = num_levels
 
     def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:

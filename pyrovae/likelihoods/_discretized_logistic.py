@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, positive
+from pyrovae._checks import require_at_least, require_positive
 from pyrovae.distributions import DiscretizedLogistic as Binned
 from pyrovae.likelihoods._base import Likelihood
 
@@ -27,8 +27,8 @@ class DiscretizedLogistic(Likelihood):
 
     def __init__(self, event_dim: int, *, num_levels: int = 256, min_scale: float = 0.1) -> None:
         super().__init__(event_dim)
-        at_least(2, num_levels=num_levels)
-        positive(min_scale=min_scale)
+        require_at_least(2, num_levels=num_levels)
+        require_positive(min_scale=min_scale)
         self.num_levels = num_levels
         self.min_scale = min_scale
 
@@ -61,7 +61,7 @@ class DiscretizedLogisticMixture(DiscretizedLogistic):
         self, event_dim: int, *, num_components: int = 5, num_levels: int = 256, min_scale: float = 0.1
     ) -> None:
         super().__init__(event_dim, num_levels=num_levels, min_scale=min_scale)
-        at_least(1, num_components=num_components)
+        require_at_least(1, num_components=num_components)
         self.num_components = num_components
         self.num_params = 3 * num_components
         start = (torch.arange(num_components) + 0.5) / num_components

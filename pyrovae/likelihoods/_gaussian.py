@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import positive
+from pyrovae._checks import require_positive
 from pyrovae.likelihoods._base import Likelihood
 
 
@@ -26,10 +26,10 @@ class Gaussian(Likelihood):
     ) -> None:
         super().__init__(event_dim)
         if not isinstance(scale, str):
-            positive(scale=scale)
+            require_positive(scale=scale)
         elif scale not in ("shared", "per_pixel"):
             raise ValueError(f"scale must be a number, 'shared' or 'per_pixel'; got {scale!r}.")
-        positive(min_scale=min_scale)
+        require_positive(min_scale=min_scale)
         self.scale = scale
         self.min_scale = min_scale
         self.num_params = 2 if scale == "per_pixel" else 1

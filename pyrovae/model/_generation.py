@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, as_data, as_tensor, at_least, placed, rows_of
+from pyrovae._checks import as_covariates, as_data, as_tensor, placed, require_at_least, rows_of
 from pyrovae._random import seeded
 from pyrovae.distributions._capabilities import capabilities, center, moment
 from pyrovae.distributions._independent import family
@@ -103,7 +103,7 @@ class Generation(SaveableModule):
         """
         x, *given = self._inputs(x, covariates)
         if num_samples is not None:
-            at_least(1, num_samples=num_samples)
+            require_at_least(1, num_samples=num_samples)
         with self._inference(seed):
             if num_samples is not None:
                 return _only(_data_first(self.draw_posterior(x, *given, num_particles=num_samples)[0]))
@@ -199,7 +199,7 @@ class Generation(SaveableModule):
             ValueError: bad data, ends of different lengths, fewer than two steps, several latent sites, discrete
                 latents.
         """
-        at_least(2, steps=steps)
+        require_at_least(2, steps=steps)
         x, *given = self._inputs(start, covariates, "start")
         other = placed(self.as_data(end, "end", tuple(given)), x)
         if len(other) != len(x):
@@ -277,7 +277,7 @@ class Generation(SaveableModule):
         self, n: int, covariates: tuple[Any, ...], seed: int | None, *, data: bool
     ) -> tuple[Tensor, Latents]:
         """Draw latents from the prior, with data drawn too, or zeros."""
-        at_least(1, n=n)
+        require_at_least(1, n=n)
         covariates = self._covariates(covariates, n)
         with self._inference(seed):
             name = sites_without_data(self, covariates, data=data, labels=data)[0]

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import as_event_shape, at_least, lookup
+from pyrovae._checks import as_event_shape, lookup, require_at_least
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model._base import VAEModel
 from pyrovae.networks import NETWORKS, ConvDecoder
@@ -66,7 +66,7 @@ class VAE(VAEModel):
         likelihood_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        at_least(1, latent_dim=latent_dim)
+        require_at_least(1, latent_dim=latent_dim)
         self.event_shape = shape = as_event_shape(event_shape)
         hidden = tuple(hidden)
         encoder_class, decoder_class = lookup(NETWORKS, network, "network")

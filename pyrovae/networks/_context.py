@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.networks._conv import over_leading
 
 
@@ -25,9 +25,9 @@ class PixelNetwork(nn.Module, ABC):
 
     def __init__(self, in_channels: int, out_channels: int, context_dim: int | None, spatial_context: bool) -> None:
         super().__init__()
-        at_least(1, in_channels=in_channels, out_channels=out_channels)
+        require_at_least(1, in_channels=in_channels, out_channels=out_channels)
         if context_dim is not None:
-            at_least(1, context_dim=context_dim)
+            require_at_least(1, context_dim=context_dim)
         elif spatial_context:
             raise ValueError("spatial_context=True needs context_dim, the number of channels of the map.")
         self.in_channels, self.out_channels = in_channels, out_channels

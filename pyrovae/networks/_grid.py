@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.networks._conv import as_image_shape, over_leading
 
 
@@ -26,7 +26,7 @@ def grid_shape(image_shape: tuple[int, ...], downsampling: int) -> tuple[int, in
     Raises:
         ValueError: not an image, a ``downsampling`` that is not a power of 2 from 2 on or does not divide H and W.
     """
-    at_least(2, downsampling=downsampling)
+    require_at_least(2, downsampling=downsampling)
     if downsampling & (downsampling - 1):
         raise ValueError(f"downsampling must be a power of 2 (a stride of 2 for each layer); got {downsampling}.")
     needs = f" with height and width divisible by downsampling={downsampling}, for the strides to fit"
@@ -61,8 +61,8 @@ class GridEncoder(nn.Module):
     ) -> None:
         super().__init__()
         grid_shape(image_shape, downsampling)
-        at_least(1, out_channels=out_channels, hidden=hidden)
-        at_least(0, num_blocks=num_blocks)
+        require_at_least(1, out_channels=out_channels, hidden=hidden)
+        require_at_least(0, num_blocks=num_blocks)
         layers: list[nn.Module] = [nn.Conv2d(image_shape[0], hidden, 4, 2, 1)]
         for _ in range(downsampling.bit_length() - 2):
             layers += [nn.ReLU(), nn.Conv2d(hidden, hidden, 4, 2, 1)]
@@ -101,8 +101,8 @@ class GridDecoder(nn.Module):
     ) -> None:
         super().__init__()
         grid_shape(image_shape, downsampling)
-        at_least(1, in_channels=in_channels, out_channels=out_channels, hidden=hidden)
-        at_least(0, num_blocks=num_blocks)
+        require_at_least(1, in_channels=in_channels, out_channels=out_channels, hidden=hidden)
+        require_at_least(0, num_blocks=num_blocks)
         layers: list[nn.Module] = [nn.Conv2d(in_channels, hidden, 3, padding=1)]
         layers += [_Residual(hidden) for _ in range(num_blocks)]
         for _ in range(downsampling.bit_length() - 2):

@@ -6,7 +6,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 
 
 class GatedLinear(nn.Module):
@@ -74,5 +74,5 @@ class GatedMLP(nn.Sequential):
 
 def _sizes(in_features: int, hidden: Sequence[int], out_features: int) -> list[int]:
     """The sizes of all layers, checked."""
-    at_least(1, in_features=in_features, out_features=out_features, hidden=tuple(hidden))
+    require_at_least(1, in_features=in_features, out_features=out_features, hidden=tuple(hidden))
     return [in_features, *hidden, out_features]

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.networks._context import PixelNetwork
 
 
@@ -42,8 +42,8 @@ class GatedPixelCNN(PixelNetwork):
         spatial_context: bool = False,
     ) -> None:
         super().__init__(in_channels, out_channels, context_dim, spatial_context)
-        at_least(1, hidden=hidden, num_layers=num_layers)
-        at_least(3, kernel_size=kernel_size)
+        require_at_least(1, hidden=hidden, num_layers=num_layers)
+        require_at_least(3, kernel_size=kernel_size)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, e.g. 3 or 5; got {kernel_size}.")
         self.layers = nn.ModuleList(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 
 _MIN_WEIGHT = 1e-20  # of a code, in vectors, under which their mean is no longer taken
 
@@ -62,8 +62,8 @@ class VectorQuantizer(nn.Module):
 
     def __init__(self, num_codes: int, code_dim: int, *, decay: float = 0.99, dead_below: float = 0.1) -> None:
         super().__init__()
-        at_least(2, num_codes=num_codes)
-        at_least(1, code_dim=code_dim)
+        require_at_least(2, num_codes=num_codes)
+        require_at_least(1, code_dim=code_dim)
         for name, value in {"decay": decay, "dead_below": dead_below}.items():
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} must be at least 0 and less than 1; got {value}.")

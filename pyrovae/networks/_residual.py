@@ -8,7 +8,7 @@ other draws and data, so that the model would change with K, and the weights of 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.networks._conv import over_leading
 
 _RESIDUAL_SCALE = 0.1  # of what a cell adds, so that deep stacks start near the identity
@@ -33,7 +33,7 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int, *, reduction: int = 16) -> None:
         super().__init__()
-        at_least(1, channels=channels, reduction=reduction)
+        require_at_least(1, channels=channels, reduction=reduction)
         width = max(channels // reduction, _MIN_BOTTLENECK_WIDTH)
         self.gate = nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, channels), nn.Sigmoid())
 
@@ -62,7 +62,7 @@ class DepthwiseCell(_Cell):
 
     def __init__(self, channels: int, *, expansion: int = 3) -> None:
         super().__init__()
-        at_least(1, channels=channels, expansion=expansion)
+        require_at_least(1, channels=channels, expansion=expansion)
         wide = expansion * channels
         self.body = nn.Sequential(
             group_norm(channels),
@@ -89,7 +89,7 @@ class ConvCell(_Cell):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        at_least(1, channels=channels)
+        require_at_least(1, channels=channels)
         layers: list[nn.Module] = []
         for _ in range(2):
             layers += [group_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1)]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.networks._context import PixelNetwork
 
 
@@ -40,7 +40,7 @@ class RowGRU(PixelNetwork):
         spatial_context: bool = False,
     ) -> None:
         super().__init__(in_channels, out_channels, context_dim, spatial_context)
-        at_least(1, width=width, hidden=hidden)
+        require_at_least(1, width=width, hidden=hidden)
         self.width = width
         told = context_dim or 0
         self.rows = nn.GRU(width * (in_channels + told), hidden, batch_first=True)

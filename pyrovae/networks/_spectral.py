@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae._compat.torch import ConvNd
 
 _INITIAL_ITERATIONS = 20  # at least, on the initial weights
@@ -32,7 +32,7 @@ class SpectralSum(nn.Module):
 
     def __init__(self, network: nn.Module, *, iterations: int = 4) -> None:
         super().__init__()
-        at_least(1, iterations=iterations)
+        require_at_least(1, iterations=iterations)
         self.iterations = iterations
         self.names: dict[tuple[int, int], list[str]] = {}
         for name, layer in network.named_modules():

@@ -7,7 +7,7 @@ from math import prod
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.networks._conv import over_leading
 
 _NUM_CHANNELS, _DENSE_WIDTH = 32, 256  # of every convolution, of every dense layer
@@ -44,7 +44,7 @@ class StridedEncoder(nn.Sequential):
     """
 
     def __init__(self, image_shape: tuple[int, ...], out_features: int = _DENSE_WIDTH) -> None:
-        at_least(1, out_features=out_features)
+        require_at_least(1, out_features=out_features)
         n = _halvings(image_shape)
         channels, height, width = image_shape
         layers: list[nn.Module] = []
@@ -71,7 +71,7 @@ class StridedDecoder(nn.Sequential):
     """
 
     def __init__(self, in_features: int, image_shape: tuple[int, ...], out_channels: int) -> None:
-        at_least(1, in_features=in_features, out_channels=out_channels)
+        require_at_least(1, in_features=in_features, out_channels=out_channels)
         n = _halvings(image_shape)
         small = (_NUM_CHANNELS, image_shape[1] >> n, image_shape[2] >> n)
         layers: list[nn.Module] = [nn.Linear(in_features, _DENSE_WIDTH), nn.ReLU()]

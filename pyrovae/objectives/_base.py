@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.model import LogTerms, VAEModel, log_terms
 from pyrovae.objectives._schedules import Weight, has_ended, value_at
 
@@ -35,7 +35,7 @@ class Objective(PyroELBO):
     """
 
     def __init__(self, *, num_particles: int = 1, max_plate_nesting: int | None = None) -> None:
-        at_least(1, num_particles=num_particles)
+        require_at_least(1, num_particles=num_particles)
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self._nesting = max_plate_nesting  # Pyro's own attribute counts the particles' plate too
         self.time: float | None = None

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import not_negative
+from pyrovae._checks import require_not_negative
 from pyrovae.model import LogTerms
 from pyrovae.objectives._base import Objective
 from pyrovae.objectives._schedules import Weight
@@ -41,7 +41,7 @@ class CapacityELBO(Objective):
         max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
-        not_negative(gamma=gamma, **({} if callable(capacity) else {"capacity": capacity}))
+        require_not_negative(gamma=gamma, **({} if callable(capacity) else {"capacity": capacity}))
         self.capacity = capacity
         self.gamma = gamma
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import not_negative
+from pyrovae._checks import require_not_negative
 from pyrovae.distributions._independent import family
 from pyrovae.model import LogTerms
 from pyrovae.objectives._base import Objective
@@ -56,7 +56,7 @@ class ELBO(Objective):
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
         if analytic_kl not in ("auto", True, False):
             raise ValueError(f"analytic_kl must be 'auto', True or False; got {analytic_kl!r}.")
-        not_negative(free_bits=free_bits, **({} if callable(beta) else {"beta": beta}))
+        require_not_negative(free_bits=free_bits, **({} if callable(beta) else {"beta": beta}))
         if free_bits and analytic_kl is False:
             raise ValueError("free_bits needs the KL of each dimension in closed form: use analytic_kl='auto'.")
         self.beta = beta

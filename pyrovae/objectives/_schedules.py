@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyrovae._checks import at_least, not_negative, positive
+from pyrovae._checks import require_at_least, require_not_negative, require_positive
 
 Weight = float | Callable[[float], float]
 
@@ -37,8 +37,8 @@ class _Warmup(Schedule):
     cosine: bool
 
     def __post_init__(self) -> None:
-        positive(duration=self.ends)
-        not_negative(start=self.start, end=self.end)
+        require_positive(duration=self.ends)
+        require_not_negative(start=self.start, end=self.end)
 
     def __call__(self, t: float) -> float:
         if t >= self.ends:
@@ -106,9 +106,9 @@ def cyclical(period: float, *, rise: float = 0.5, cycles: int = 4, end: float = 
         ValueError: a period that is not positive and finite, a rise outside (0, 1], no whole number of cycles from 1
             on, an end that is negative, NaN or infinite.
     """
-    positive(period=period)
-    at_least(1, cycles=cycles)
-    not_negative(end=end)
+    require_positive(period=period)
+    require_at_least(1, cycles=cycles)
+    require_not_negative(end=end)
     if not 0 < rise <= 1:
         raise ValueError(f"rise must be in (0, 1]; got {rise}.")
     return _Cycles(period, rise, cycles, end)
@@ -123,7 +123,7 @@ def value_at(weight: Weight, t: float, name: str) -> float:
     if not callable(weight):
         return float(weight)
     value = float(weight(t))
-    not_negative(**{f"{name}, a schedule, at time t={t:g}": value})
+    require_not_negative(**{f"{name}, a schedule, at time t={t:g}": value})
     return value
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from pyrovae._checks import at_least, not_negative, one_of
+from pyrovae._checks import require_at_least, require_not_negative, require_one_of
 from pyrovae.model import LogTerms
 from pyrovae.objectives._base import Objective
 
@@ -68,9 +68,9 @@ class BetaTCVAE(Objective):
         max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
-        at_least(1, num_data=num_data)
-        one_of(("stratified", "weighted"), estimator=estimator)
-        not_negative(beta=beta, alpha=alpha, gamma=gamma)
+        require_at_least(1, num_data=num_data)
+        require_one_of(("stratified", "weighted"), estimator=estimator)
+        require_not_negative(beta=beta, alpha=alpha, gamma=gamma)
         self.num_data = num_data
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.estimator = estimator

@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.model import VAEModel
 from pyrovae.plots._images import images
 from pyrovae.plots._inputs import as_dims, single_site
@@ -53,7 +53,7 @@ def manifold(
         >>> ax.get_xlabel(), ax.get_images()[0].get_array().shape
         ('z[0]', (28, 28))
     """
-    at_least(2, n=n)
+    require_at_least(2, n=n)
     if extent is None:
         *quantiles, medians = _prior_quantiles(model, torch.cat([(torch.arange(n) + 0.5) / n, torch.tensor([0.5])]))
         first, second = as_dims(dims, len(medians), (2,))

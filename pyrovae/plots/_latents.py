@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae._random import seeded
 from pyrovae.evaluation import CollapseReport
 from pyrovae.evaluation._data import as_evaluation_data, require_density
@@ -139,7 +139,7 @@ def aggregate_posterior(
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('z[0]', 'z[2]')
     """
-    at_least(1, num_samples=num_samples)
+    require_at_least(1, num_samples=num_samples)
     q, p = _draws(model, x, covariates, num_samples, seed)
     chosen = as_dims((0,) if q.shape[1] == 1 else dims, q.shape[1], (1, 2))
     labels = f"q(z), {len(x)} data", "p(z)"

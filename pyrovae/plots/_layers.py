@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.evaluation import CollapseReport
 from pyrovae.plots._axes import legend_above, new_axes, styles
 from pyrovae.plots._images import strips
@@ -42,7 +42,7 @@ def layer_samples(
         >>> [label.get_text() for label in layer_samples(ladder, (8, 8)).get_yticklabels()]
         ['all drawn', 'z2 held']
     """
-    at_least(2, n=n)
+    require_at_least(2, n=n)
     draws = model.sample_latents(n, seed=seed)
     if not isinstance(draws, dict):
         raise ValueError("layer_samples shows what several latent sites decide; this model has one. Use samples.")

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.distributions import Flow
 
 _RAW_UNIT_SCALE = math.log(math.e - 1.0)  # softplus of this is 1
@@ -36,7 +36,7 @@ class Posterior(nn.Module, ABC):
 
     def __init__(self, latent_dim: int, context_dim: int) -> None:
         super().__init__()
-        at_least(1, latent_dim=latent_dim, context_dim=context_dim)
+        require_at_least(1, latent_dim=latent_dim, context_dim=context_dim)
         self.latent_dim = latent_dim
         self.context_dim = context_dim
 
@@ -67,7 +67,7 @@ class FlowPosterior(Posterior):
 
     def __init__(self, latent_dim: int, context_dim: int, *, num_flows: int) -> None:
         super().__init__(latent_dim, context_dim)
-        at_least(1, num_flows=num_flows)
+        require_at_least(1, num_flows=num_flows)
         self.num_flows = num_flows
         self.base = NormalHead(latent_dim, context_dim)
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import one_of
+from pyrovae._checks import require_one_of
 from pyrovae.posteriors._base import NormalHead, Posterior, softplus_scale
 
 
@@ -28,7 +28,7 @@ class MeanFieldNormal(Posterior):
         self, latent_dim: int, context_dim: int, *, scale: Literal["amortized", "constant"] = "amortized"
     ) -> None:
         super().__init__(latent_dim, context_dim)
-        one_of(("amortized", "constant"), scale=scale)
+        require_one_of(("amortized", "constant"), scale=scale)
         self.scale = scale
         if scale == "amortized":
             self.head: nn.Linear = NormalHead(latent_dim, context_dim)

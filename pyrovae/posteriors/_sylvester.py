@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.distributions import SylvesterTransform
 from pyrovae.distributions._orthonormal import orthonormal
 from pyrovae.posteriors._base import FlowPosterior
@@ -30,7 +30,7 @@ class Sylvester(FlowPosterior):
 
     def __init__(self, latent_dim: int, context_dim: int, *, num_flows: int, bottleneck: int) -> None:
         super().__init__(latent_dim, context_dim, num_flows=num_flows)
-        at_least(1, bottleneck=bottleneck)
+        require_at_least(1, bottleneck=bottleneck)
         if bottleneck > latent_dim:
             raise ValueError(f"bottleneck must be at most latent_dim={latent_dim}; got {bottleneck}.")
         self.bottleneck = bottleneck
@@ -87,7 +87,7 @@ class HouseholderSylvester(Sylvester):
 
     def __init__(self, latent_dim: int, context_dim: int, *, num_flows: int = 4, num_reflections: int = 8) -> None:
         super().__init__(latent_dim, context_dim, num_flows=num_flows, bottleneck=latent_dim)
-        at_least(1, num_reflections=num_reflections)
+        require_at_least(1, num_reflections=num_reflections)
         self.num_reflections = num_reflections
         self.vectors = nn.Linear(context_dim, num_flows * num_reflections * latent_dim)
         nn.init.normal_(self.vectors.bias)  # a reflection needs a vector other than zero

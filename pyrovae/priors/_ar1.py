@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.distributions import AR1 as AR1Process
 from pyrovae.priors._base import PosteriorAt, Prior
 
@@ -51,7 +51,7 @@ class AR1(Prior):
 
     def __init__(self, latent_dim: int, *, delta: float = 1.0, channels: int = 1) -> None:
         super().__init__(latent_dim)
-        at_least(1, channels=channels)
+        require_at_least(1, channels=channels)
         length, rest = divmod(latent_dim, channels)
         if rest or length < 2:
             raise ValueError(

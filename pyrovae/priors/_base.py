@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 
 PosteriorAt = Callable[[Tensor], dist.TorchDistribution]
 """Data ``(N, *event_shape)`` to q(z|x), batch ``(N,)``, event ``(Z,)``."""
@@ -26,7 +26,7 @@ class Prior(nn.Module, ABC):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        at_least(1, latent_dim=latent_dim)
+        require_at_least(1, latent_dim=latent_dim)
         self.latent_dim = latent_dim
 
     @abstractmethod

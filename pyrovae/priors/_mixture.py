@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.posteriors._base import softplus_scale
 from pyrovae.priors._base import PosteriorAt, Prior
 
@@ -19,7 +19,7 @@ class MixtureOfGaussians(Prior):
 
     def __init__(self, latent_dim: int, *, num_components: int = 10) -> None:
         super().__init__(latent_dim)
-        at_least(1, num_components=num_components)
+        require_at_least(1, num_components=num_components)
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
         self.raw_scale = nn.Parameter(torch.zeros(num_components, latent_dim))

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.distributions import Autoregressive
 from pyrovae.model import LossModel
 from pyrovae.networks import GatedPixelCNN
@@ -13,9 +13,9 @@ from pyrovae.networks import GatedPixelCNN
 
 def _checked(grid_shape: tuple[int, int], num_codes: int) -> tuple[int, int]:
     """The grid's sides; a ``ValueError`` unless they are positive and there are at least two codes."""
-    at_least(2, num_codes=num_codes)
+    require_at_least(2, num_codes=num_codes)
     height, width = grid_shape
-    at_least(1, grid_shape=(height, width))
+    require_at_least(1, grid_shape=(height, width))
     return height, width
 
 
@@ -73,7 +73,7 @@ class PixelCNNPrior(LossModel):
         kernel_size: int = 3,
     ) -> None:
         super().__init__()
-        at_least(1, embedding_dim=embedding_dim)
+        require_at_least(1, embedding_dim=embedding_dim)
         self.grid_shape, self.num_codes = _checked(grid_shape, num_codes), num_codes
         self.event_shape = self.grid_shape
         self.embedding = nn.Embedding(num_codes, embedding_dim)

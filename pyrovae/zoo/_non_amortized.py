@@ -6,7 +6,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.model import VAE, VAEModel
 from pyrovae.model._modes import local_parameters
 from pyrovae.posteriors import POSTERIORS, Posterior
@@ -49,7 +49,7 @@ class NonAmortizedVAE(VAEModel):
         posterior_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        at_least(1, num_data=num_data)
+        require_at_least(1, num_data=num_data)
         if not isinstance(generative, VAE):
             raise TypeError(
                 f"generative must be a pyrovae.VAE, whose prior and decoder are used; got {type(generative).__name__}."
@@ -61,7 +61,7 @@ class NonAmortizedVAE(VAEModel):
             )
         if context_dim is None:
             context_dim = getattr(posterior, "context_dim", 2 * generative.latent_dim)
-        at_least(1, context_dim=context_dim)
+        require_at_least(1, context_dim=context_dim)
         sizes = {"latent_dim": generative.latent_dim, "context_dim": context_dim}
         self.event_shape = generative.event_shape
         with local_parameters():

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, not_negative
+from pyrovae._checks import require_at_least, require_not_negative
 from pyrovae.distributions import residual_normal
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAEModel
@@ -73,14 +73,14 @@ class NVAE(VAEModel):
         groups = tuple(groups)
         if not groups:
             raise ValueError("groups must name at least one resolution's number of groups, e.g. (1, 2); got none.")
-        at_least(1, groups=groups)
+        require_at_least(1, groups=groups)
         halvings = len(groups)
         shrunk = 2**halvings
         needs = f" with height and width divisible by {shrunk}, for {halvings} resolutions"
         self.event_shape = as_image_shape(event_shape, shrunk, needs=needs, fix=", pad them, or pass fewer groups")
         image_channels, height, width = self.event_shape
-        at_least(1, latent_channels=latent_channels, channels=channels, expansion=expansion, cells=cells)
-        not_negative(spectral_weight=spectral_weight)
+        require_at_least(1, latent_channels=latent_channels, channels=channels, expansion=expansion, cells=cells)
+        require_not_negative(spectral_weight=spectral_weight)
         self.spectral_weight = float(spectral_weight)
         self.likelihood = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=3)
 

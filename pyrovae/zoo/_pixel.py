@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, lookup, one_of, placed
+from pyrovae._checks import lookup, placed, require_at_least, require_one_of
 from pyrovae._parts import Registry
 from pyrovae.distributions import Autoregressive
 from pyrovae.distributions._independent import innermost
@@ -60,7 +60,7 @@ class PixelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = self.event_shape = _as_image(event_shape)
-        at_least(1, context_dim=context_dim)
+        require_at_least(1, context_dim=context_dim)
         if not 0 <= input_dropout < 1:
             raise ValueError(f"input_dropout must be in [0, 1); got {input_dropout}.")
         self.likelihood, self.upsample, self.input_dropout = likelihood, upsample, input_dropout
@@ -188,8 +188,8 @@ class PixelVAE(VAE):
         **parts: Any,
     ) -> None:
         shape = _as_image(event_shape)
-        at_least(1, latent_dim=latent_dim, context_dim=context_dim)
-        one_of(("map", "vector"), conditioning=conditioning)
+        require_at_least(1, latent_dim=latent_dim, context_dim=context_dim)
+        require_one_of(("map", "vector"), conditioning=conditioning)
         pixel = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=3)
         if conditioning == "vector":
             upsample: nn.Module = nn.Linear(latent_dim, context_dim)

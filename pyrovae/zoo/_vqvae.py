@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pyrovae._checks import as_data, as_event_shape, at_least, placed, positive
+from pyrovae._checks import as_data, as_event_shape, placed, require_at_least, require_positive
 from pyrovae._parts import check_sizes
 from pyrovae.distributions import PointMass
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
@@ -80,9 +80,9 @@ class VQVAE(VAEModel):
         prior: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        at_least(2, num_codes=num_codes)
-        at_least(1, code_dim=code_dim)
-        positive(commitment=commitment)
+        require_at_least(2, num_codes=num_codes)
+        require_at_least(1, code_dim=code_dim)
+        require_positive(commitment=commitment)
         self.grid_shape = grid_shape(tuple(event_shape), downsampling)
         self.event_shape = shape = as_event_shape(event_shape)
         self.num_codes, self.commitment = num_codes, commitment

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
-from pyrovae._checks import ARRAYS, at_least, check_container
+from pyrovae._checks import ARRAYS, check_container, require_at_least
 from pyrovae._distributed import from_main, num_processes
 from pyrovae.model._inputs import as_inputs, num_covariates, program
 from pyrovae.training.batches._base import Batches, Model, Tensors, Transform
@@ -47,7 +47,7 @@ def as_batches(
         ValueError: wrong shape, integer, NaN or empty data, covariates of another length or index, a tuple with more
             fields than the model takes.
     """
-    at_least(1, batch_size=batch_size)
+    require_at_least(1, batch_size=batch_size)
     name = "validation" if held_out else "data"
     if isinstance(data, DataLoader):
         return LoaderBatches(data, model, transform, name)

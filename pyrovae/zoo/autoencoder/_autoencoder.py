@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import as_data, as_event_shape, at_least, lookup, one_of
+from pyrovae._checks import as_data, as_event_shape, lookup, require_at_least, require_one_of
 from pyrovae._random import seeded
 from pyrovae.model import LossModel
 from pyrovae.model._modes import evaluation_mode
@@ -68,8 +68,8 @@ class Autoencoder(LossModel):
     ) -> None:
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
-        at_least(1, code_dim=code_dim)
-        one_of(tuple(ERRORS), reconstruction=reconstruction)
+        require_at_least(1, code_dim=code_dim)
+        require_one_of(tuple(ERRORS), reconstruction=reconstruction)
         names = {name: name for name in ACTIVATIONS}
         activation = lookup(names, activation, "activation")
         code_activation = lookup(names, code_activation, "activation")
@@ -184,7 +184,7 @@ class Autoencoder(LossModel):
         """
         x = self._data(x, "x").flatten(1)
         if num_probes is not None:
-            at_least(1, num_probes=num_probes)
+            require_at_least(1, num_probes=num_probes)
         norm = squared_jacobian_norm if num_probes is None else partial(hutchinson, num_probes=num_probes)
         with evaluation_mode(self), torch.no_grad(), seeded(seed):
             return torch.cat([norm(self._encode, part) for part in x.split(_JACOBIAN_BATCH)]).detach()

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import positive
+from pyrovae._checks import require_positive
 from pyrovae._parts import Registry
 
 
@@ -98,7 +98,7 @@ class GaussianNoise(Corruption):
 
     def __init__(self, *, scale: float = 0.3) -> None:
         super().__init__()
-        positive(scale=scale)
+        require_positive(scale=scale)
         self.scale = float(scale)
 
     def forward(self, x: Float[Tensor, "*batch_event"]) -> Float[Tensor, "*batch_event"]:

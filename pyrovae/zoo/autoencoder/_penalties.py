@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, positive
+from pyrovae._checks import require_at_least, require_positive
 from pyrovae._parts import Registry
 from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CodeNetworks, affine_layers, between
 
@@ -25,7 +25,7 @@ class Penalty(nn.Module, ABC):
 
     def __init__(self, *, weight: float) -> None:
         super().__init__()
-        positive(weight=weight)
+        require_positive(weight=weight)
         self.weight = float(weight)
 
     @abstractmethod
@@ -99,7 +99,7 @@ class ContractionPenalty(Penalty):
 
     def __init__(self, *, weight: float = 0.1, num_probes: int = 1) -> None:
         super().__init__(weight=weight)
-        at_least(1, num_probes=num_probes)
+        require_at_least(1, num_probes=num_probes)
         self.num_probes = num_probes
 
     def forward(self, networks: CodeNetworks, x: Tensor, pre_activation: Tensor) -> Float[Tensor, "batch"]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae._checks import as_data, at_least, one_of
+from pyrovae._checks import as_data, require_at_least, require_one_of
 from pyrovae._random import seeded
 from pyrovae.model import LossModel
 from pyrovae.model._inputs import keep_columns
@@ -78,7 +78,7 @@ def sparse_autoencoder(
         options: of :class:`Autoencoder`, such as ``penalty_options``.
     """
     if isinstance(penalty, str):
-        one_of(("kl", "l1"), penalty=penalty)
+        require_one_of(("kl", "l1"), penalty=penalty)
     by_kl = penalty == "kl" or isinstance(penalty, KLPenalty)
     options.setdefault("code_activation", "sigmoid" if by_kl else "relu")
     return Autoencoder(event_shape, code_dim, penalty=penalty, **options)
@@ -146,7 +146,7 @@ def pretrain(
     """
     if not isinstance(model, Autoencoder):
         raise TypeError(f"pretrain needs a pyrovae.zoo.Autoencoder; got {type(model).__name__}.")
-    at_least(0, epochs=epochs)
+    require_at_least(0, epochs=epochs)
     data, _, transform = with_splits(data, transform=options.pop("batch_transform", None))
     with keep_columns(model, as_fields(data)):
         x = as_data(data, "data", model.event_shape, model.columns)
