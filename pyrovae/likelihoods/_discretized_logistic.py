@@ -29,8 +29,7 @@ class DiscretizedLogistic(Likelihood):
         super().__init__(event_dim)
         require_at_least(2, num_levels=num_levels)
         require_positive(min_scale=min_scale)
-        self.num_levels = num_levels
-        self.min_scale = min_scale
+        self.num_levels, self.min_scale = num_levels, min_scale
 
     def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:
         loc, raw = params.unbind(-self.event_dim - 1)

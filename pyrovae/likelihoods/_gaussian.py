@@ -30,8 +30,7 @@ class Gaussian(Likelihood):
         elif scale not in ("shared", "per_pixel"):
             raise ValueError(f"scale must be a number, 'shared' or 'per_pixel'; got {scale!r}.")
         require_positive(min_scale=min_scale)
-        self.scale = scale
-        self.min_scale = min_scale
+        self.scale, self.min_scale = scale, min_scale
         self.num_params = 2 if scale == "per_pixel" else 1
         if scale == "shared":
             self.log_scale = nn.Parameter(torch.zeros(()))

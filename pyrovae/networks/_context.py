@@ -46,10 +46,10 @@ class PixelNetwork(nn.Module, ABC):
             lead = torch.broadcast_shapes(x.shape[:-3], context.shape[:-3])
             x = x.expand(*lead, *x.shape[-3:])
             context = context.expand(*lead, *context.shape[-3:]).reshape(-1, *context.shape[-3:])
-        return over_leading(lambda images: self.of_images(images, context), x, 3)
+        return over_leading(lambda images: self._of_images(images, context), x, 3)
 
     @abstractmethod
-    def of_images(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def _of_images(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Output ``(N, out, h, W)`` of images ``(N, C, h, W)`` with a context ``(N, context_dim, h or 1, W or 1)``."""
 
     def _as_map(self, x: Tensor, context: Tensor | None) -> Tensor:

@@ -54,7 +54,7 @@ class GatedPixelCNN(PixelNetwork):
             nn.ReLU(), nn.Conv2d(hidden, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, out_channels, 1)
         )
 
-    def of_images(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def _of_images(self, x: Tensor, context: Tensor | None) -> Tensor:
         above = left = x
         total: Tensor | None = None
         for layer in self.layers:

@@ -48,7 +48,7 @@ class RowGRU(PixelNetwork):
         self.start = nn.Linear(hidden, hidden)
         self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, out_channels))
 
-    def of_images(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def _of_images(self, x: Tensor, context: Tensor | None) -> Tensor:
         n, _, height, width = x.shape
         above, left = pad(x, (0, 0, 1, -1)), pad(x, (1, -1, 0, 0))
         if context is not None:

@@ -42,8 +42,7 @@ class CapacityELBO(Objective):
     ) -> None:
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
         require_not_negative(gamma=gamma, **({} if callable(capacity) else {"capacity": capacity}))
-        self.capacity = capacity
-        self.gamma = gamma
+        self.capacity, self.gamma = capacity, gamma
 
     @property
     def schedules(self) -> dict[str, Weight]:

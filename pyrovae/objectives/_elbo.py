@@ -59,9 +59,7 @@ class ELBO(Objective):
         require_not_negative(free_bits=free_bits, **({} if callable(beta) else {"beta": beta}))
         if free_bits and analytic_kl is False:
             raise ValueError("free_bits needs the KL of each dimension in closed form: use analytic_kl='auto'.")
-        self.beta = beta
-        self.free_bits = free_bits
-        self.analytic_kl = analytic_kl
+        self.beta, self.free_bits, self.analytic_kl = beta, free_bits, analytic_kl
 
     @property
     def schedules(self) -> dict[str, Weight]:

@@ -71,9 +71,8 @@ class BetaTCVAE(Objective):
         require_at_least(1, num_data=num_data)
         require_one_of(("stratified", "weighted"), estimator=estimator)
         require_not_negative(beta=beta, alpha=alpha, gamma=gamma)
-        self.num_data = num_data
+        self.num_data, self.estimator = num_data, estimator
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
-        self.estimator = estimator
 
     def per_datum(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
         parts = self.decompose(terms)

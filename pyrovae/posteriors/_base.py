@@ -37,8 +37,7 @@ class Posterior(nn.Module, ABC):
     def __init__(self, latent_dim: int, context_dim: int) -> None:
         super().__init__()
         require_at_least(1, latent_dim=latent_dim, context_dim=context_dim)
-        self.latent_dim = latent_dim
-        self.context_dim = context_dim
+        self.latent_dim, self.context_dim = latent_dim, context_dim
 
     @abstractmethod
     def forward(self, context: Float[Tensor, "*batch context"]) -> dist.TorchDistribution:

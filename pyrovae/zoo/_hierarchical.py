@@ -140,7 +140,7 @@ class LadderVAE(_Hierarchy):
         ups, heads = [], []
         for here in self.latent_dims:
             ups.append(_trunk(size, hidden, layer_norm))
-            size = _width(size, hidden)
+            size = (size, *hidden)[-1]
             heads.append(_narrow(MeanFieldNormal(here, size)))
         self.ups, self.heads = nn.ModuleList(ups), nn.ModuleList(heads)
 
@@ -166,7 +166,7 @@ def _narrow(q: MeanFieldNormal) -> MeanFieldNormal:
 def _conditional(in_features: int, latent_dim: int, hidden: Sequence[int], layer_norm: bool) -> nn.Module:
     """An amortised diagonal normal over one layer's latents, given another layer's or the data."""
     return nn.Sequential(
-        _trunk(in_features, hidden, layer_norm), MeanFieldNormal(latent_dim, _width(in_features, hidden))
+        _trunk(in_features, hidden, layer_norm), MeanFieldNormal(latent_dim, (in_features, *hidden)[-1])
     )
 
 
@@ -175,8 +175,3 @@ def _trunk(in_features: int, hidden: Sequence[int], layer_norm: bool) -> nn.Modu
     if not hidden:
         return nn.Identity()
     return MLP(in_features, hidden[:-1], hidden[-1], final_activation=True, layer_norm=layer_norm)
-
-
-def _width(in_features: int, hidden: Sequence[int]) -> int:
-    """The width of what :func:`_trunk` puts out."""
-    return hidden[-1] if hidden else in_features

@@ -211,8 +211,6 @@ class VQVAE(VAEModel):
         """Count how often each code occurs for these images, ``(K,)``; see :func:`~pyrovae.networks.perplexity`."""
         return code_counts(self.codes(x), self.num_codes)
 
-    # -- inside ------------------------------------------------------------------------------------------
-
     def _features(self, x: Tensor) -> Tensor:
         """The encoder's output, a vector for each position: ``(..., H', W', D)``."""
         return self.encoder(x).movedim(-3, -1)

@@ -189,8 +189,6 @@ class Autoencoder(LossModel):
         with evaluation_mode(self), torch.no_grad(), seeded(seed):
             return torch.cat([norm(self._encode, part) for part in x.split(_JACOBIAN_BATCH)]).detach()
 
-    # -- inside ------------------------------------------------------------------------------------------
-
     def _data(self, x: Any, name: str) -> Tensor:
         return as_data(x, name, self.event_shape, self.columns).to(self.like())
 

@@ -42,7 +42,7 @@ ERRORS = {"squared_error": squared_error, "bernoulli": bernoulli_error}
 
 
 class CodeNetworks(Protocol):
-    """The networks of an autoencoder, as far as its penalty may depend on them.
+    """The networks of an autoencoder, as far as a penalty may depend on them.
 
     Attributes:
         encoder: ``(..., features)`` to the code before its activation.
@@ -116,7 +116,7 @@ class MaskingNoise(Corruption):
 
     def __init__(self, *, fraction: float = 0.3, rescale: bool = False) -> None:
         super().__init__()
-        self.fraction, self.rescale = between("fraction", fraction), rescale
+        self.fraction, self.rescale = as_proportion("fraction", fraction), rescale
 
     def forward(self, x: Float[Tensor, "*batch_event"]) -> Float[Tensor, "*batch_event"]:
         kept = x * (torch.rand_like(x) >= self.fraction)
@@ -126,8 +126,8 @@ class MaskingNoise(Corruption):
 CORRUPTIONS: Registry[Corruption] = Registry("corruption", Corruption, gaussian=GaussianNoise, masking=MaskingNoise)
 
 
-def between(name: str, value: float) -> float:
-    """The value as a float, or a ``ValueError`` unless it lies strictly between 0 and 1."""
+def as_proportion(name: str, value: float) -> float:
+    """Check that a value lies strictly between 0 and 1, and return it as a float; a ``ValueError`` otherwise."""
     if not 0 < value < 1:
         raise ValueError(f"{name} must lie between 0 and 1, without either; got {value}.")
     return float(value)

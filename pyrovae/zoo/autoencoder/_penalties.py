@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrovae._checks import require_at_least, require_positive
 from pyrovae._parts import Registry
-from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CodeNetworks, affine_layers, between
+from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CodeNetworks, affine_layers, as_proportion
 
 
 class Penalty(nn.Module, ABC):
@@ -74,7 +74,7 @@ class KLPenalty(Penalty):
 
     def __init__(self, *, weight: float = 1.0, target: float = 0.05) -> None:
         super().__init__(weight=weight)
-        self.target = between("target", target)
+        self.target = as_proportion("target", target)
 
     def forward(self, networks: CodeNetworks, x: Tensor, pre_activation: Tensor) -> Float[Tensor, ""]:
         # By logarithms: a unit that is off for the whole batch has a finite KL and a gradient.
