@@ -15,7 +15,7 @@ from pyrovae._checks import require_at_least, require_one_of, resolve_device
 from pyrovae._compat.torch import full_precision
 from pyrovae._distributed import check_same_everywhere, common_seed, connect, joined, my_blocks, num_processes, rank
 from pyrovae._graph import COMPILE, Compile, Graph
-from pyrovae._random import reseed, seeded
+from pyrovae._random import derived, reseed, seeded
 from pyrovae.evaluation._data import as_evaluation_data, require_density
 from pyrovae.evaluation._memory import BLOCK, Sizes, plan, probe, within_memory
 from pyrovae.evaluation._result import Provenance, weights_hash
@@ -100,8 +100,7 @@ class EvaluationRun:
                 check_same_everywhere(
                     "Train them together, load them, or seed them equally.", model=weights_hash(self.model)
                 )
-            self._entropy: tuple[int, ...] = (int(torch.randint(2**62, ())),)
-            self._children = 0
+            self._base, self._children = int(torch.randint(2**62, ())), 0
             self._stack = stack.pop_all()
         return self
 
@@ -116,13 +115,13 @@ class EvaluationRun:
         """A run of some of the data, or all, inside this one, whose draws are others."""
         child = copy(self)
         self._children += 1
-        child._entropy, child._children = (*self._entropy, self._children), 0
+        child._base, child._children = derived(self._base, self._children), 0
         child.data = self.data if rows is None else self.data.rows(rows)
         return child
 
     def reseed(self, *numbers: int) -> None:
         """Start the draws that these numbers stand for."""
-        reseed(*self._entropy, *numbers)
+        reseed(self._base, *numbers)
 
     def part(self, rows: slice) -> tuple[Any, ...]:
         """``(x, *covariates)`` of some rows, where the model is."""
