@@ -16,8 +16,8 @@ from pyrovae.distributions._capabilities import capabilities, center, moment
 from pyrovae.distributions._independent import family
 from pyrovae.distributions._support import holds_integers, support_of
 from pyrovae.model._inputs import as_inputs, check_num_covariates
-from pyrovae.model._latents import Latents
-from pyrovae.model._log_terms import Sites, as_latents, latent_sites, log_terms, of_one_particle, sample_sites
+from pyrovae.model._latents import Latents, of_one_particle
+from pyrovae.model._log_terms import Sites, as_latents, latent_sites, log_terms, sample_sites
 from pyrovae.model._modes import evaluation_mode, local_parameters
 from pyrovae.model._saving import SaveableModule
 from pyrovae.model._without_data import data_site, placeholder, sites_without_data

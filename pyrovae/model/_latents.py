@@ -87,6 +87,16 @@ def per_datum(term: Tensor, num_plates: int) -> Float[Tensor, "particles batch"]
     return term.movedim(1 + num_plates, 1).flatten(2).sum(2) if term.dim() > 2 else term
 
 
+def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
+    """Rearrange draws of one particle as a program sees them, which runs without the particles' plate."""
+    z = z[0]
+    for _ in range(max_plate_nesting - 1):
+        if z.shape[0] > 1:
+            break  # an outer plate that the site is in; plates of size 1 inside it have their place
+        z = z[0]
+    return z
+
+
 register_pytree_node(
     Latents,
     lambda latents: (list(latents.values()), (tuple(latents), latents.num_plates)),

@@ -25,7 +25,7 @@ from pyrovae.distributions._density import is_zero_somewhere, log_density, mask_
 from pyrovae.distributions._independent import innermost
 from pyrovae.distributions._kl import expanded_kl, kl_by_dimension
 from pyrovae.distributions._support import innermost_support
-from pyrovae.model._latents import Latents, over_plates
+from pyrovae.model._latents import Latents, of_one_particle, over_plates
 from pyrovae.model._modes import disable_param_statements
 from pyrovae.model._pairing import NotAPair, Sites, check_pair, masks_of
 
@@ -202,9 +202,7 @@ def draw(
 
 
 def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> Latents:
-    """Arrange the values of a trace's sites in one shape, with dimensions of size 1 for particles and plates that a
-    site lacks.
-    """
+    """Arrange the values of a trace's sites in one shape, with size 1 for particles and plates that a site lacks."""
     values = {}
     for name, site in sites.items():
         z = site["value"]
@@ -234,16 +232,6 @@ def log_densities(
             raise ValueError(f"latents has no value for site {name!r}; it has {sorted(latents)}.")
         terms[name] = _log_prob(name, site, k, len(x), given=name in values)
     return terms
-
-
-def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
-    """Rearrange draws of one particle as a program sees them, which runs without the particles' plate."""
-    z = z[0]
-    for _ in range(max_plate_nesting - 1):
-        if z.shape[0] > 1:
-            break  # an outer plate that the site is in; plates of size 1 inside it have their place
-        z = z[0]
-    return z
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
@@ -278,9 +266,7 @@ class _LazyTerms(Mapping[str, Tensor]):
 def _run(
     program: Callable[..., Any], x: Tensor, covariates: tuple[Any, ...], k: int, nesting: int
 ) -> tuple[poutine.Trace, dict[str, dict[str, Any]]]:
-    """Trace a program over k particles, and check that its random sites are in the data plate, in whole plates, in no
-    more than stated.
-    """
+    """Trace a program over k particles, and check the plates that its random sites are in."""
     # No plate for one particle: a model that cannot be vectorised can still be trained.
     particles = pyro.plate(PARTICLES, k, dim=-nesting - 1) if k > 1 else nullcontext()
     with particles, disable_param_statements():

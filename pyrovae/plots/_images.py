@@ -38,18 +38,16 @@ def images(
     height, width = tuple(image_shape)[-2:]
     pictures = x.detach().cpu().float().reshape(-1, height, width).clamp(0, 1)
     rows = math.ceil(len(pictures) / columns)
-    canvas = torch.ones(rows * (height + 1) + 1, columns * (width + 1) + 1)
-    canvas[:] = 0.5
+    canvas = torch.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 0.5)
     for i, picture in enumerate(pictures):
         r, c = divmod(i, columns)
         top, left = r * (height + 1) + 1, c * (width + 1) + 1
         canvas[top : top + height, left : left + width] = picture
     ax = ax or new_axes(0.7 * columns + 1.2, 0.75 * rows * height / width + 0.6)
     ax.imshow(canvas.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    ax.set_xticks([])
+    ax.set(xticks=[], title=title)
     ax.set_yticks([(r + 0.5) * (height + 1) for r in range(len(row_labels))], list(row_labels))
     ax.tick_params(length=0)
-    ax.set_title(title)
     for spine in ax.spines.values():
         spine.set_visible(False)
     return ax

@@ -130,9 +130,7 @@ def traversals(
         z[row, :, d] = grid[:, d]
     names = [f"z[{d}]" for _, d in rows]
     if len(mean) > 1:
-        names = [
-            f"datum {i}" + (f", {name}" if len(chosen) > 1 else "") for (i, _), name in zip(rows, names, strict=True)
-        ]
+        names = [f"datum {i}, z[{d}]" if len(chosen) > 1 else f"datum {i}" for i, d in rows]
     decoded = _decode(model, z.flatten(0, 1), *_repeated(covariates, len(mean), len(chosen) * len(grid)))
     ax = images(decoded, image_shape, columns=len(grid), row_labels=names, title=title, ax=ax)
     width = tuple(image_shape)[-1]
