@@ -50,6 +50,8 @@ class EvaluationRun:
         model, data: what to evaluate, checked.
         terms: inside the block, the :class:`~pyrovae.LogTerms` of a few data.
         num_observed: how many dimensions of a datum are observed, on average, where that can be counted.
+        base_seed: inside the block, the seed that all others follow from.
+        num_children: runs :meth:`within` this one so far.
 
     Raises:
         TypeError: a model without density; data or covariates that are lists or tuples.
@@ -100,7 +102,7 @@ class EvaluationRun:
                 check_same_everywhere(
                     "Train them together, load them, or seed them equally.", model=weights_hash(self.model)
                 )
-            self._base, self._children = int(torch.randint(2**62, ())), 0
+            self.base_seed, self.num_children = int(torch.randint(2**62, ())), 0
             self._stack = stack.pop_all()
         return self
 
@@ -114,14 +116,14 @@ class EvaluationRun:
     def within(self, rows: Tensor | None = None) -> "EvaluationRun":
         """A run of some of the data, or all, inside this one, whose draws are others."""
         child = copy(self)
-        self._children += 1
-        child._base, child._children = derived(self._base, self._children), 0
+        self.num_children += 1
+        child.base_seed, child.num_children = derived(self.base_seed, self.num_children), 0
         child.data = self.data if rows is None else self.data.rows(rows)
         return child
 
     def reseed(self, *numbers: int) -> None:
         """Start the draws that these numbers stand for."""
-        reseed(self._base, *numbers)
+        reseed(self.base_seed, *numbers)
 
     def part(self, rows: slice) -> tuple[Any, ...]:
         """``(x, *covariates)`` of some rows, where the model is."""

@@ -189,7 +189,7 @@ def test_posterior_collapse_on_digits_and_free_bits_against_it() -> None:
     decoder = {"conditioning": "vector", "context_dim": 16, "decoder_options": {"hidden": 16, "num_layers": 3}}
     found = {}
     for name, objective in {"plain": pv.ELBO(), "free bits": pv.ELBO(free_bits=0.5)}.items():
-        torch.manual_seed(2)
+        torch.manual_seed(0)
         vae = PixelVAE(data.event_shape, 8, hidden=[128], **decoder)
         pv.fit(vae, data.train, objective=objective, **options)
         found[name] = pv.collapse(vae, data.test[:200], num_samples=16, progress=False)
