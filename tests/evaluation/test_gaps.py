@@ -571,7 +571,7 @@ def test_what_cannot_be_refitted_says_so() -> None:
         pv.refit_posterior(TwoSites(), x, "iaf")
     with pytest.raises(ValueError, match="posterior is the model itself"):
         pv.refit_posterior(vae, x, vae)
-    with pytest.raises(TypeError, match="posterior must be a name or a Posterior; got float"):
+    with pytest.raises(TypeError, match="posterior must be a name or a Module; got float"):
         pv.refit_posterior(vae, x, 1.0)
     with pytest.raises(ValueError, match="missing from the"):
         pv.refit_posterior(vae, x, TwoSites(), epochs=1, progress=False, device="cpu")
