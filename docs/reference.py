@@ -40,10 +40,19 @@ def exported(module: ModuleType) -> dict[str, Any]:
 def entry(thing: Any, path: str) -> list[str]:
     """The directive for one name."""
     if isinstance(thing, dict):
-        classes = (f"``{key}`` (:class:`~{path.rpartition('.')[0]}.{of.__name__}`)" for key, of in thing.items())
-        return [f".. py:data:: {path}", "", f"   By name: {', '.join(classes)}."]
+        return [f".. py:data:: {path}", "", f"   By name: {', '.join(by_name(thing, path.rpartition('.')[0]))}."]
     if not inspect.isclass(thing):
         return [f".. {'autofunction' if callable(thing) else 'autodata'}:: {path}"]
     if issubclass(thing, Exception):
         return [f".. autoexception:: {path}"]
     return [f".. autoclass:: {path}", "   :members:", f"   :exclude-members: {LEFT_OUT}"]
+
+
+def by_name(registry: dict[str, Any], package: str) -> list[str]:
+    """The names in a registry, each with the classes of ours that it stands for."""
+    out = []
+    for name, of in registry.items():
+        classes = [c for c in (of if isinstance(of, tuple) else (of,)) if c.__module__.startswith("pyrovae")]
+        links = dict.fromkeys(f":class:`~{package}.{c.__name__}`" for c in classes if inspect.isclass(c))
+        out.append(f"``{name}`` ({', '.join(links)})" if links else f"``{name}``")
+    return out

@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_extension_array_dtype, is_numeric_dtype
 
 Columns = list[list[str] | None]  # names by field, x and then the covariates; None for what has no names
-_SHOWN = 6  # names that an error lists
+_MAX_NAMES_SHOWN = 6  # names that an error lists
 
 
 def column_names(frame: pd.DataFrame, name: str) -> list[str]:
@@ -85,5 +85,5 @@ def as_numbers(value: pd.DataFrame | pd.Series, name: str) -> np.ndarray:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:_SHOWN]))
-    return shown if len(names) <= _SHOWN else f"{shown}, ... ({len(names)} in all)"
+    shown = ", ".join(map(repr, names[:_MAX_NAMES_SHOWN]))
+    return shown if len(names) <= _MAX_NAMES_SHOWN else f"{shown}, ... ({len(names)} in all)"

@@ -51,21 +51,21 @@ def refused(check: Callable[..., None], *args: Any, **arguments: Any) -> bool:
 @given(value=ANYTHING, minimum=st.integers(-3, 10))
 def test_at_least_takes_the_integers_from_the_minimum_on(value: Any, minimum: int) -> None:
     is_integer = isinstance(value, int) and not isinstance(value, bool)
-    assert refused(checks.at_least, minimum, size=value) == (not is_integer or value < minimum)
+    assert refused(checks.require_at_least, minimum, size=value) == (not is_integer or value < minimum)
     if is_integer and abs(value) < 2**62:
-        assert refused(checks.at_least, minimum, size=np.int64(value)) == (value < minimum)
+        assert refused(checks.require_at_least, minimum, size=np.int64(value)) == (value < minimum)
 
 
 @given(value=ANYTHING | st.just(10**400))
 def test_positive_and_not_negative_take_finite_numbers(value: Any) -> None:
     fine = isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
-    assert refused(checks.positive, rate=value) == (not (fine and value > 0))
-    assert refused(checks.not_negative, rate=value) == (not (fine and value >= 0))
+    assert refused(checks.require_positive, rate=value) == (not (fine and value > 0))
+    assert refused(checks.require_not_negative, rate=value) == (not (fine and value >= 0))
 
 
 @given(value=st.text(), allowed=st.lists(st.text(), min_size=1))
 def test_one_of_takes_what_is_allowed(value: str, allowed: list[str]) -> None:
-    assert refused(checks.one_of, allowed, kind=value) == (value not in allowed)
+    assert refused(checks.require_one_of, allowed, kind=value) == (value not in allowed)
 
 
 @given(name=st.text(), data=st.data())

@@ -14,7 +14,7 @@ from pyrovae._checks import ARRAYS, as_covariates, as_tensor, rows_of
 from pyrovae._frames import check_same_index
 from pyrovae._hash import content_hash
 from pyrovae.model import LogTerms, LossModel, VAEModel
-from pyrovae.model._inputs import as_inputs, check_number
+from pyrovae.model._inputs import as_inputs, check_num_covariates
 from pyrovae.model._support import check_densities, checked_terms
 
 _NUMBERS_CHECKED = {"cpu": 2**14, "cuda": 2**22}  # of x that are compared with the support at once
@@ -144,6 +144,6 @@ def as_evaluation_data(
             DataFrame with other columns than the model was trained on.
     """
     if counted:
-        check_number(model, covariates)
+        check_num_covariates(model, covariates)
     index = x.index if isinstance(x, (pd.DataFrame, pd.Series)) else None
     return EvaluationData(*as_inputs(model, x, covariates), index)

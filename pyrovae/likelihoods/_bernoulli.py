@@ -1,4 +1,4 @@
-"""Binary data."""
+"""The Bernoulli likelihood, of binary data."""
 
 import pyro.distributions as dist
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from pyrovae.likelihoods._base import Likelihood
 
 
 class Bernoulli(Likelihood):
-    """Independent Bernoulli dimensions for data in {0, 1}; the decoder gives logits, which are never clamped.
+    """Independent Bernoulli dimensions, for data in {0, 1}; the decoder gives logits, which are never clamped.
 
     Args:
         event_dim: number of dimensions of one datum.

@@ -1,4 +1,4 @@
-"""Intensities in [0, 1]."""
+"""The continuous Bernoulli likelihood, of intensities in [0, 1]."""
 
 import pyro.distributions as dist
 from jaxtyping import Float

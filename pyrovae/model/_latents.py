@@ -1,4 +1,4 @@
-"""The draws of all latent sites, in one shape."""
+"""``Latents``: the draws of all latent sites, in one shape."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -49,7 +49,7 @@ class Latents(Mapping[str, Tensor]):
         return torch.cat([self.by_datum(site) for site in self], 2)
 
     def unflattened(self, flat: Float[Tensor, "particles batch dim"]) -> "Latents":
-        """Other draws of the same sites, arranged as :meth:`flat` does, of as many particles and data as they are."""
+        """Undo :meth:`flat` for other draws of the same sites, of as many particles and data."""
         data, sites, start = self.data_dim, {}, 0
         for site, z in self.items():
             rest = [n for i, n in enumerate(z.shape) if i not in (0, data)]
@@ -62,15 +62,15 @@ class Latents(Mapping[str, Tensor]):
 
     @property
     def data_dim(self) -> int:
-        """Where the data are."""
+        """The dimension of the data."""
         return 1 + self.num_plates
 
     def draws(self, index: slice | Tensor) -> "Latents":
-        """Some of the particles."""
+        """Select particles."""
         return self._indexed((index,))
 
     def rows(self, index: slice | Tensor | int) -> "Latents":
-        """Those of some data; of a single one, by its number, without a dimension for it."""
+        """Select data; a single one, by its number, has no dimension for it."""
         return self._indexed((slice(None),) * self.data_dim + (index,))
 
     def _indexed(self, index: tuple[Any, ...]) -> "Latents":
@@ -78,13 +78,23 @@ class Latents(Mapping[str, Tensor]):
 
 
 def over_plates(term: Tensor) -> Float[Tensor, "particles batch"]:
-    """``(K, *plates, B)``, summed over the plates between particles and data."""
+    """Sum ``(K, *plates, B)`` over the plates between particles and data."""
     return term.flatten(1, -2).sum(1) if term.dim() > 2 else term
 
 
 def per_datum(term: Tensor, num_plates: int) -> Float[Tensor, "particles batch"]:
-    """``(K, *plates, B, ...)``, summed over the plates and whatever follows the data."""
+    """Sum ``(K, *plates, B, ...)`` over the plates and whatever follows the data."""
     return term.movedim(1 + num_plates, 1).flatten(2).sum(2) if term.dim() > 2 else term
+
+
+def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
+    """Rearrange draws of one particle as a program sees them, which runs without the particles' plate."""
+    z = z[0]
+    for _ in range(max_plate_nesting - 1):
+        if z.shape[0] > 1:
+            break  # an outer plate that the site is in; plates of size 1 inside it have their place
+        z = z[0]
+    return z
 
 
 register_pytree_node(

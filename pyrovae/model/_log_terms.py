@@ -1,4 +1,4 @@
-"""The narrow waist: one run of the guide and one of the model, split into per-site, per-datum log-densities.
+"""The narrow waist: per-site, per-datum log-densities from one run of the guide and one of the model.
 
 Objectives and estimators are functions of :class:`LogTerms`; only this file reads Pyro traces.
 """
@@ -25,7 +25,7 @@ from pyrovae.distributions._density import is_zero_somewhere, log_density, mask_
 from pyrovae.distributions._independent import innermost
 from pyrovae.distributions._kl import expanded_kl, kl_by_dimension
 from pyrovae.distributions._support import innermost_support
-from pyrovae.model._latents import Latents, over_plates
+from pyrovae.model._latents import Latents, of_one_particle, over_plates
 from pyrovae.model._modes import disable_param_statements
 from pyrovae.model._pairing import NotAPair, Sites, check_pair, masks_of
 
@@ -63,7 +63,7 @@ class LogTerms:
     _count: Callable[[], Float[Tensor, "batch"] | None]
 
     def read(self) -> "LogTerms":
-        """Compute every log-density now.
+        """Compute every log-density now, and return the terms.
 
         Raises:
             ValueError: one that is not a number for each particle and datum.
@@ -74,24 +74,24 @@ class LogTerms:
 
     @cached_property
     def log_weight(self) -> Float[Tensor, "particles batch"]:
-        """log p(x, z) - log q(z | x)."""
-        return total(self.log_likelihood) + total(self.log_prior) - total(self.log_posterior)
+        """The log importance weight, log p(x, z) - log q(z | x)."""
+        return sum_terms(self.log_likelihood) + sum_terms(self.log_prior) - sum_terms(self.log_posterior)
 
     @property
     def reconstruction(self) -> Float[Tensor, "particles batch"]:
-        """log p(x | z), summed over observed sites."""
-        return total(self.log_likelihood)
+        """The reconstruction term log p(x | z), summed over observed sites."""
+        return sum_terms(self.log_likelihood)
 
     @cached_property
     def num_observed(self) -> Float[Tensor, "batch"] | None:
-        """How many dimensions of each datum are observed: masked ones are not, and a one-hot vector is one. ``None``
+        """The number of observed dimensions of each datum: masked ones are not, and a one-hot vector is one. ``None``
         where a site's cannot be counted (multinomial).
         """
         return self._count()
 
     @property
     def not_reparameterized(self) -> list[str]:
-        """Guide sites through whose draws no gradient passes."""
+        """The guide's sites through whose draws no gradient passes."""
         return [name for name, q in self.posterior.items() if not q.has_rsample]
 
     def by_datum(self, site: str, value: Tensor | None = None) -> Float[Tensor, "particles batch dim"]:
@@ -99,7 +99,7 @@ class LogTerms:
         return self.latents.by_datum(site, value)
 
     def closed_form_kl(self, site: str) -> Float[Tensor, "particles batch"] | None:
-        """KL(q(z) ‖ p(z)) at ``site`` given the sites before it, or ``None`` where it is not known.
+        """The closed-form KL(q(z) ‖ p(z)) at ``site`` given the sites before it, or ``None`` where it is not known.
 
         Valid only where everything that precedes the site in the model also precedes it in the guide:
         otherwise p(z | parents) depends on draws made after z, and averaging over q(z) alone is wrong.
@@ -117,7 +117,7 @@ class LogTerms:
         return None if kl is None else _to_particles_and_batch(kl, *self.shape)
 
     def closed_form_kl_by_dimension(self, site: str) -> Float[Tensor, "particles batch dim"] | None:
-        """The terms of :meth:`closed_form_kl`, where they are known (see
+        """The terms of :meth:`closed_form_kl` by dimension, where they are known (see
         :func:`~pyrovae.distributions._kl.kl_by_dimension`); else ``None``.
         """
         if self.closed_form_kl(site) is None:
@@ -126,7 +126,7 @@ class LogTerms:
         return None if terms is None else self.by_datum(site, terms)
 
     def kl(self, site: str, *, closed_form: bool = True) -> Float[Tensor, "particles batch"]:
-        """KL at ``site``: in closed form where known and wanted, else log q(z | x) - log p(z) at the draws."""
+        """The KL at ``site``: in closed form where known and wanted, else log q(z | x) - log p(z) at the draws."""
         exact = self.closed_form_kl(site) if closed_form else None
         if exact is not None:
             return exact
@@ -166,7 +166,7 @@ def log_terms(
     observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
     hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
     log_likelihood, log_prior, log_posterior = (
-        _WhenRead({n: partial(_log_prob, n, s, k, b, given=sites is hidden) for n, s in sites.items()})
+        _LazyTerms({n: partial(_log_prob, n, s, k, b, given=sites is hidden) for n, s in sites.items()})
         for sites in (observed, hidden, guide_sites)
     )
     return LogTerms(
@@ -187,7 +187,7 @@ def log_terms(
 def draw(
     program: Callable[..., Any], x: Tensor, *covariates: Any, num_particles: int = 1, max_plate_nesting: int = 1
 ) -> tuple[Latents, Float[Tensor, "particles batch"], Num[Tensor, "particles batch"]]:
-    """Run a guide, or a model as the proposal it is: what it draws and how it scores that. Arguments are those of
+    """Run a guide, or a model as the proposal that it is: its draws, and how it scores them. Arguments are those of
     :func:`log_terms`.
 
     Returns:
@@ -202,7 +202,7 @@ def draw(
 
 
 def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> Latents:
-    """The values of a trace's sites in one shape: dimensions of size 1 for particles and plates that a site lacks."""
+    """Arrange the values of a trace's sites in one shape, with size 1 for particles and plates that a site lacks."""
     values = {}
     for name, site in sites.items():
         z = site["value"]
@@ -214,7 +214,7 @@ def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> L
 def log_densities(
     program: Callable[..., Any], x: Tensor, *covariates: Any, latents: Mapping[str, Tensor], max_plate_nesting: int = 1
 ) -> dict[str, Float[Tensor, "particles batch"]]:
-    """log p(x, z) of a model, or log q(z | x) of a guide, by site, at given latents, in nats. Arguments are those of
+    """Score given latents: log p(x, z) of a model, or log q(z | x) of a guide, by site, in nats. Arguments are those of
     :func:`log_terms`.
 
     Args:
@@ -234,28 +234,18 @@ def log_densities(
     return terms
 
 
-def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
-    """Draws as a program sees them that runs without the particles' plate."""
-    z = z[0]
-    for _ in range(max_plate_nesting - 1):
-        if z.shape[0] > 1:
-            break  # an outer plate that the site is in; plates of size 1 inside it have their place
-        z = z[0]
-    return z
-
-
 def sample_sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
-    """A trace's random sites by name: neither plates' subsampling nor ``pyro.deterministic``."""
+    """The random sites of a trace by name, without plates' subsampling and ``pyro.deterministic``."""
     return {name: site for name, site in trace.nodes.items() if is_sample_site(site)}
 
 
 def latent_sites(sites: Sites) -> dict[str, dict[str, Any]]:
-    """Those that are neither observed nor auxiliary."""
+    """The sites that are neither observed nor auxiliary."""
     return {n: s for n, s in sites.items() if not (s["is_observed"] or s["infer"].get("is_auxiliary"))}
 
 
-class _WhenRead(Mapping[str, Tensor]):
-    """Values that are computed when first read, and kept."""
+class _LazyTerms(Mapping[str, Tensor]):
+    """A mapping of terms that are computed when first read, and kept."""
 
     def __init__(self, compute: dict[str, Callable[[], Tensor]]) -> None:
         self._compute = compute
@@ -276,7 +266,7 @@ class _WhenRead(Mapping[str, Tensor]):
 def _run(
     program: Callable[..., Any], x: Tensor, covariates: tuple[Any, ...], k: int, nesting: int
 ) -> tuple[poutine.Trace, dict[str, dict[str, Any]]]:
-    """A trace over k particles, and its random sites: in the data plate, in whole plates, in no more than stated."""
+    """Trace a program over k particles, and check the plates that its random sites are in."""
     # No plate for one particle: a model that cannot be vectorised can still be trained.
     particles = pyro.plate(PARTICLES, k, dim=-nesting - 1) if k > 1 else nullcontext()
     with particles, disable_param_statements():
@@ -306,8 +296,8 @@ def _run(
 
 
 def _log_prob(name: str, site: dict[str, Any], k: int, b: int, *, given: bool = False) -> Tensor:
-    """Of a value that the site drew, or ``given``, which it may not be able to draw. Observed ones are compared with
-    a constant support once, when they come in.
+    """The log-density of a value that the site drew, or that is ``given`` and which it may not be able to draw.
+    Observed values are compared with a constant support once, when they come in.
     """
     fn = site["fn"]
     if (given or (site["is_observed"] and is_zero_somewhere(fn))) and not (site["args"] or site["kwargs"]):
@@ -326,12 +316,13 @@ def _log_prob(name: str, site: dict[str, Any], k: int, b: int, *, given: bool = 
 
 
 def _to_particles_and_batch(term: Tensor, k: int, b: int) -> Tensor:
-    """``(K, *plates, B)``, or ``(*plates, B)`` for one particle, summed over the plates between: ``(K, B)``."""
+    """Sum ``(K, *plates, B)``, or ``(*plates, B)`` for one particle, over the plates between: ``(K, B)``."""
     term = term if k > 1 or not term.dim() else term.unsqueeze(0)
     return over_plates(term).expand(k, b)
 
 
 def _num_observed(sites: Mapping[str, dict[str, Any]], k: int, b: int) -> Tensor | None:
+    """Count the observed dimensions of each datum; ``None`` where a site's cannot be counted."""
     total = torch.zeros(b)
     for site in sites.values():
         fn, shape = site["fn"], site["fn"].batch_shape + site["fn"].event_shape
@@ -347,6 +338,6 @@ def _num_observed(sites: Mapping[str, dict[str, Any]], k: int, b: int) -> Tensor
     return total
 
 
-def total(terms: Mapping[str, Tensor]) -> Any:
+def sum_terms(terms: Mapping[str, Tensor]) -> Any:
     """The sum of all terms; 0 where there are none, of a model without latents."""
     return reduce(operator.add, terms.values()) if terms else 0.0

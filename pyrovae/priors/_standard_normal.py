@@ -7,7 +7,7 @@ from pyrovae.priors._base import PosteriorAt, Prior
 
 
 class StandardNormal(Prior):
-    """p(z) = N(0, I).
+    """The standard normal prior, p(z) = N(0, I).
 
     Args:
         latent_dim: Z.

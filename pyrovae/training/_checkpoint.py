@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from pyrovae._checks import at_least, one_of
+from pyrovae._checks import require_at_least, require_one_of
 from pyrovae._files import replaced
 
 Resume = Literal["auto", "must", "never"]
@@ -53,8 +53,8 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if not isinstance(self.folder, (str, os.PathLike)):
             raise TypeError(f"folder must be a str or a path; got {type(self.folder).__name__}.")
-        at_least(1, every=self.every, keep=self.keep)
-        one_of(get_args(Resume), resume=self.resume)
+        require_at_least(1, every=self.every, keep=self.keep)
+        require_one_of(get_args(Resume), resume=self.resume)
 
 
 class CheckpointFolder:

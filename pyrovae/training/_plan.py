@@ -10,11 +10,11 @@ from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyrovae._checks import at_least, one_of, placed, resolve_device
+from pyrovae._checks import placed, require_at_least, require_one_of, resolve_device
 from pyrovae._distributed import check_same_everywhere, from_main, num_processes, rank
 from pyrovae._random import reseed
 from pyrovae.model import LossModel, VAEModel
-from pyrovae.model._inputs import columns_kept
+from pyrovae.model._inputs import keep_columns
 from pyrovae.model._support import narrower_sites
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.training._checkpoint import Checkpoint, CheckpointFolder
@@ -83,15 +83,15 @@ def prepare(
     The model is put on its device, and learns the data's shape and columns.
     """
     objective = _objective(model, objective)
-    at_least(0, epochs=epochs)
-    one_of(tuple(ENGINES), compile=compile)
+    require_at_least(0, epochs=epochs)
+    require_one_of(tuple(ENGINES), compile=compile)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive; got {clip_norm}.")
     target = _device(device, precision)
     folder = None if checkpoint is None else CheckpointFolder(checkpoint)
     data, validation, transform = with_splits(data, validation, batch_transform)
     if patience is not None:
-        at_least(1, patience=patience)
+        require_at_least(1, patience=patience)
         if validation is None:
             raise ValueError("patience needs validation data: pass validation=0.1 to hold out a tenth.")
     model.to(target)
@@ -128,7 +128,7 @@ def _objective(model: Model, objective: PyroELBO | None) -> PyroELBO | None:
 
 def _device(device: str | torch.device, precision: str) -> torch.device:
     """Where to train."""
-    one_of(("float32", "bfloat16"), precision=precision)
+    require_one_of(("float32", "bfloat16"), precision=precision)
     target = resolve_device(device)
     if precision == "bfloat16" and target.type != "cuda":
         raise ValueError(f"precision='bfloat16' is for CUDA devices; the device is {target}. Use precision='float32'.")
@@ -139,7 +139,7 @@ def _batches(
     model: Model, data: Any, validation: Any, transform: Transform | None, batch_size: int, objective: PyroELBO | None
 ) -> tuple[Batches, Batches | None]:
     """Batches to train on and to validate on, once the model has run on both."""
-    with columns_kept(model, as_fields(data)):
+    with keep_columns(model, as_fields(data)):
         if isinstance(validation, float):
             data, (x, *rest) = hold_out(model, data, validation)
             x = placed(x, model.like())

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae._graph import Compile
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.inference._gaps_result import FAMILIES, NUM_PROPOSED, GapsResult, gaps_table, warn
@@ -91,8 +91,8 @@ def inference_gaps(
         ValueError: bad data (see :func:`~pyrovae.log_marginal`), an unknown family, ``log_px`` of other data, a
             discrete latent site, or for ``"own"`` one that is not reparameterised.
     """
-    at_least(1, steps=steps, num_particles=num_particles)
-    at_least(2, num_samples=num_samples)
+    require_at_least(1, steps=steps, num_particles=num_particles)
+    require_at_least(2, num_samples=num_samples)
     if not families or set(families) - set(FAMILIES):
         raise ValueError(f"families must be some of {', '.join(FAMILIES)}; got {tuple(families)}.")
     if learning_rate is not None and not learning_rate > 0:

@@ -461,7 +461,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     **{f"posterior {n}": lambda n=n: pv.VAE((6,), 4, posterior=n, hidden=(8,)) for n in POSTERIORS},
     **{f"prior {n}": lambda n=n: pv.VAE((6,), 4, prior=n, hidden=(8,)) for n in PRIORS},
     **{f"likelihood {n}": lambda n=n: pv.VAE((6,), 4, likelihood=n, hidden=(8,)) for n in LIKELIHOODS},
-    **{f"network {n}": lambda n=n: pv.VAE(IMAGE, 2, network=n, hidden=(8,)) for n in pv.model._vae.NETWORKS},
+    **{f"network {n}": lambda n=n: pv.VAE(IMAGE, 2, network=n, hidden=(8,)) for n in pv.networks.NETWORKS},
     "linear": lambda: zoo.linear_vae((6,), 2),
     "delta": lambda: zoo.delta_vae((6,), 4, delta=0.5, hidden=(8,)),
     "beta": lambda: zoo.beta_vae((1, 16, 16), 3),
