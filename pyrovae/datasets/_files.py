@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ class Source:
 
     path: str
     urls: tuple[str, ...]
-    decode: Callable[[bytes], dict[str, Any]]
+    decode: Callable[[bytes], dict[str, np.ndarray]]
     sha256: dict[str, str]
 
 
@@ -38,7 +37,9 @@ def cache_dir() -> Path:
     return Path(os.environ.get("PYROVAE_CACHE") or pooch.os_cache("pyrovae"))
 
 
-def read(source: Source, *, root: str | os.PathLike[str] | None, download: bool, progress: bool) -> dict[str, Any]:
+def read(
+    source: Source, *, root: str | os.PathLike[str] | None, download: bool, progress: bool
+) -> dict[str, np.ndarray]:
     """Read the arrays of a source: from ``root`` (or ``PYROVAE_DATA``), the cache, or a download into the cache.
 
     Raises:
@@ -58,7 +59,7 @@ def read(source: Source, *, root: str | os.PathLike[str] | None, download: bool,
     return _download(source, cache_dir() / source.path, folders, progress)
 
 
-def verify(source: Source, path: Path) -> dict[str, Any]:
+def verify(source: Source, path: Path) -> dict[str, np.ndarray]:
     """Decode a file and compare every array with its SHA-256."""
     try:
         arrays = source.decode(path.read_bytes())
@@ -74,7 +75,7 @@ def verify(source: Source, path: Path) -> dict[str, Any]:
     return arrays
 
 
-def _download(source: Source, target: Path, searched: list[Path], progress: bool) -> dict[str, Any]:
+def _download(source: Source, target: Path, searched: list[Path], progress: bool) -> dict[str, np.ndarray]:
     """Download a source's file, verify it, and only then put it in place."""
     import pooch
 

@@ -5,14 +5,13 @@ import io
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from pyrovae.datasets._files import Source
 
 Splits = dict[str, np.ndarray]
-Read = Callable[[Source], dict[str, Any]]
+Read = Callable[[Source], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,11 @@ def _decode_idx(content: bytes) -> dict[str, np.ndarray]:
     return {"array": np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)}
 
 
-def _decode_mat(content: bytes) -> dict[str, Any]:
+def _decode_mat(content: bytes) -> dict[str, np.ndarray]:
     """Decode a MATLAB file."""
     import scipy.io
 
-    return scipy.io.loadmat(io.BytesIO(content))
+    return {name: v for name, v in scipy.io.loadmat(io.BytesIO(content)).items() if not name.startswith("__")}
 
 
 def _decode_frey(content: bytes) -> dict[str, np.ndarray]:

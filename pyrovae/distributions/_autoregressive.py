@@ -53,7 +53,7 @@ class Autoregressive(TorchDistribution):
         """An estimate, from :attr:`mean_draws` draws."""
         return self.sample(torch.Size((self.mean_draws,))).mean(0)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "Autoregressive":
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "Autoregressive":
         # `conditional` broadcasts: only the shape of the draws changes.
         return Autoregressive(
             self._conditional,
@@ -69,7 +69,7 @@ class Autoregressive(TorchDistribution):
         return self._conditional(value.expand(*lead, *self.event_shape)).log_prob(value)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         height, width = self.event_shape[-2:]
         x = self._like.new_zeros(*sample_shape, *self.batch_shape, *self.event_shape)
         for i, j in product(range(height), range(width)):

@@ -1,7 +1,6 @@
 """A vector or image of independent Bernoullis, scored with little memory traffic."""
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -25,7 +24,7 @@ class IndependentBernoulli(dist.Independent):
     def __init__(self, logits: Tensor, event_dim: int, *, validate_args: bool | None = None) -> None:
         super().__init__(dist.Bernoulli(logits=logits, validate_args=validate_args), event_dim)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "IndependentBernoulli":
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "IndependentBernoulli":
         logits = self.base_dist.logits
         event_dim = self.reinterpreted_batch_ndims
         return IndependentBernoulli(

@@ -1,6 +1,5 @@
 """Data in [0, 1]: the continuous Bernoulli, by its logit."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,10 +38,10 @@ class ContinuousBernoulli(TorchDistribution):
         large = torch.where(small, 1.0, self.logits)
         return 0.5 + torch.where(small, series, 0.5 / (0.5 * large).tanh() - 1.0 / large)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "ContinuousBernoulli":
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "ContinuousBernoulli":
         return ContinuousBernoulli(self.logits.expand(batch_shape))
 
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         """By inversion: the distance from the likelier end is exponential of rate |l|, cut off at 1."""
         with torch.no_grad():
             shape = torch.Size(sample_shape) + self.batch_shape

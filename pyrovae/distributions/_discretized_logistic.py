@@ -1,6 +1,5 @@
 """Quantised data: a logistic density integrated over the bins round equally spaced levels in [0, 1]."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,10 +45,10 @@ class DiscretizedLogistic(TorchDistribution):
             total = total + torch.sigmoid((self.loc - (k + 0.5) / (self.num_levels - 1)) / self.scale)
         return total / (self.num_levels - 1)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "DiscretizedLogistic":
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "DiscretizedLogistic":
         return DiscretizedLogistic(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.num_levels)
 
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         with torch.no_grad():
             shape = torch.Size(sample_shape) + self.batch_shape
             u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)

@@ -1,6 +1,5 @@
 """A normalizing flow used as a posterior: drawn and scored in one pass, in its sampling direction."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,12 +38,11 @@ class Flow(KeepsLastDraw, TorchDistribution):
         self.can_score = can_score
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "Flow":
-        base = self.base.expand(torch.Size(batch_shape))
-        return Flow(base, list(self.transform.transforms), can_score=self.can_score)
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "Flow":
+        return Flow(self.base.expand(batch_shape), list(self.transform.transforms), can_score=self.can_score)
 
-    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        u = self.base.rsample(torch.Size(sample_shape))
+    def rsample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
+        u = self.base.rsample(sample_shape)
         z, log_det = self.transform.call_and_ladj(u)
         return self._keep(z, self.base.log_prob(u) - log_det)
 

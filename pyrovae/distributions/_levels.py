@@ -1,6 +1,5 @@
 """Quantised data: a categorical distribution over equally spaced levels in [0, 1]."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,10 +50,10 @@ class Levels(TorchDistribution):
         levels = torch.linspace(0, 1, self.num_levels, dtype=self.logits.dtype, device=self.logits.device)
         return self.logits.softmax(-1) @ levels
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "Levels":
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "Levels":
         return Levels(self.logits.expand(*batch_shape, self.num_levels))
 
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         k = torch.distributions.Categorical(logits=self.logits, validate_args=False).sample(sample_shape)
         return k.to(self.logits.dtype) / (self.num_levels - 1)
 

@@ -1,7 +1,6 @@
 """The multivariate normal, whose own draws are scored from their noise."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -20,7 +19,7 @@ class MultivariateNormal(KeepsLastDraw, dist.MultivariateNormal):
     millions of nats, because the condition number of a triangular L grows exponentially with its size.
     """
 
-    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         noise = torch.randn(*sample_shape, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
         return self._keep(self.loc + apply_matrix(own_scale_tril(self), noise), noise)
 

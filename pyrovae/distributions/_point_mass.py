@@ -1,6 +1,5 @@
 """A categorical that has nothing left to chance."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,10 +30,10 @@ class PointMass(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.integer_interval(0, self.num_values - 1)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "PointMass":
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "PointMass":
         return PointMass(self.value.expand(batch_shape), self.num_values)
 
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         return self.value.expand(*sample_shape, *self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
