@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from pyrovae._random import get_every_state, get_state, set_every_state, set_state
-from pyrovae.model import LossModel, VAEModel
+from pyrovae.model import VAEModel
 from pyrovae.model._pairing import NotAPair
 from pyrovae.training._plan import Plan
 from pyrovae.training._progress import Progress, copied_weights
 from pyrovae.training._result import FitResult, NonFiniteLoss
-from pyrovae.training.batches import Batch, Batches, Tensors
+from pyrovae.training.batches import Batch, Batches, Model, Tensors
 from pyrovae.training.engines import Update
 
 
@@ -84,18 +84,18 @@ class Diagnosis:
         raise NonFiniteLoss(progress.epoch, step, cause, so_far, kind)
 
 
-def broken_parameters(model: VAEModel | LossModel) -> list[str]:
+def broken_parameters(model: Model) -> list[str]:
     """Names of the trained parameters that hold NaN or infinite values."""
     return [name for name, p in model.named_parameters() if p.requires_grad and not bool(p.isfinite().all())]
 
 
-def broken_buffers(model: VAEModel | LossModel) -> list[str]:
+def broken_buffers(model: Model) -> list[str]:
     """Names of the buffers, running means say, that hold NaN: infinities may be meant."""
     return [name for name, b in model.named_buffers() if bool(b.isnan().any())]
 
 
 @torch.no_grad()
-def explain(model: VAEModel | LossModel, batch: Tensors, *, own_loss: bool = False) -> str:
+def explain(model: Model, batch: Tensors, *, own_loss: bool = False) -> str:
     """One sentence: the parameters that are broken, or else the sites whose terms are, in order of computation.
 
     Args:

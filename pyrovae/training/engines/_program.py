@@ -33,6 +33,7 @@ class Program:
         raw: a batch.
 
     Attributes:
+        module: the graph.
         is_code: whether the graph was made into machine code.
 
     Raises:
@@ -55,23 +56,18 @@ class Program:
         self._own = [*(p.detach() for p in self._parameters.values()), *self._buffers.values(), *self._values.values()]
         self.fill()
         with _nothing_left_behind(model), _unfused(model):
-            self._module = trace(self._pure, *self._own, *raw)
+            self.module = trace(self._pure, *self._own, *raw)
         self._places = [(place, key, b) for place, key, b in places if id(b) in self._replaced]
-        self._function: Callable[..., Any] = self._module
+        self._function: Callable[..., Any] = self.module
         self.is_code = False
 
     def compile(self, *raw: Tensor) -> None:
         """Make machine code of the graph."""
-        self._function, self.is_code = compiled(self._module, *self._own, *raw), True
+        self._function, self.is_code = compiled(self.module, *self._own, *raw), True
 
     def uncompile(self) -> None:
         """Go back to the graph."""
-        self._function, self.is_code = self._module, False
-
-    @property
-    def module(self) -> torch.fx.GraphModule:
-        """The graph."""
-        return self._module
+        self._function, self.is_code = self.module, False
 
     @property
     def is_stale(self) -> bool:
@@ -93,6 +89,7 @@ class Program:
 
     @torch.no_grad()
     def __call__(self, *raw: Tensor) -> list[Tensor | None]:
+        self.fill()
         return self._function(*self._own, *raw)
 
     def _pure(self, *inputs: Tensor) -> list[Tensor | None]:
@@ -102,11 +99,7 @@ class Program:
         buffers = {name: next(remaining) for name in self._buffers}
         values = {name: next(remaining) for name in self._values}
         tensors: dict[str, Tensor] = {**parameters, **buffers}
-        with (
-            torch.enable_grad(),
-            _in_place_of_its_own(self._task.model, tensors),
-            _weights(self._task, values),
-        ):
+        with torch.enable_grad(), _in_place_of_its_own(self._task.model, tensors), _weights(self._task, values):
             results = self._compute(*remaining)
         for name, buffer in buffers.items():
             if tensors[name] is not buffer:  # replaced rather than changed

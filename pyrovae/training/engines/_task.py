@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 
 from pyrovae._compat.torch import tensor_places
 from pyrovae._random import get_every_state, set_every_state
-from pyrovae.model import LossModel, VAEModel
+from pyrovae.model import VAEModel
 from pyrovae.model._modes import UnscaledData
 from pyrovae.objectives import Objective
+from pyrovae.training.batches import Model
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Task:
         settled: whether they are final.
     """
 
-    model: VAEModel | LossModel
+    model: Model
     objective: PyroELBO | None
     optimizer: Optimizer
     clip_norm: float | None = None
