@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence, register_kl
 
 from pyrovae.distributions._ar1 import AR1
-from pyrovae.distributions._independent import innermost
+from pyrovae.distributions._capabilities import innermost
 
 _BROADCASTING = (Normal, MultivariateNormal)  # whose formulas do
 

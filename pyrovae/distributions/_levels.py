@@ -1,11 +1,13 @@
-"""Quantised data: a categorical distribution over equally spaced levels in [0, 1]."""
+"""Quantised data, on equally spaced levels in [0, 1]: a categorical over them, a logistic density over their bins."""
 
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+from torch.nn.functional import logsigmoid
 
 
 class OnLevels(constraints.Constraint):
@@ -62,3 +64,56 @@ class Levels(TorchDistribution):
         k = (value * (self.num_levels - 1)).round().long().expand(shape)
         logits = self.logits.expand(*shape, self.num_levels)
         return logits.gather(-1, k.unsqueeze(-1)).squeeze(-1) - self.logits.logsumexp(-1)
+
+
+class DiscretizedLogistic(TorchDistribution):
+    """x = k/(L-1) nearest to y ~ Logistic(loc, scale), kept in [0, 1]: the outer bins take the tails.
+
+    P(x) = σ(b) - σ(a), with a, b = (x ∓ ½/(L-1) - loc)/scale the edges of the bin (Salimans et al. 2017,
+    arXiv:1701.05517, eq. 2). As σ(b) - σ(a) = σ(b) σ(-a) (1 - e^(a-b)), and b - a is the same for all bins, its
+    logarithm is a sum of three terms none of which cancels: exact in the far tails, with neither clamp nor
+    approximation.
+
+    Args:
+        loc: ``(*batch)``, in the unit of the data; it may lie outside [0, 1].
+        scale: ``(*batch)``, positive, in the unit of the data.
+        num_levels: L.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, loc: Float[Tensor, "*batch"], scale: Float[Tensor, "*batch"], num_levels: int) -> None:
+        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
+        self.num_levels = num_levels
+        super().__init__(self.loc.shape, torch.Size(), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return OnLevels(self.num_levels)
+
+    @property
+    def mean(self) -> Tensor:
+        """1/(L-1) Σ_k P(K > k), term by term: a table of all levels would be L times the size of the data."""
+        total = torch.zeros_like(self.loc)
+        for k in range(self.num_levels - 1):
+            total = total + torch.sigmoid((self.loc - (k + 0.5) / (self.num_levels - 1)) / self.scale)
+        return total / (self.num_levels - 1)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "DiscretizedLogistic":
+        return DiscretizedLogistic(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.num_levels)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        with torch.no_grad():
+            shape = torch.Size(sample_shape) + self.batch_shape
+            u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
+            u = u.clamp(min=torch.finfo(u.dtype).tiny)  # rand may give 0
+            y = self.loc + self.scale * (u.log() - (-u).log1p())
+            return (y * (self.num_levels - 1)).round().clamp(0, self.num_levels - 1) / (self.num_levels - 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        last = self.num_levels - 1
+        k = (value * last).round()  # float32 images are a little off the levels, which a small scale would magnify
+        below = logsigmoid(((k + 0.5) / last - self.loc) / self.scale)
+        above = logsigmoid((self.loc - (k - 0.5) / last) / self.scale)
+        within = (-torch.expm1(-1.0 / (last * self.scale))).log()
+        return torch.where(k == 0, below, torch.where(k == last, above, below + above + within))

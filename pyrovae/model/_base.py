@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
-from jaxtyping import Float
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
@@ -12,9 +11,9 @@ from pyrovae._checks import all_on, rows_of
 from pyrovae._compat.pyro import param_statements, reason
 from pyrovae._compat.torch import is_outside_support, part_of
 from pyrovae.model._generation import Generation
-from pyrovae.model._latents import Latents
+from pyrovae.model._latents import Data, Latents, PerDatum
 from pyrovae.model._log_terms import LogTerms, draw, log_densities, log_terms, total
-from pyrovae.model._modes import local_parameters, param_statements_disabled
+from pyrovae.model._modes import inference, local_parameters, param_statements_disabled
 from pyrovae.model._pairing import check_auxiliary, check_precision
 from pyrovae.model._support import checked_terms
 
@@ -69,7 +68,7 @@ class VAEModel(Generation, PyroModule):
 
     # -- the waist ---------------------------------------------------------------------------------------
 
-    def log_terms(self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int = 1) -> LogTerms:
+    def log_terms(self, x: Data, *covariates: Any, num_particles: int = 1) -> LogTerms:
         """Per-site, per-datum log-densities ``(num_particles, B)``, in nats; see :class:`LogTerms`.
 
         Args:
@@ -80,22 +79,16 @@ class VAEModel(Generation, PyroModule):
         with local_parameters():
             return self._on_waist(log_terms, self.model, self.guide, x, *covariates, num_particles=num_particles).read()
 
-    def log_joint(
-        self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
-    ) -> Float[Tensor, "particles batch"]:
+    def log_joint(self, x: Data, *covariates: Any, latents: Mapping[str, Tensor]) -> PerDatum:
         """log p(x, z) in nats at given ``latents``, each ``(K, *plates, B, *event)``."""
         return total(self._on_waist(log_densities, self.model, x, *covariates, latents=latents))
 
-    def log_prior(
-        self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
-    ) -> dict[str, Float[Tensor, "particles batch"]]:
+    def log_prior(self, x: Data, *covariates: Any, latents: Mapping[str, Tensor]) -> dict[str, PerDatum]:
         """log p(z) in nats by latent site, given the sites before it, at given ``latents``."""
         terms = self._on_waist(log_densities, self.model, x, *covariates, latents=latents)
         return {site: term for site, term in terms.items() if site in latents}
 
-    def log_posterior(
-        self, x: Float[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
-    ) -> Float[Tensor, "particles batch"]:
+    def log_posterior(self, x: Data, *covariates: Any, latents: Mapping[str, Tensor]) -> PerDatum:
         """log q(z | x) in nats at given ``latents``, each ``(K, *plates, B, *event)``.
 
         Raises:
@@ -103,17 +96,13 @@ class VAEModel(Generation, PyroModule):
         """
         return total(self._on_waist(log_densities, self.guide, x, *covariates, latents=latents))
 
-    def draw_posterior(
-        self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
-    ) -> tuple[Latents, Float[Tensor, "particles batch"]]:
+    def draw_posterior(self, x: Data, *covariates: Any, num_particles: int) -> tuple[Latents, PerDatum]:
         """Draws z ~ q(z | x), each site's ``(K, *plates, B, *event)``, and their log q(z | x) in nats. The decoder does
         not run.
         """
         return self._on_waist(draw, self.guide, x, *covariates, num_particles=num_particles)[:2]
 
-    def draw_prior(
-        self, x: Float[Tensor, "batch *event"], *covariates: Any, num_particles: int
-    ) -> tuple[Latents, Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
+    def draw_prior(self, x: Data, *covariates: Any, num_particles: int) -> tuple[Latents, PerDatum, PerDatum]:
         """Draws z ~ p(z), each site's ``(K, *plates, B, *event)``, with their log p(z) and the log p(x | z) of the
         data, in nats.
         """
@@ -140,7 +129,7 @@ class VAEModel(Generation, PyroModule):
         head = rows_of(covariates, slice(2))
         options: dict[str, Any] = {"num_particles": num_particles, "name": name, "whole": x}
         param_statements(self).clear()  # of what tracing has left there
-        with self._inference(0):
+        with inference(self, 0):
             try:
                 with pyro.validation_enabled(True):
                     try:

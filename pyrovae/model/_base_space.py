@@ -12,10 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._compat.pyro import Messenger, is_sample_site
-from pyrovae.distributions._capabilities import capabilities
+from pyrovae.distributions._capabilities import capabilities, family
 from pyrovae.distributions._charts import Chart, as_chart
 from pyrovae.distributions._density import mask_of
-from pyrovae.distributions._independent import family
 from pyrovae.model._base import VAEModel
 from pyrovae.model._latents import Latents, over_plates
 from pyrovae.model._log_terms import PARTICLES

@@ -1,7 +1,6 @@
 """What a model and its guide are there for: drawing data, encoding, decoding."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -11,14 +10,11 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae._checks import as_covariates, as_data, as_tensor, at_least, placed, rows_of
-from pyrovae._random import seeded
-from pyrovae.distributions._capabilities import capabilities, center, moment
-from pyrovae.distributions._independent import family
-from pyrovae.distributions._support import holds_integers, support_of
+from pyrovae.distributions._capabilities import capabilities, center, family, holds_integers, moment, support_of
 from pyrovae.model._inputs import as_inputs, check_number
-from pyrovae.model._latents import Latents
-from pyrovae.model._log_terms import Sites, as_latents, latent_sites, log_terms, of_one_particle, sample_sites
-from pyrovae.model._modes import evaluation_mode, local_parameters
+from pyrovae.model._latents import Data, Latents, as_latents, of_one_particle
+from pyrovae.model._log_terms import Sites, latent_sites, log_terms, sample_sites
+from pyrovae.model._modes import inference
 from pyrovae.model._stored import Stored
 from pyrovae.model._without_data import data_site, sites_without_data, template
 
@@ -78,13 +74,7 @@ class Generation(Stored):
         latents = self._from_prior(n, covariates, seed, data=False)[1]
         return _only({name: z[0] for name, z in _data_first(latents).items()})
 
-    def encode(
-        self,
-        x: Float[Tensor, "batch *event"],
-        *covariates: Any,
-        num_samples: int | None = None,
-        seed: int | None = 0,
-    ) -> Any:
+    def encode(self, x: Data, *covariates: Any, num_samples: int | None = None, seed: int | None = 0) -> Any:
         """The posterior mean of the latents, or draws from the posterior.
 
         Args:
@@ -103,7 +93,7 @@ class Generation(Stored):
         x, *given = self._given(x, covariates)
         if num_samples is not None:
             at_least(1, num_samples=num_samples)
-        with self._inference(seed):
+        with inference(self, seed):
             if num_samples is not None:
                 return _only(_data_first(self.draw_posterior(x, *given, num_particles=num_samples)[0]))
             sites = self._guide_sites(x, *given)
@@ -137,7 +127,7 @@ class Generation(Stored):
             ValueError: a site that the model does not have, latents that are empty, not finite or of another shape, a
                 likelihood that states neither mean nor mode, a model whose distributions depend on the values of x.
         """
-        with self._inference(0):
+        with inference(self, 0):
             hidden = latent_sites(sites_without_data(self, self._placed(covariates, None))[1])
             if not isinstance(z, Mapping) and len(hidden) != 1:
                 raise ValueError(
@@ -165,14 +155,12 @@ class Generation(Stored):
             mean = self._mean_or_mode(template(self, n), self._placed(covariates, n), values)
         return mean.reshape(*lead, *mean.shape[1:])
 
-    def reconstruct(
-        self, x: Float[Tensor, "batch *event"], *covariates: Any, seed: int | None = 0
-    ) -> Float[Tensor, "batch *event"]:
+    def reconstruct(self, x: Data, *covariates: Any, seed: int | None = 0) -> Data:
         """What :meth:`decode` gives at one draw z ~ q(z | x) per datum: the mean of p(x | z), or its mode. Where the
         model uses x besides observing it (the size of a library, a mask), it is this x.
         """
         x, *given = self._given(x, covariates)
-        with self._inference(seed):
+        with inference(self, seed):
             latents = self.draw_posterior(x, *given, num_particles=1)[0]
             if not latents:
                 raise ValueError("the model has no latents: there is nothing to reconstruct from.")
@@ -180,11 +168,7 @@ class Generation(Stored):
             return self._mean_or_mode(x, tuple(given), values)
 
     def interpolate(
-        self,
-        start: Float[Tensor, "batch *event"],
-        end: Float[Tensor, "batch *event"],
-        *covariates: Any,
-        steps: int = 8,
+        self, start: Data, end: Data, *covariates: Any, steps: int = 8
     ) -> Float[Tensor, "steps batch *event"]:
         """Decode along the straight lines between the posterior means of ``start`` and ``end``.
 
@@ -203,7 +187,7 @@ class Generation(Stored):
         other = placed(self.as_data(end, "end", tuple(given)), x)
         if len(other) != len(x):
             raise ValueError(f"start has {len(x)} data and end has {len(other)}: each line needs both of its ends.")
-        with self._inference(0):
+        with inference(self, 0):
             sites = self._guide_sites(x, *given)
         for name, site in sites.items():
             if len(sites) > 1:
@@ -238,7 +222,7 @@ class Generation(Stored):
         for candidate in (floats, x):
             part = candidate[:2].to(like.device)
             try:
-                with self._inference(0), pyro.distributions.validation_enabled(False):
+                with inference(self, 0), pyro.distributions.validation_enabled(False):
                     terms = log_terms(self.model, self.guide, part, *head, max_plate_nesting=self.max_plate_nesting)
                     poutine.trace(self.model).get_trace(part, *head)  # draws from the prior, too
             except (IndexError, RuntimeError, TypeError, ValueError) as error:  # whatever networks say of a dtype
@@ -254,12 +238,6 @@ class Generation(Stored):
         )
 
     # -- inside ------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _inference(self, seed: int | None) -> Iterator[None]:
-        """Evaluation mode, no gradients, local parameters, a seed; all put back afterwards."""
-        with evaluation_mode(self), torch.no_grad(), local_parameters(), seeded(seed):
-            yield
 
     def _given(self, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Any, ...]:
         """``(x, *covariates)`` as the model takes them, checked."""
@@ -278,7 +256,7 @@ class Generation(Stored):
         """Draws of the latents from the prior, and of the data too or zeros."""
         at_least(1, n=n)
         covariates = self._placed(covariates, n)
-        with self._inference(seed):
+        with inference(self, seed):
             name = sites_without_data(self, covariates, data=data, labels=data)[0]
             x = template(self, n)
             sites = sample_sites(poutine.trace(self.model).get_trace(x, *covariates))

@@ -1,6 +1,6 @@
 """The draws of all latent sites, in one shape."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,8 +9,11 @@ from torch import Tensor
 
 from pyrovae._compat.torch import register_pytree_node
 
+Data = Float[Tensor, "batch *event"]
+PerDatum = Float[Tensor, "particles batch"]  # a number for each particle and datum
 
-class Latents(Mapping[str, Tensor]):
+
+class Latents(dict[str, Tensor]):
     """Draws by latent site, each ``(K, *plates, B, *event)``: K particles, the plates that the model nests outside the
     data (size 1 at sites outside them), B data. Nobody else needs to know where which dimension is.
 
@@ -20,16 +23,8 @@ class Latents(Mapping[str, Tensor]):
     """
 
     def __init__(self, sites: Mapping[str, Tensor], num_plates: int) -> None:
-        self._sites, self.num_plates = dict(sites), num_plates
-
-    def __getitem__(self, site: str) -> Tensor:
-        return self._sites[site]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sites)
-
-    def __len__(self) -> int:
-        return len(self._sites)
+        super().__init__(sites)
+        self.num_plates = num_plates
 
     def __repr__(self) -> str:
         return f"Latents({ {site: tuple(z.shape) for site, z in self.items()} })"
@@ -77,12 +72,32 @@ class Latents(Mapping[str, Tensor]):
         return Latents({site: z[index] for site, z in self.items()}, self.num_plates)
 
 
-def over_plates(term: Tensor) -> Float[Tensor, "particles batch"]:
+def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> Latents:
+    """The values of a trace's sites in one shape: dimensions of size 1 for particles and plates that a site lacks."""
+    values = {}
+    for name, site in sites.items():
+        z = site["value"]
+        missing = 1 + max_plate_nesting + len(site["fn"].event_shape) - z.dim()
+        values[name] = z.reshape((1,) * missing + z.shape)
+    return Latents(values, max_plate_nesting - 1)
+
+
+def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
+    """Draws as a program sees them that runs without the particles' plate."""
+    z = z[0]
+    for _ in range(max_plate_nesting - 1):
+        if z.shape[0] > 1:
+            break  # an outer plate that the site is in; plates of size 1 inside it have their place
+        z = z[0]
+    return z
+
+
+def over_plates(term: Tensor) -> PerDatum:
     """``(K, *plates, B)``, summed over the plates between particles and data."""
     return term.flatten(1, -2).sum(1) if term.dim() > 2 else term
 
 
-def per_datum(term: Tensor, num_plates: int) -> Float[Tensor, "particles batch"]:
+def per_datum(term: Tensor, num_plates: int) -> PerDatum:
     """``(K, *plates, B, ...)``, summed over the plates and whatever follows the data."""
     return term.movedim(1 + num_plates, 1).flatten(2).sum(2) if term.dim() > 2 else term
 

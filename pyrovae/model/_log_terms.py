@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial, reduce
+from functools import cache, cached_property, partial, reduce
 from itertools import takewhile
 from typing import Any
 
@@ -20,15 +20,14 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyrovae._compat.pyro import is_sample_site, scale_and_mask
-from pyrovae.distributions._capabilities import capabilities
+from pyrovae.distributions._capabilities import capabilities, innermost, innermost_support
 from pyrovae.distributions._density import is_zero_somewhere, log_density, mask_of
-from pyrovae.distributions._independent import innermost
 from pyrovae.distributions._kl import expanded_kl, kl_by_dimension
-from pyrovae.distributions._support import innermost_support
-from pyrovae.model._latents import Latents, over_plates
+from pyrovae.model._latents import Latents, PerDatum, as_latents, of_one_particle, over_plates
 from pyrovae.model._modes import disable_param_statements
 from pyrovae.model._pairing import NotAPair, Sites, check_pair, masks_of
 
+Program = Callable[..., Any]  # (x, *covariates)
 PARTICLES = "_particles"
 
 
@@ -50,9 +49,9 @@ class LogTerms:
         masks: of the latent sites that have one, those of guide and model.
     """
 
-    log_likelihood: Mapping[str, Float[Tensor, "particles batch"]]
-    log_prior: Mapping[str, Float[Tensor, "particles batch"]]
-    log_posterior: Mapping[str, Float[Tensor, "particles batch"]]
+    log_likelihood: Mapping[str, PerDatum]
+    log_prior: Mapping[str, PerDatum]
+    log_posterior: Mapping[str, PerDatum]
     latents: Latents
     observed: Mapping[str, Tensor]
     likelihood: Mapping[str, Distribution]
@@ -73,12 +72,12 @@ class LogTerms:
         return self
 
     @cached_property
-    def log_weight(self) -> Float[Tensor, "particles batch"]:
+    def log_weight(self) -> PerDatum:
         """log p(x, z) - log q(z | x)."""
         return total(self.log_likelihood) + total(self.log_prior) - total(self.log_posterior)
 
     @property
-    def reconstruction(self) -> Float[Tensor, "particles batch"]:
+    def reconstruction(self) -> PerDatum:
         """log p(x | z), summed over observed sites."""
         return total(self.log_likelihood)
 
@@ -98,7 +97,7 @@ class LogTerms:
         """The draws at ``site``, or a value that broadcasts to them, as :meth:`Latents.by_datum` arranges them."""
         return self.latents.by_datum(site, value)
 
-    def closed_form_kl(self, site: str) -> Float[Tensor, "particles batch"] | None:
+    def closed_form_kl(self, site: str) -> PerDatum | None:
         """KL(q(z) ‖ p(z)) at ``site`` given the sites before it, or ``None`` where it is not known.
 
         Valid only where everything that precedes the site in the model also precedes it in the guide:
@@ -125,7 +124,7 @@ class LogTerms:
         terms = kl_by_dimension(self.posterior[site], self.prior[site])
         return None if terms is None else self.by_datum(site, terms)
 
-    def kl(self, site: str, *, closed_form: bool = True) -> Float[Tensor, "particles batch"]:
+    def kl(self, site: str, *, closed_form: bool = True) -> PerDatum:
         """KL at ``site``: in closed form where known and wanted, else log q(z | x) - log p(z) at the draws."""
         exact = self.closed_form_kl(site) if closed_form else None
         if exact is not None:
@@ -135,12 +134,7 @@ class LogTerms:
 
 
 def log_terms(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    x: Tensor,
-    *covariates: Any,
-    num_particles: int = 1,
-    max_plate_nesting: int = 1,
+    model: Program, guide: Program, x: Tensor, *covariates: Any, num_particles: int = 1, max_plate_nesting: int = 1
 ) -> LogTerms:
     """Run the guide once and the model once, replayed, over a plate of particles outside the model's plates.
 
@@ -185,8 +179,8 @@ def log_terms(
 
 
 def draw(
-    program: Callable[..., Any], x: Tensor, *covariates: Any, num_particles: int = 1, max_plate_nesting: int = 1
-) -> tuple[Latents, Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
+    program: Program, x: Tensor, *covariates: Any, num_particles: int, max_plate_nesting: int
+) -> tuple[Latents, PerDatum, PerDatum]:
     """Run a guide, or a model as the proposal it is: what it draws and how it scores that. Arguments are those of
     :func:`log_terms`.
 
@@ -201,19 +195,9 @@ def draw(
     return as_latents(latent_sites(sites), max_plate_nesting), totals[False], totals[True]
 
 
-def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> Latents:
-    """The values of a trace's sites in one shape: dimensions of size 1 for particles and plates that a site lacks."""
-    values = {}
-    for name, site in sites.items():
-        z = site["value"]
-        missing = 1 + max_plate_nesting + len(site["fn"].event_shape) - z.dim()
-        values[name] = z.reshape((1,) * missing + z.shape)
-    return Latents(values, max_plate_nesting - 1)
-
-
 def log_densities(
-    program: Callable[..., Any], x: Tensor, *covariates: Any, latents: Mapping[str, Tensor], max_plate_nesting: int = 1
-) -> dict[str, Float[Tensor, "particles batch"]]:
+    program: Program, x: Tensor, *covariates: Any, latents: Mapping[str, Tensor], max_plate_nesting: int
+) -> dict[str, PerDatum]:
     """log p(x, z) of a model, or log q(z | x) of a guide, by site, at given latents, in nats. Arguments are those of
     :func:`log_terms`.
 
@@ -234,16 +218,6 @@ def log_densities(
     return terms
 
 
-def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
-    """Draws as a program sees them that runs without the particles' plate."""
-    z = z[0]
-    for _ in range(max_plate_nesting - 1):
-        if z.shape[0] > 1:
-            break  # an outer plate that the site is in; plates of size 1 inside it have their place
-        z = z[0]
-    return z
-
-
 def sample_sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
     """A trace's random sites by name: neither plates' subsampling nor ``pyro.deterministic``."""
     return {name: site for name, site in trace.nodes.items() if is_sample_site(site)}
@@ -257,14 +231,11 @@ def latent_sites(sites: Sites) -> dict[str, dict[str, Any]]:
 class _WhenRead(Mapping[str, Tensor]):
     """Values that are computed when first read, and kept."""
 
-    def __init__(self, compute: dict[str, Callable[[], Tensor]]) -> None:
-        self._compute = compute
-        self._values: dict[str, Tensor] = {}
+    def __init__(self, compute: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._compute = {name: cache(function) for name, function in compute.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._values:
-            self._values[name] = self._compute[name]()
-        return self._values[name]
+        return self._compute[name]()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._compute)
@@ -273,9 +244,7 @@ class _WhenRead(Mapping[str, Tensor]):
         return len(self._compute)
 
 
-def _run(
-    program: Callable[..., Any], x: Tensor, covariates: tuple[Any, ...], k: int, nesting: int
-) -> tuple[poutine.Trace, dict[str, dict[str, Any]]]:
+def _run(program: Program, x: Tensor, covariates: tuple[Any, ...], k: int, nesting: int) -> tuple[poutine.Trace, Sites]:
     """A trace over k particles, and its random sites: in the data plate, in whole plates, in no more than stated."""
     # No plate for one particle: a model that cannot be vectorised can still be trained.
     particles = pyro.plate(PARTICLES, k, dim=-nesting - 1) if k > 1 else nullcontext()

@@ -3,13 +3,12 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import rows_of
-from pyrovae._random import seeded
-from pyrovae.model._modes import evaluation_mode
+from pyrovae.model._latents import Data
+from pyrovae.model._modes import inference
 from pyrovae.model._stored import Stored
 
 
@@ -23,10 +22,10 @@ class LossModel(Stored, ABC):
     """
 
     @abstractmethod
-    def loss(self, x: Float[Tensor, "batch *event"], *covariates: Any) -> Float[Tensor, "batch"]:
+    def loss(self, x: Data, *covariates: Any) -> Float[Tensor, "batch"]:
         """What is minimised, one value for each datum."""
 
-    def check_values(self, x: Float[Tensor, "batch *event"], name: str = "x") -> None:
+    def check_values(self, x: Data, name: str = "x") -> None:
         """Raise a ``ValueError`` where data hold values that the loss is not meant for; ``fit`` asks before training.
 
         Args:
@@ -49,7 +48,7 @@ class LossModel(Stored, ABC):
         """
         self.check_values(x, name)
         head = rows_of(covariates, slice(2))
-        with evaluation_mode(self), torch.no_grad(), seeded(0):
+        with inference(self, 0):
             try:
                 loss = self.loss(x[:2], *head)
             except RuntimeError as error:

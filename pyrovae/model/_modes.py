@@ -1,4 +1,4 @@
-"""How a model is run: with its own parameters, and in evaluation mode."""
+"""How a model is run: with its own parameters, in evaluation mode, from a seed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ import pyro
 import torch
 
 from pyrovae._compat.pyro import Messenger
+from pyrovae._random import seeded
 
 _ours = _disabled = False
 
@@ -59,3 +60,10 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for m, training in modes.items():
             m.training = training
+
+
+@contextmanager
+def inference(module: torch.nn.Module, seed: int | None) -> Iterator[None]:
+    """Evaluation mode, no gradients, local parameters, a seed; all put back afterwards."""
+    with evaluation_mode(module), torch.no_grad(), local_parameters(), seeded(seed):
+        yield

@@ -9,9 +9,9 @@ from pyro.distributions import Delta, Unit
 from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
+from pyrovae.distributions._capabilities import innermost
 from pyrovae.distributions._density import mask_of
-from pyrovae.distributions._independent import innermost
-from pyrovae.distributions._multivariate_normal import rounding_error
+from pyrovae.distributions._normals import rounding_error
 
 Sites = Mapping[str, dict[str, Any]]
 _LOOKS = 8  # draws at which a transformation is compared with the density that it states

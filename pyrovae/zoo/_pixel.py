@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyrovae._checks import at_least, lookup, one_of, placed
 from pyrovae.distributions import Autoregressive
-from pyrovae.distributions._independent import innermost
+from pyrovae.distributions._capabilities import innermost
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAE, VAEModel
 from pyrovae.networks import MLP, ConvDecoder, GatedMLP, GatedPixelCNN, RowGRU

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrovae._checks import as_covariates, as_data, differentiable, placed
 from pyrovae._compat.pyro import reason
-from pyrovae._random import get_state, seeded, set_state
+from pyrovae._random import get_state, set_state
 from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model._inputs import num_covariates, takes
-from pyrovae.model._modes import evaluation_mode
+from pyrovae.model._modes import inference
 from pyrovae.model._pairing import NotAPair
 from pyrovae.model._support import check_densities, check_observed, check_values, checked_terms, same_for_all
 
@@ -143,8 +142,7 @@ class Batches(ABC):
         if self._observed is not None:
             check_values(*self._observed, tensors[0], self.name)
             return
-        validation = pyro.distributions.validation_enabled(False)
-        with evaluation_mode(model), torch.no_grad(), seeded(0), validation:
+        with inference(model, 0), pyro.distributions.validation_enabled(False):
             if self._paired:
                 terms = checked_terms(model, *tensors, name=self.name)
                 self._observed = same_for_all(terms, tensors[0])
