@@ -14,7 +14,7 @@ from pyrovae._compat.torch import tree_leaves, tree_map_only
 from pyrovae._frames import Columns, as_numbers, in_order
 
 T = TypeVar("T")
-_LOOK = 4096  # data looked at at once
+_MAX_ROWS_AT_ONCE = 4096  # that are compared with infinity
 ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
 
 
@@ -70,12 +70,10 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is not a torch device; use 'auto', 'cpu' or 'cuda'.") from error
-    if resolved.type == "cuda":
-        count = torch.cuda.device_count()
-        if (resolved.index or 0) >= count:
-            raise ValueError(
-                f"device {str(device)!r} is not there: torch sees {count} CUDA device(s). Use device='auto' or 'cpu'."
-            )
+    if resolved.type == "cuda" and (resolved.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(
+            f"device {str(device)!r} is not there: torch sees {count} CUDA device(s). Use device='auto' or 'cpu'."
+        )
     return resolved
 
 
@@ -196,15 +194,12 @@ def as_data(
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; the model needs (N, {', '.join(map(str, event_shape))}).{fix}"
         )
-    bad, first = 0, None
-    for start in range(0, len(x), _LOOK):  # in pieces: a mask of the whole would be a good part of the data
-        finite = torch.isfinite(x[start : start + _LOOK])
-        if not bool(finite.all()):
-            bad += int((~finite).sum())
-            first = start + int((~finite).reshape(len(finite), -1).any(1).nonzero()[0]) if first is None else first
-    if bad:
+    parts = x.split(_MAX_ROWS_AT_ONCE)  # a mask of the whole would be a good part of the data
+    bad = ~torch.cat([part.isfinite().reshape(len(part), -1).all(1) for part in parts])
+    if bool(bad.any()):
         raise ValueError(
-            f"{name} holds {bad} NaN or infinite value(s), the first in row {first}. Drop or impute such rows."
+            f"{name} holds {int((~x[bad].isfinite()).sum())} NaN or infinite value(s), the first in row "
+            f"{int(bad.nonzero()[0])}. Drop or impute such rows."
         )
     return x
 

@@ -32,13 +32,13 @@ def trace(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
     then; one that draws NumPy's or Python's random numbers, or makes tensors whose shape depends on values, raises a
     ``RuntimeError``. No random number of torch's is drawn, and no tensor changes.
     """
-    numpy_state, python_state = others_state()
+    others = others_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             module = aten_graph(function, *inputs)
         finally:
-            drawn = str(others_state()) != str((numpy_state, python_state))
-            set_others_state(numpy_state, python_state)
+            drawn = others_state() != others
+            set_others_state(others)
     if drawn:
         raise RuntimeError("it draws random numbers that are not torch's")
     results = [t for node in module.graph.nodes for t in tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]

@@ -22,7 +22,7 @@ from pyrovae.training.batches import Batches
 from pyrovae.training.engines import Task
 
 Resume = Literal["auto", "must", "never"]
-_NAME = re.compile(r"checkpoint-(\d{10})-([0-9a-f]{16})\.pt")
+_NAME = re.compile(r"checkpoint-\d{10}-[0-9a-f]{16}\.pt")  # steps done, digest
 _FORMAT = 2
 _TIMES_COMPARED = (0.0, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, math.inf)  # of schedules, in epochs
 
@@ -165,14 +165,11 @@ class CheckpointFolder:
 
     def _files(self) -> list[Path]:
         """Checkpoints in the order of their steps."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+        return sorted(path for path in self.folder.glob("checkpoint-*") if _NAME.fullmatch(path.name))
 
     def _read(self, path: Path) -> dict[str, Any]:
         content = path.read_bytes()
-        match = _NAME.fullmatch(path.name)
-        if match is None or _digest(content) != match[2]:
+        if not path.stem.endswith(_digest(content)):
             raise ValueError("its content is not what was written (a damaged disk, or a file changed afterwards).")
         try:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -74,7 +74,8 @@ class Diagnosis:
         model, own_loss = self._plan.task.model, self._plan.task.objective is None
         set_state(generators)
         cause = explain(model, (of or self._plan.train).prepare(*batch.raw), own_loss=own_loss)
-        if broken_parameters(model) or broken_buffers(model):
+        # Running means and the like are broken if they are NaN: infinities may be meant.
+        if broken_parameters(model) or any(bool(b.isnan().any()) for b in model.buffers()):
             model.load_state_dict(self._weights)
         self._report(cause, step, kind)
 
@@ -87,11 +88,6 @@ class Diagnosis:
 def broken_parameters(model: Model) -> list[str]:
     """Names of the trained parameters that hold NaN or infinite values."""
     return [name for name, p in model.named_parameters() if p.requires_grad and not bool(p.isfinite().all())]
-
-
-def broken_buffers(model: Model) -> list[str]:
-    """Names of the buffers, running means say, that hold NaN: infinities may be meant."""
-    return [name for name, b in model.named_buffers() if bool(b.isnan().any())]
 
 
 @torch.no_grad()

@@ -92,12 +92,11 @@ def make_batches(
             x = placed(x, model.like())
             validation = (from_main(transform(x) if transform else x), *rest)
         train = as_batches(model, data, batch_size=batch_size, transform=transform)
+        _check(train, model, objective)
         held_out = None
         if validation is not None:
             held_out = as_batches(model, validation, batch_size=batch_size, held_out=True)
-        for batches in (train, held_out):
-            if batches is not None:
-                _check(batches, model, objective)
+            _check(held_out, model, objective)
     if held_out is not None:
         model.validated_on = tuple(dict.fromkeys((*model.validated_on, held_out.hash())))
     return train, held_out

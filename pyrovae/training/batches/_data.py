@@ -14,7 +14,7 @@ from pyrovae.training.batches._base import Batches, Model, Tensors, Transform
 from pyrovae.training.batches._loaders import LoaderBatches
 from pyrovae.training.batches._tensors import MAX_NUMBERS_AT_ONCE, TensorBatches
 
-_ENLARGED = 10  # times the batch size of training, at most, where no gradients are taken
+_MAX_ENLARGEMENT = 10  # times the batch size of training, where no gradients are taken
 
 
 @runtime_checkable
@@ -54,9 +54,8 @@ def as_batches(
     if isinstance(data, (*ARRAYS, tuple)):
         tensors = in_memory(model, data, name)
         if held_out:
-            batch_size = max(
-                batch_size, min(_ENLARGED * batch_size, MAX_NUMBERS_AT_ONCE // max(tensors[0][0].numel(), 1))
-            )
+            most = MAX_NUMBERS_AT_ONCE // max(tensors[0][0].numel(), 1)
+            batch_size = max(batch_size, min(_MAX_ENLARGEMENT * batch_size, most))
         return TensorBatches(tensors, batch_size, model.like(), transform, name)
     if isinstance(data, Dataset):
         if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]

@@ -122,23 +122,21 @@ def _memory(task: Task, replaced: dict[int, Tensor] | None = None) -> list[Any]:
 def _unfused(model: torch.nn.Module) -> Iterator[None]:
     """Recurrent layers step by step: cuDNN's fused ones cannot be traced."""
 
-    def enable(value: bool) -> Callable[..., None]:
-        def hook(*args: Any) -> None:
-            torch.backends.cudnn.enabled = value
+    def disable(*args: Any) -> None:
+        torch.backends.cudnn.enabled = False
 
-        return hook
+    def enable(*args: Any) -> None:
+        torch.backends.cudnn.enabled = True
 
     layers = [m for m in model.modules() if isinstance(m, torch.nn.RNNBase)] if torch.backends.cudnn.enabled else []
-    hooks = [
-        h for m in layers for h in (m.register_forward_pre_hook(enable(False)), m.register_forward_hook(enable(True)))
-    ]
+    hooks = [m.register_forward_pre_hook(disable) for m in layers] + [m.register_forward_hook(enable) for m in layers]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
         if layers:
-            torch.backends.cudnn.enabled = True
+            enable()
 
 
 @contextmanager
