@@ -30,11 +30,8 @@ class IndependentBernoulli(dist.Independent):
         super().__init__(dist.Bernoulli(logits=logits, validate_args=validate_args), event_dim)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "IndependentBernoulli":
-        logits = self.base_dist.logits
-        event_dim = self.reinterpreted_batch_ndims
-        return IndependentBernoulli(
-            logits.expand(*batch_shape, *logits.shape[logits.dim() - event_dim :]), event_dim, validate_args=False
-        )
+        logits = self.base_dist.logits.expand(*batch_shape, *self.event_shape)
+        return IndependentBernoulli(logits, self.reinterpreted_batch_ndims, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         validate(self.base_dist, value)

@@ -27,7 +27,6 @@ from pyrovae.distributions._point_mass import PointMass
 
 Inverse = Literal["exact", "numerical"]
 
-_MOMENTS = ("mean", "variance")
 # Pyro's transforms that can undo what they have just done, and nothing else.
 _CACHED_ONLY = (BlockAutoregressive, ConditionedPlanar, ConditionedRadial, Polynomial, Sylvester)
 _NUMERICAL = (zuko.transforms.MonotonicTransform, zuko.transforms.FreeFormJacobianTransform)
@@ -118,14 +117,13 @@ def capabilities(p: Any) -> Capabilities:
     """What can be asked of a distribution of torch's, Pyro's, ours or a user's own."""
     support = support_of(p)
     core = element(p)
-    mean, variance = (getattr(type(core), name) is not getattr(Distribution, name) for name in _MOMENTS)
     return Capabilities(
         support=support,
         discrete=support is not None and bool(support.is_discrete),
         point_mass=_is_point_mass(core),
         rsample=p.has_rsample,
-        mean=mean,
-        variance=variance,
+        mean=type(core).mean is not Distribution.mean,
+        variance=type(core).variance is not Distribution.variance,
         inverse=_inverse(core),
     )
 

@@ -49,9 +49,7 @@ class Latents(dict[str, Tensor]):
         for site, z in self.items():
             rest = [n for i, n in enumerate(z.shape) if i not in (0, data)]
             stop = start + torch.Size(rest).numel()
-            sites[site] = (
-                flat[..., start:stop].unflatten(2, rest or (1,)).movedim(1, data) if rest else flat[..., start]
-            )
+            sites[site] = flat[..., start:stop].reshape(*flat.shape[:2], *rest).movedim(1, data)
             start = stop
         return Latents(sites, self.num_plates)
 

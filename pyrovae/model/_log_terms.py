@@ -159,14 +159,14 @@ def log_terms(
     check_pair(guide_sites, model_sites)
     observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
     hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
-    log_likelihood, log_prior, log_posterior = (
-        _WhenRead({n: partial(_log_prob, n, s, k, b, given=sites is hidden) for n, s in sites.items()})
-        for sites in (observed, hidden, guide_sites)
-    )
+
+    def terms(sites: Sites, *, given: bool = False) -> Mapping[str, PerDatum]:
+        return _WhenRead({n: partial(_log_prob, n, s, k, b, given=given) for n, s in sites.items()})
+
     return LogTerms(
-        log_likelihood=log_likelihood,
-        log_prior=log_prior,
-        log_posterior=log_posterior,
+        log_likelihood=terms(observed),
+        log_prior=terms(hidden, given=True),
+        log_posterior=terms(guide_sites),
         latents=as_latents(guide_sites, max_plate_nesting),
         observed={n: s["value"] for n, s in observed.items()},
         likelihood={n: s["fn"] for n, s in observed.items()},

@@ -35,10 +35,8 @@ def checked_terms(
             what :func:`log_terms` finds.
     """
     with local_parameters():
-        nesting = model.max_plate_nesting
-        terms = log_terms(
-            model.model, model.guide, x, *covariates, num_particles=num_particles, max_plate_nesting=nesting
-        )
+        options = {"num_particles": num_particles, "max_plate_nesting": model.max_plate_nesting}
+        terms = log_terms(model.model, model.guide, x, *covariates, **options)
         check_masks(terms.masks)
         for site, p in terms.likelihood.items():
             value = terms.observed[site]

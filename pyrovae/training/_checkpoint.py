@@ -152,8 +152,7 @@ class CheckpointFolder:
                 warnings.warn(f"the checkpoint {path} is passed over: {error}", stacklevel=2)
                 self._damaged.append(path)
                 continue
-            differences = _differences(content["identity"], identity)
-            if differences:
+            if differences := _differences(content["identity"], identity):
                 raise CheckpointError(
                     f"{path} is of another run: {'; '.join(differences)}. Pass another folder to "
                     f"checkpoint=, or the arguments of that run."

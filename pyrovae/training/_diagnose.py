@@ -99,8 +99,7 @@ def explain(model: Model, batch: Tensors, *, own_loss: bool = False) -> str:
         batch: ``(x, *covariates)``.
         own_loss: whether the model's ``loss`` is what was minimised.
     """
-    broken = broken_parameters(model)
-    if broken:
+    if broken := broken_parameters(model):
         return f"an update made parameters non-finite ({', '.join(broken[:3])}{', …' if len(broken) > 3 else ''})."
     if own_loss:
         loss: Tensor = model.loss(*batch)
@@ -113,13 +112,10 @@ def explain(model: Model, batch: Tensors, *, own_loss: bool = False) -> str:
         terms = model.log_terms(*batch)
     except NotAPair as error:  # under one of Pyro's objectives
         return f"it has no terms by site ({error})"
+    groups = {"log q(z|x)": terms.log_posterior, "log p(z)": terms.log_prior, "log p(x|z)": terms.log_likelihood}
     found = [
         f"{label} at site {site!r} is {_kind(term)} for {int((~term.isfinite()).any(0).sum())} of {term.shape[1]} data"
-        for label, group in (
-            ("log q(z|x)", terms.log_posterior),
-            ("log p(z)", terms.log_prior),
-            ("log p(x|z)", terms.log_likelihood),
-        )
+        for label, group in groups.items()
         for site, term in group.items()
         if not bool(term.isfinite().all())
     ]
