@@ -30,8 +30,8 @@ class Capture:
     def __init__(self, function: Callable[..., Any], device: torch.device) -> None:
         self._function, self._device = function, device
         self._stream = torch.cuda.Stream(device)
+        self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._warm = 0
         self._inputs: list[Tensor] = []
         self._results: Any = None
 
@@ -48,8 +48,8 @@ class Capture:
         """
         leaves, spec = tree_flatten(inputs)
         with torch.cuda.device(self._device):
-            if self._warm < _WARM_UP_CALLS:
-                self._warm += 1
+            if self._calls < _WARM_UP_CALLS:
+                self._calls += 1
                 self._stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(self._stream):
                     results = self._function(*inputs)

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyrovae._compat.torch import tree_leaves, tree_map_only
+from pyrovae._compat.torch import tree_map_only
 from pyrovae._frames import Columns, as_numbers, in_order
 
 T = TypeVar("T")
@@ -219,8 +219,6 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
 
 def all_on(values: Any, device: torch.device) -> Any:
     """A nest of anything, its tensors on a device."""
-    if all(value.device == device for value in tree_leaves(values) if isinstance(value, Tensor)):
-        return values
     return tree_map_only(Tensor, lambda value: value.to(device), values)
 
 

@@ -6,10 +6,9 @@ from pyrovae.distributions._autoregressive import Autoregressive
 from pyrovae.distributions._bernoulli import ContinuousBernoulli, IndependentBernoulli
 from pyrovae.distributions._capabilities import Capabilities, capabilities
 from pyrovae.distributions._charts import Chart, register_chart
+from pyrovae.distributions._discrete import DiscretizedLogistic, Levels, PointMass
 from pyrovae.distributions._flow import Flow
-from pyrovae.distributions._levels import DiscretizedLogistic, Levels
 from pyrovae.distributions._normals import MultivariateNormal, product_of_normals, residual_normal
-from pyrovae.distributions._point_mass import PointMass
 from pyrovae.distributions._sylvester import SylvesterTransform
 
 __all__ = [

@@ -21,9 +21,8 @@ from torch.distributions import (
 
 from pyrovae._compat import zuko
 from pyrovae._compat.torch import has_inverse, is_inverted
+from pyrovae.distributions._discrete import OnLevels, PointMass
 from pyrovae.distributions._flow import Flow
-from pyrovae.distributions._levels import OnLevels
-from pyrovae.distributions._point_mass import PointMass
 
 Inverse = Literal["exact", "numerical"]
 

@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from pyrovae.distributions._capabilities import capabilities, family, innermost, space, support_of, varies
 from pyrovae.distributions._density import is_everywhere_positive
-from pyrovae.distributions._levels import OnLevels
+from pyrovae.distributions._discrete import OnLevels
 from pyrovae.model._log_terms import LogTerms, log_terms, sample_sites
 from pyrovae.model._modes import local_parameters
 from pyrovae.model._pairing import check_masks

@@ -242,9 +242,8 @@ def _fingerprint(function: Any) -> str | None:
 def _describe(thing: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """The class and the settings of an objective, optimiser or scheduler, as far as they are numbers or schedules."""
     out: dict[str, Any] = {"class": type(thing).__qualname__}
-    for name, value in attributes.items():
-        if name.startswith("_"):
-            continue
+    public = {name: value for name, value in attributes.items() if not name.startswith("_")}
+    for name, value in public.items():
         if value is None or isinstance(value, (bool, int, float, str)):
             out[name] = value
         elif isinstance(value, (tuple, list)) and all(isinstance(v, (int, float)) for v in value):

@@ -1,6 +1,7 @@
 """Batches of a ``DataLoader``."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ class LoaderBatches(Batches):
     def __init__(self, loader: DataLoader, model: Model, transform: Transform | None, name: str) -> None:
         super().__init__(model.like(), transform, name)
         self._loader, self._num_fields, self.size = loader, 1 + num_covariates(model)[1], _whole(loader)
-        self._columns = [*(model.columns or [])]
         self._model = model
         self._dtype: torch.dtype | None = None  # of x, which the first batch decides
         self.own_generator = loader.generator is not None or getattr(loader.sampler, "generator", None) is not None
@@ -33,17 +33,15 @@ class LoaderBatches(Batches):
             )
         if isinstance(loader.dataset, IterableDataset) and iter(loader.dataset) is iter(loader.dataset):
             raise ValueError(f"{name} can be iterated only once: its __iter__ must start anew each time.")
-        try:
+        with suppress(TypeError):  # an iterable dataset need not know its length
             self.num_steps = len(loader)
-        except TypeError:  # an iterable dataset need not know its length
-            self.num_steps = None
 
     def __iter__(self) -> Iterator[Batch]:
         if isinstance(self._loader.sampler, DistributedSampler):
             self._loader.sampler.set_epoch(int(from_main(torch.randint(2**31, (), device=self.like.device))))
         for loaded in self._loader:
             parts = tuple(loaded) if isinstance(loaded, (tuple, list)) else (loaded,)
-            columns = [*self._columns, *[None] * len(parts)]
+            columns = [*(self._model.columns or []), *[None] * len(parts)]
             pairs = zip(parts[: self._num_fields], columns, strict=False)
             fields = tuple(as_tensor(part, self.name, names).detach() for part, names in pairs)
             if self._dtype is None:
@@ -65,7 +63,7 @@ class LoaderBatches(Batches):
 
 def _whole(loader: DataLoader) -> int | None:
     """Rows of a whole batch, where that follows from the loader's settings."""
-    stated = loader.batch_size is not None and loader.collate_fn is default_collate
-    if not stated or isinstance(loader.dataset, IterableDataset) or len(loader.sampler) < loader.batch_size:  # type: ignore
+    size = loader.batch_size
+    if size is None or loader.collate_fn is not default_collate or isinstance(loader.dataset, IterableDataset):
         return None
-    return loader.batch_size
+    return size if len(loader.sampler) >= size else None  # type: ignore[arg-type]

@@ -60,8 +60,8 @@ class Engine:
         if "graph" not in self.means or self._program is None:
             return "off"
         if "capture" in self.means:
-            return "cudagraph" if self._program.is_code else "cudagraph(graph)"
-        return "inductor" if self._program.is_code else "graph"
+            return "cudagraph" if self._program.code else "cudagraph(graph)"
+        return "inductor" if self._program.code else "graph"
 
     def begin_epoch(self) -> None:
         """Take note of whatever may have changed since the last batch."""
@@ -98,7 +98,7 @@ class Engine:
             self.work.finish(program(*raw), Batch(raw, len(raw[0])))  # with several processes it is not recordable
 
         program.fill()  # which a launch does not
-        made_of = program, program.is_code, self.work.numbers
+        made_of = program, program.code, self.work.numbers
         if self._capture is None or made_of != self._recorded:
             recordable = all_of_it if self.work.finish_is_recordable else program
             self._capture, self._recorded = Capture(recordable, self.task.device), made_of
@@ -138,7 +138,7 @@ class Engine:
                 self._require_agreement(program, *raw)
             except Exception as error:
                 self._lose("code", error)
-                program.uncompile()
+                program.code = None
             else:
                 return
         self._require_agreement(program, *raw)

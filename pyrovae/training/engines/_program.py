@@ -34,7 +34,7 @@ class Program:
 
     Attributes:
         module: the graph.
-        is_code: whether the graph was made into machine code.
+        code: the same as machine code, where it was made into that.
 
     Raises:
         Exception: ``compute`` cannot be traced.
@@ -58,16 +58,11 @@ class Program:
         with _nothing_left_behind(model), _unfused(model):
             self.module = trace(self._pure, *self._own, *raw)
         self._places = [(place, key, b) for place, key, b in places if id(b) in self._replaced]
-        self._function: Callable[..., Any] = self.module
-        self.is_code = False
+        self.code: Callable[..., Any] | None = None
 
     def compile(self, *raw: Tensor) -> None:
         """Make machine code of the graph."""
-        self._function, self.is_code = compiled(self.module, *self._own, *raw), True
-
-    def uncompile(self) -> None:
-        """Go back to the graph."""
-        self._function, self.is_code = self.module, False
+        self.code = compiled(self.module, *self._own, *raw)
 
     @property
     def is_stale(self) -> bool:
@@ -90,7 +85,7 @@ class Program:
     @torch.no_grad()
     def __call__(self, *raw: Tensor) -> list[Tensor | None]:
         self.fill()
-        return self._function(*self._own, *raw)
+        return (self.code or self.module)(*self._own, *raw)
 
     def _pure(self, *inputs: Tensor) -> list[Tensor | None]:
         """The results as a function of everything that changes; buffers are updated in place."""

@@ -1,12 +1,12 @@
-"""Quantised data, on equally spaced levels in [0, 1]: a categorical over them, a logistic density over their bins."""
+"""Discrete values: equally spaced levels in [0, 1], drawn by a categorical or a logistic density, and a point mass."""
 
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Categorical, constraints, register_kl
 from torch.nn.functional import logsigmoid
 
 
@@ -56,7 +56,7 @@ class Levels(TorchDistribution):
         return Levels(self.logits.expand(*batch_shape, self.num_levels))
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        k = torch.distributions.Categorical(logits=self.logits, validate_args=False).sample(sample_shape)
+        k = Categorical(logits=self.logits, validate_args=False).sample(sample_shape)
         return k.to(self.logits.dtype) / (self.num_levels - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -117,3 +117,43 @@ class DiscretizedLogistic(TorchDistribution):
         above = logsigmoid((self.loc - (k - 0.5) / last) / self.scale)
         within = (-torch.expm1(-1.0 / (last * self.scale))).log()
         return torch.where(k == 0, below, torch.where(k == last, above, below + above + within))
+
+
+class PointMass(TorchDistribution):
+    """All mass on one of the values 0 … num_values - 1: log-probability 0 there, and -∞ at every other.
+
+    Unlike a ``Categorical`` it needs no table of ``num_values`` logits, most of them -∞.
+
+    Args:
+        value: where the mass is, integers of shape ``(*batch,)``.
+        num_values: how many values there are.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, value: Int[Tensor, "*batch"], num_values: int) -> None:
+        self.value = value
+        self.num_values = num_values
+        super().__init__(value.shape, torch.Size(), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.integer_interval(0, self.num_values - 1)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "PointMass":
+        return PointMass(self.value.expand(batch_shape), self.num_values)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return self.value.expand(*sample_shape, *self.batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.where(value == self.value, 0.0, -torch.inf)
+
+    def entropy(self) -> Tensor:
+        return torch.zeros(self.batch_shape, device=self.value.device)
+
+
+@register_kl(PointMass, Categorical)
+def _kl_point_mass_categorical(p: PointMass, q: Categorical) -> Tensor:
+    """KL(δ_v ‖ q) = -log q(v)."""
+    return -q.log_prob(p.value)
