@@ -51,12 +51,7 @@ class LinearGaussian(VAEModel):
     @classmethod
     @torch.no_grad()
     def maximum_likelihood(
-        cls,
-        x: Float[Tensor, "data d"],
-        latent_dim: int,
-        *,
-        noise: float | None = None,
-        guide: Guide = "mean_field",
+        cls, x: Float[Tensor, "data d"], latent_dim: int, *, noise: float | None = None, guide: Guide = "mean_field"
     ) -> "LinearGaussian":
         """Probabilistic PCA: the model of highest likelihood for ``x`` (Tipping & Bishop 1999, eqs. 7 and 8).
 

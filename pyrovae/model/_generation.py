@@ -138,7 +138,8 @@ class Generation(Stored):
             for name, value in by_site.items():
                 if name not in hidden:
                     raise ValueError(f"the model has no latent site {name!r}: it has {', '.join(map(repr, hidden))}.")
-                value, (plates, event) = as_tensor(value, name), _latent_shape(hidden[name])
+                value, drawn, event = as_tensor(value, name), hidden[name]["value"], hidden[name]["fn"].event_shape
+                plates = drawn.shape[: drawn.dim() - len(event) - 1]
                 own = value.shape[: max(value.dim() - len(plates + event), 0)]
                 lead = own if lead is None else lead
                 if value.shape != lead + plates + event or (by_site is z and len(lead) != 1):
@@ -148,7 +149,7 @@ class Generation(Stored):
                     raise ValueError(f"latents {name!r} are empty, of shape {tuple(value.shape)}: pass at least one.")
                 if bad := int((~value.isfinite()).sum()):
                     raise ValueError(f"latents {name!r} hold {bad} NaN or infinite value(s): drop them.")
-                values[name] = value.to(hidden[name]["value"]).reshape(-1, *plates, *event).movedim(0, len(plates))
+                values[name] = value.to(drawn).reshape(-1, *plates, *event).movedim(0, len(plates))
             if lead is None:
                 raise ValueError("decode needs a value for at least one latent site; got none.")
             n = lead.numel()
@@ -279,12 +280,6 @@ class Generation(Stored):
     def _guide_sites(self, x: Tensor, *covariates: Any) -> Sites:
         """The guide's latent sites; auxiliary ones are none."""
         return latent_sites(sample_sites(poutine.trace(self.guide).get_trace(x, *covariates)))
-
-
-def _latent_shape(site: dict[str, Any]) -> tuple[torch.Size, torch.Size]:
-    """Of one datum's latents: the plates that the site is in, and its event."""
-    event = site["fn"].event_shape
-    return site["value"].shape[: site["value"].dim() - len(event) - 1], event
 
 
 def _data_first(latents: Latents) -> dict[str, Tensor]:

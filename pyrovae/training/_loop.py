@@ -74,10 +74,9 @@ def _epoch(
     task, batches = plan.task, plan.train
     last_reading = time.perf_counter()
     task.model.train()
-    remaining = progress.remaining(batches)
     engine.begin_epoch()
     engine.work.total.fill_(progress.loss)
-    for batch in remaining:
+    for batch in progress.remaining(batches):
         if progress.epoch == 0:
             batches.in_first_epoch(task.model, batch)
         task.set_time(progress.time(plan))

@@ -11,8 +11,7 @@ from pyrovae._checks import ARRAYS, at_least, check_kind
 from pyrovae._distributed import from_main, num_processes
 from pyrovae.model._inputs import as_inputs, num_covariates, takes
 from pyrovae.training.batches._base import Batches, Model, Tensors, Transform
-from pyrovae.training.batches._loaders import LoaderBatches
-from pyrovae.training.batches._tensors import MAX_NUMBERS_AT_ONCE, TensorBatches
+from pyrovae.training.batches._kinds import MAX_NUMBERS_AT_ONCE, LoaderBatches, TensorBatches
 
 _MAX_ENLARGEMENT = 10  # times the batch size of training, where no gradients are taken
 
