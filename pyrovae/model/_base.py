@@ -66,8 +66,6 @@ class VAEModel(Generation, PyroModule):
                 return part
         return super().__getattr__(name)
 
-    # -- the waist ---------------------------------------------------------------------------------------
-
     def log_terms(self, x: Data, *covariates: Any, num_particles: int = 1) -> LogTerms:
         """Per-site, per-datum log-densities ``(num_particles, B)``, in nats; see :class:`LogTerms`.
 

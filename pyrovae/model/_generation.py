@@ -238,8 +238,6 @@ class Generation(Stored):
             f"x.float(), look values up by x.long(), and use x.new_zeros(..., dtype=torch.float32)."
         )
 
-    # -- inside ------------------------------------------------------------------------------------------
-
     def _given(self, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Any, ...]:
         """``(x, *covariates)`` as the model takes them, checked."""
         check_number(self, covariates)

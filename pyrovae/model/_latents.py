@@ -11,6 +11,7 @@ from pyrovae._compat.torch import register_pytree_node
 
 Data = Float[Tensor, "batch *event"]
 PerDatum = Float[Tensor, "particles batch"]  # a number for each particle and datum
+VectorPerDatum = Float[Tensor, "particles batch dim"]
 
 
 class Latents(dict[str, Tensor]):
@@ -29,7 +30,7 @@ class Latents(dict[str, Tensor]):
     def __repr__(self) -> str:
         return f"Latents({ {site: tuple(z.shape) for site, z in self.items()} })"
 
-    def by_datum(self, site: str, value: Tensor | None = None) -> Float[Tensor, "particles batch dim"]:
+    def by_datum(self, site: str, value: Tensor | None = None) -> VectorPerDatum:
         """The site's draws as a vector for each particle and datum: plates and event flattened.
 
         Args:
@@ -39,11 +40,11 @@ class Latents(dict[str, Tensor]):
         z = self[site] if value is None else value.broadcast_to(self[site].shape)
         return z.movedim(self.data_dim, 1).flatten(2) if z.dim() > 2 else z.unsqueeze(2)
 
-    def flat(self) -> Float[Tensor, "particles batch dim"]:
+    def flat(self) -> VectorPerDatum:
         """All sites' draws as one vector for each particle and datum."""
         return torch.cat([self.by_datum(site) for site in self], 2)
 
-    def unflattened(self, flat: Float[Tensor, "particles batch dim"]) -> "Latents":
+    def unflattened(self, flat: VectorPerDatum) -> "Latents":
         """Other draws of the same sites, arranged as :meth:`flat` does, of as many particles and data as they are."""
         data, sites, start = self.data_dim, {}, 0
         for site, z in self.items():

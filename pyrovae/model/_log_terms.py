@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property, partial, reduce
-from itertools import takewhile
 from typing import Any
 
 import pyro
@@ -23,7 +22,7 @@ from pyrovae._compat.pyro import is_sample_site, scale_and_mask
 from pyrovae.distributions._capabilities import capabilities, innermost, innermost_support
 from pyrovae.distributions._density import is_zero_somewhere, log_density, mask_of
 from pyrovae.distributions._kl import expanded_kl, kl_by_dimension
-from pyrovae.model._latents import Latents, PerDatum, as_latents, of_one_particle, over_plates
+from pyrovae.model._latents import Latents, PerDatum, VectorPerDatum, as_latents, of_one_particle, over_plates
 from pyrovae.model._modes import disable_param_statements
 from pyrovae.model._pairing import NotAPair, Sites, check_pair, masks_of
 
@@ -93,7 +92,7 @@ class LogTerms:
         """Guide sites through whose draws no gradient passes."""
         return [name for name, q in self.posterior.items() if not q.has_rsample]
 
-    def by_datum(self, site: str, value: Tensor | None = None) -> Float[Tensor, "particles batch dim"]:
+    def by_datum(self, site: str, value: Tensor | None = None) -> VectorPerDatum:
         """The draws at ``site``, or a value that broadcasts to them, as :meth:`Latents.by_datum` arranges them."""
         return self.latents.by_datum(site, value)
 
@@ -105,17 +104,16 @@ class LogTerms:
         """
         if site not in self.prior or site not in self.posterior or site in self.masks:
             return None
-        before_in_model, before_in_guide = (
-            set(takewhile(lambda name: name != site, sites)) for sites in (self.prior, self.posterior)
-        )
-        # The registered formula of a Delta leaves out its log_density.
-        if not before_in_model <= before_in_guide or isinstance(innermost(self.posterior[site]), Delta):
+        in_model, in_guide = list(self.prior), list(self.posterior)
+        if not set(in_model[: in_model.index(site)]) <= set(in_guide[: in_guide.index(site)]):
+            return None
+        if isinstance(innermost(self.posterior[site]), Delta):  # whose registered formula leaves out its log_density
             return None
         kl = expanded_kl(self.posterior[site], self.prior[site])
         # Plates nested between the particles and the data are summed, as in the log-densities.
         return None if kl is None else _to_particles_and_batch(kl, *self.shape)
 
-    def closed_form_kl_by_dimension(self, site: str) -> Float[Tensor, "particles batch dim"] | None:
+    def closed_form_kl_by_dimension(self, site: str) -> VectorPerDatum | None:
         """The terms of :meth:`closed_form_kl`, where they are known (see
         :func:`~pyrovae.distributions._kl.kl_by_dimension`); else ``None``.
         """
@@ -126,8 +124,7 @@ class LogTerms:
 
     def kl(self, site: str, *, closed_form: bool = True) -> PerDatum:
         """KL at ``site``: in closed form where known and wanted, else log q(z | x) - log p(z) at the draws."""
-        exact = self.closed_form_kl(site) if closed_form else None
-        if exact is not None:
+        if closed_form and (exact := self.closed_form_kl(site)) is not None:
             return exact
         log_q = self.log_posterior[site]
         return log_q - self.log_prior[site] if site in self.log_prior else log_q

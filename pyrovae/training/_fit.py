@@ -123,9 +123,7 @@ def fit(
         scheduler = lr_schedule(stepper) if lr_schedule else None
         task = Task(model, objective, stepper, clip_norm, autocast=precision == "bfloat16")
         join_processes(model, batches, held_out)
-        known = {}
-        if folder is not None:
-            known = identity(task, batches, held_out, scheduler, batch_size=batch_size, seed=seed)
+        known = identity(task, batches, held_out, scheduler, batch_size=batch_size, seed=seed) if folder else {}
         plan = Plan(task, batches, held_out, compile, epochs, patience, scheduler, callbacks, folder, known)
         with pyro.distributions.validation_enabled(False):  # which has been done: now it would only cost time
             return train(plan, visible=progress and rank() == 0)

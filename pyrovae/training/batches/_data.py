@@ -1,7 +1,7 @@
 """What users pass as data, as batches."""
 
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,20 +16,13 @@ from pyrovae.training.batches._kinds import MAX_NUMBERS_AT_ONCE, LoaderBatches, 
 _MAX_ENLARGEMENT = 10  # times the batch size of training, where no gradients are taken
 
 
-@runtime_checkable
-class _Splits(Protocol):
-    """Data with fixed splits, such as :func:`pyrovae.datasets.load` returns."""
-
-    train: Tensor
-    val: Tensor
-    batch_transform: Transform | None
-
-
 def with_splits(
     data: Any, validation: Any = None, transform: Transform | None = None
 ) -> tuple[Any, Any, Transform | None]:
-    """Data to train on, to validate on, and their transform: what is not given is that of the data's own splits."""
-    if not isinstance(data, _Splits):
+    """Data to train on, to validate on, and their transform: what is not given is that of the data's own splits, which
+    those from :func:`pyrovae.datasets.load` have.
+    """
+    if not all(hasattr(data, name) for name in ("train", "val", "batch_transform")):
         return data, validation, transform
     validation = data.val if validation is None else validation
     return data.train, validation, data.batch_transform if transform is None else transform

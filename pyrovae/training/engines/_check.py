@@ -78,15 +78,13 @@ class Check:
         generator = torch.Generator().manual_seed(0)
         for _ in range(_PERTURBED):
             try:
-                with torch.no_grad():
-                    for p, own in zip(parameters, before, strict=True):
-                        sign = torch.randint(0, 2, p.shape, generator=generator).to(p) * 2.0 - 1.0
-                        p.copy_(own * (1.0 + eps * sign))
+                for p, own in zip(parameters, before, strict=True):
+                    sign = torch.randint(0, 2, p.shape, generator=generator).to(own) * 2.0 - 1.0
+                    p.data.copy_(own * (1.0 + eps * sign))
                 moved = _distance(self._outcome(self._work.eager, *raw), theirs)
             finally:
-                with torch.no_grad():
-                    for p, own in zip(parameters, before, strict=True):
-                        p.copy_(own)
+                for p, own in zip(parameters, before, strict=True):
+                    p.data.copy_(own)
             most = tuple(max(m, _MARGIN * d) for m, d in zip(most, moved, strict=True))
         return most
 

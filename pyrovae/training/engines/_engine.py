@@ -113,8 +113,6 @@ class Engine:
             self.work.finish(results, batch)
         return True
 
-    # -- making and checking it ----------------------------------------------------------------------------
-
     def _check(self, *raw: Tensor) -> None:
         """Trace what is not traced yet, or no longer what Pyro computes; do without what does not help."""
         self._unchecked = False

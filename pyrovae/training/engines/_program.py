@@ -94,8 +94,13 @@ class Program:
         buffers = {name: next(remaining) for name in self._buffers}
         values = {name: next(remaining) for name in self._values}
         tensors: dict[str, Tensor] = {**parameters, **buffers}
-        with torch.enable_grad(), _in_place_of_its_own(self._task.model, tensors), _weights(self._task, values):
-            results = self._compute(*remaining)
+        task, weights = self._task, self._task.weights
+        try:
+            task.weights = {**values}
+            with torch.enable_grad(), _in_place_of_its_own(task.model, tensors):
+                results = self._compute(*remaining)
+        finally:
+            task.weights = weights
         for name, buffer in buffers.items():
             if tensors[name] is not buffer:  # replaced rather than changed
                 if (tensors[name].shape, tensors[name].dtype) != (buffer.shape, buffer.dtype):
@@ -132,15 +137,6 @@ def _unfused(model: torch.nn.Module) -> Iterator[None]:
             hook.remove()
         if layers:
             enable()
-
-
-@contextmanager
-def _weights(task: Task, values: dict[str, Tensor]) -> Iterator[None]:
-    before, task.weights = task.weights, {**values}
-    try:
-        yield
-    finally:
-        task.weights = before
 
 
 @contextmanager
