@@ -13,7 +13,7 @@ from pyrovae._compat.torch import machine_code, schema_of
 
 Run = Callable[..., Sequence[Any]]
 _COMPILED: dict[Any, Run] = {}  # by code and shapes: models of one architecture share machine code
-_KEPT = 64  # of them at most, those used last
+_MAX_KEPT = 64  # of them at most, those used last
 
 
 def compiled(module: GraphModule, *inputs: Tensor) -> Run:
@@ -37,7 +37,7 @@ def compiled(module: GraphModule, *inputs: Tensor) -> Run:
     key = (graph.python_code("self").src, *((t.shape, t.stride(), t.dtype, t.device) for t in every))
     code = _COMPILED.pop(key, None) or _compiled(graph, every)
     _COMPILED[key] = code  # behind those that were used before it
-    if len(_COMPILED) > _KEPT:
+    if len(_COMPILED) > _MAX_KEPT:
         del _COMPILED[next(iter(_COMPILED))]
     return lambda *tensors: code(*constants, *tensors)
 

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 
 from pyrovae._compat.torch import validate
 
-_SMALL = 0.3  # logits under it take series, which there are exact to 1e-12
+_MAX_SERIES_LOGIT = 0.3  # logits under it take series, which there are exact to 1e-12
 
 
 class IndependentBernoulli(dist.Independent):
@@ -87,7 +87,7 @@ class ContinuousBernoulli(TorchDistribution):
         """½ + ½ coth(l/2) - 1/l."""
         square = self.logits.square()
         series = self.logits * (1 / 12 - square * (1 / 720 - square * (1 / 30240 - square / 1209600)))
-        small = self.logits.abs() < _SMALL
+        small = self.logits.abs() < _MAX_SERIES_LOGIT
         large = torch.where(small, 1.0, self.logits)
         return 0.5 + torch.where(small, series, 0.5 / (0.5 * large).tanh() - 1.0 / large)
 
@@ -112,6 +112,6 @@ def _log_sinhc(logits: Tensor) -> Tensor:
     square = (0.5 * logits).square()
     series = square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square * (1 / 37800 - square / 467775))))
     size = logits.abs()
-    small = size < _SMALL
+    small = size < _MAX_SERIES_LOGIT
     large = torch.where(small, 1.0, size)  # the branch not taken must have a finite gradient
     return torch.where(small, series, 0.5 * large + (-torch.expm1(-large) / large).log())

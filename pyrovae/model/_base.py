@@ -17,7 +17,7 @@ from pyrovae.model._modes import inference, local_parameters, param_statements_d
 from pyrovae.model._pairing import check_auxiliary, check_precision
 from pyrovae.model._support import checked_terms
 
-_AUXILIARY = 64  # data whose guide's transformations are compared with the densities that they state
+_MAX_DATA_TRANSFORMED = 64  # whose guide's transformations are compared with the densities that they state
 
 
 class VAEModel(Generation, PyroModule):
@@ -147,7 +147,7 @@ class VAEModel(Generation, PyroModule):
                 ) from error
             check_precision(terms.posterior)
             if any(site not in terms.prior for site in terms.posterior):
-                some = slice(_AUXILIARY)
+                some = slice(_MAX_DATA_TRANSFORMED)
                 check_auxiliary(self.guide, terms.prior, x[some], *rows_of(covariates, some))
         own = {id(p) for p in self.parameters()}  # pyro.module(...) registers these, which does no harm
         store = param_statements(self)

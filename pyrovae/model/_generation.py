@@ -18,7 +18,7 @@ from pyrovae.model._modes import inference
 from pyrovae.model._stored import Stored
 from pyrovae.model._without_data import data_site, sites_without_data, template
 
-_MEAN_BLOCKS, _MEAN_BLOCK = 16, 16  # 256 draws stand in for the mean of a posterior without a closed-form one
+_NUM_BLOCKS, _DRAWS_PER_BLOCK = 16, 16  # in all 256 draws, for the mean of a posterior that does not state its own
 
 
 class Generation(Stored):
@@ -91,10 +91,9 @@ class Generation(Stored):
             ValueError: bad data, or the mean of a site that has none.
         """
         x, *given = self._given(x, covariates)
-        if num_samples is not None:
-            at_least(1, num_samples=num_samples)
         with inference(self, seed):
             if num_samples is not None:
+                at_least(1, num_samples=num_samples)
                 return _only(_data_first(self.draw_posterior(x, *given, num_particles=num_samples)[0]))
             sites = self._guide_sites(x, *given)
             for name, site in sites.items():
@@ -107,9 +106,9 @@ class Generation(Stored):
                     latents = as_latents({name: site | {"value": mean}}, self.max_plate_nesting)
                     return _data_first(latents)[name][0]
             sums: dict[str, Tensor] = {}
-            for _ in range(_MEAN_BLOCKS):
-                for name, z in _data_first(self.draw_posterior(x, *given, num_particles=_MEAN_BLOCK)[0]).items():
-                    sums[name] = sums.get(name, 0.0) + z.mean(0) / _MEAN_BLOCKS
+            for _ in range(_NUM_BLOCKS):
+                for name, z in _data_first(self.draw_posterior(x, *given, num_particles=_DRAWS_PER_BLOCK)[0]).items():
+                    sums[name] = sums.get(name, 0.0) + z.mean(0) / _NUM_BLOCKS
         return _only(sums)
 
     def decode(self, z: Any, *covariates: Any) -> Float[Tensor, "*batch_event"]:

@@ -14,7 +14,7 @@ from pyrovae._frames import check_same_index, column_names
 from pyrovae.model._loss_model import LossModel
 from pyrovae.model._stored import Stored
 
-_ANY = 1_000_000  # covariates, for a model that takes any number of them
+_ANY_NUMBER = 1_000_000  # covariates, for a model that takes any number of them
 
 
 def as_inputs(model: Stored, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Tensor, tuple[Any, ...]]:
@@ -43,7 +43,7 @@ def check_number(model: Stored, covariates: tuple[Any, ...]) -> None:
     """Raise a ``ValueError`` unless the model takes so many covariates."""
     least, most = num_covariates(model)
     if not least <= len(covariates) <= most:
-        wanted = str(most) if least == most else f"{least} to {most}" if most < _ANY else f"at least {least}"
+        wanted = str(most) if least == most else f"{least} to {most}" if most < _ANY_NUMBER else f"at least {least}"
         raise ValueError(
             f"{type(model).__name__}.{takes(model).__name__} takes {wanted} covariate(s); got {len(covariates)}. Pass "
             f"those it takes, one by one."
@@ -54,7 +54,7 @@ def num_covariates(model: Stored) -> tuple[int, int]:
     """How many arguments ``model.model``, or ``loss``, needs after ``x``, and how many it takes."""
     parameters = inspect.signature(takes(model)).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    most = _ANY if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional) - 1
+    most = _ANY_NUMBER if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional) - 1
     return len([p for p in positional if p.default is p.empty]) - 1, most
 
 

@@ -15,7 +15,7 @@ from pyrovae._random import seeded
 from pyrovae.distributions._capabilities import capabilities, center
 from pyrovae.model._log_terms import Sites, sample_sites
 
-_ROWS = 16  # data in a run that shows what a model is
+_NUM_ROWS = 16  # data in a run that shows what a model is
 
 
 def template(model: Any, n: int) -> Tensor:
@@ -54,11 +54,11 @@ def sites_without_data(
     Raises:
         ValueError: a distribution that matters depends on the values of x, or a label's on what is drawn before it.
     """
-    x = template(model, _ROWS)
+    x = template(model, _NUM_ROWS)
     generator, by_row = torch.Generator().manual_seed(0), (-1, *[1] * (x.dim() - 1))
     # Lookups take zeros and ones. Normal rows, of sizes from 0.1 to 1000, tell apart what agrees there.
-    binary = torch.rand(x.shape, generator=generator) < torch.linspace(0, 1, _ROWS).reshape(by_row)
-    normal = torch.randn(x.shape, generator=generator) * torch.logspace(-1, 3, _ROWS).reshape(by_row)
+    binary = torch.rand(x.shape, generator=generator) < torch.linspace(0, 1, _NUM_ROWS).reshape(by_row)
+    normal = torch.randn(x.shape, generator=generator) * torch.logspace(-1, 3, _NUM_ROWS).reshape(by_row)
     sites, others = _run(model, x, covariates), _run(model, binary.to(x), covariates)
     name = data_site(model, sites, x)
     at: dict[str, list[Tensor]] = {}
@@ -86,7 +86,7 @@ def sites_without_data(
 def _run(model: Any, x: Tensor, covariates: tuple[Any, ...], *, seed: int = 0) -> Sites:
     """The sites of a run on made-up data, and on a few rows of the covariates, over and over."""
     shortest = min((len(c) for c in covariates if isinstance(c, Tensor) and c.dim()), default=1)
-    some = rows_of(covariates, torch.arange(_ROWS) % shortest)
+    some = rows_of(covariates, torch.arange(_NUM_ROWS) % shortest)
     with seeded(seed), pyro.distributions.validation_enabled(False):
         try:
             return sample_sites(poutine.trace(model.model).get_trace(x, *some))

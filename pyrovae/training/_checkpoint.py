@@ -24,7 +24,7 @@ from pyrovae.training.engines import Task
 Resume = Literal["auto", "must", "never"]
 _NAME = re.compile(r"checkpoint-\d{10}-[0-9a-f]{16}\.pt")  # steps done, digest
 _FORMAT = 2
-_TIMES_COMPARED = (0.0, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, math.inf)  # of schedules, in epochs
+_EPOCHS_COMPARED = (0.0, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, math.inf)  # of schedules, in epochs
 
 
 class CheckpointError(RuntimeError):
@@ -249,5 +249,5 @@ def _describe(thing: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, (tuple, list)) and all(isinstance(v, (int, float)) for v in value):
             out[name] = list(value)
         elif isinstance(thing, PyroELBO) and callable(value):
-            out[name] = [float(value(t)) for t in _TIMES_COMPARED]
+            out[name] = [float(value(t)) for t in _EPOCHS_COMPARED]
     return out

@@ -103,8 +103,7 @@ def explain(model: Model, batch: Tensors, *, own_loss: bool = False) -> str:
         return f"an update made parameters non-finite ({', '.join(broken[:3])}{', …' if len(broken) > 3 else ''})."
     if own_loss:
         loss: Tensor = model.loss(*batch)
-        if not bool(loss.isfinite().all()):
-            bad = int((~loss.isfinite()).sum())
+        if bad := int((~loss.isfinite()).sum()):
             return f"{type(model).__name__}.loss is {_kind(loss)} for {bad} of {len(loss)} data."
     if not isinstance(model, VAEModel):
         return "it is finite at the same draws."

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from pyrovae._checks import as_covariates, as_data, differentiable, placed
 from pyrovae._compat.pyro import reason
-from pyrovae._random import get_state, set_state
+from pyrovae._random import restored_state
 from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model._inputs import num_covariates, takes
 from pyrovae.model._modes import inference
@@ -117,9 +117,8 @@ class Batches(ABC):
 
     def in_first_epoch(self, model: Model, batch: Batch) -> None:
         """Look at a batch, drawn as it will be, before it is trained on: :meth:`check` saw the first alone."""
-        generators = get_state()
-        self.look(model, self.prepare(*batch.raw))
-        set_state(generators)
+        with restored_state():
+            self.look(model, self.prepare(*batch.raw))
 
     def hash(self) -> str:
         """What identifies the data: their content, as far as that can be had."""

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, de
 from pyrovae._checks import as_tensor
 from pyrovae._distributed import from_main, gathered, my_share, num_processes
 from pyrovae._hash import content_hash
-from pyrovae._random import get_state, set_state
+from pyrovae._random import restored_state
 from pyrovae.model import LogTerms
 from pyrovae.model._inputs import num_covariates
 from pyrovae.training.batches._base import Batch, Batches, Model, Tensors, Transform
@@ -50,11 +50,10 @@ class TensorBatches(Batches):
 
     def check(self, model: Model, num_particles: int = 1, *, paired: bool = True) -> LogTerms | None:
         terms = super().check(model, num_particles, paired=paired)
-        generators = get_state()
         x = self._tensors[0]
-        for rows in torch.arange(len(x)).split(max(self._batch_size, MAX_NUMBERS_AT_ONCE // x[0].numel())):
-            self.look(model, super().prepare(*self._on_device(self._rows(rows.to(x.device)))))
-        set_state(generators)
+        with restored_state():
+            for rows in torch.arange(len(x)).split(max(self._batch_size, MAX_NUMBERS_AT_ONCE // x[0].numel())):
+                self.look(model, super().prepare(*self._on_device(self._rows(rows.to(x.device)))))
         return terms
 
     def in_first_epoch(self, model: Model, batch: Batch) -> None:

@@ -20,7 +20,7 @@ from pyrovae.training.engines._program import Program, Untraceable
 from pyrovae.training.engines._work import Work
 
 Means = Literal["graph", "code", "capture"]
-_LOST = {
+_WARNINGS = {
     "graph": "{} goes through Pyro step by step, because this step cannot be traced",
     "code": "{} goes by a graph without machine code, because that cannot be made of it",
     "capture": "{} is not captured as a CUDA graph, because it cannot be",
@@ -151,7 +151,7 @@ class Engine:
         if rank() > 0:
             return
         cause = str(error) if isinstance(error, Untraceable) else f"{first_line(error)}{users_line(error)}"
-        warnings.warn(f"compile={self.name!r}: {_LOST[means].format(self.work.name)}: {cause}", stacklevel=2)
+        warnings.warn(f"compile={self.name!r}: {_WARNINGS[means].format(self.work.name)}: {cause}", stacklevel=2)
 
     @contextmanager
     def _timed(self, really: bool = True) -> Iterator[None]:

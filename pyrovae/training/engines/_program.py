@@ -15,8 +15,8 @@ from pyrovae._compat.torch import is_fake, renew_cache, tensor_places
 from pyrovae._graph import trace
 from pyrovae.training.engines._task import Task
 
-_THEIRS = frozenset(vars(PyroModule()))  # attributes that torch and Pyro manage themselves
-_DEPTH = 4  # to which the attributes of a model are searched
+_MANAGED = frozenset(vars(PyroModule()))  # attributes that torch and Pyro manage themselves
+_MAX_DEPTH = 4  # to which the attributes of a model are searched
 
 
 class Untraceable(Exception):
@@ -165,14 +165,14 @@ def _in_place_of_its_own(model: torch.nn.Module, tensors: dict[str, Tensor]) -> 
 @contextmanager
 def _nothing_left_behind(model: torch.nn.Module) -> Iterator[None]:
     """Refuse a model that keeps tensors of the traced run: they are placeholders, and would never change again."""
-    before = {m: {k: (v, _shallow(v)) for k, v in vars(m).items() if k not in _THEIRS} for m in model.modules()}
+    before = {m: {k: (v, _shallow(v)) for k, v in vars(m).items() if k not in _MANAGED} for m in model.modules()}
     kept = []
     try:
         yield
     finally:
         for m, attributes in before.items():
             for name, value in list(vars(m).items()):
-                if name in _THEIRS or not _holds_placeholders(value):
+                if name in _MANAGED or not _holds_placeholders(value):
                     continue
                 if renew_cache(m, name):
                     continue
@@ -191,7 +191,7 @@ def _shallow(value: Any) -> Any:
     return copy.copy(value) if type(value) in (dict, list, set) else None
 
 
-def _holds_placeholders(value: Any, depth: int = _DEPTH) -> bool:
+def _holds_placeholders(value: Any, depth: int = _MAX_DEPTH) -> bool:
     """Whether a value is, or holds in containers or attributes, a tensor of a traced run."""
     if isinstance(value, Tensor):
         return is_fake(value)
