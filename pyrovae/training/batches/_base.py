@@ -156,5 +156,5 @@ def _warn_if_not_evaluable(model: VAEModel, *tensors: Any, name: str) -> None:
         warnings.warn(
             f"{type(model).__name__} can be trained like this, but no estimator of log p(x) will take it: "
             f"{reason(error)}",
-            stacklevel=8,  # the call of fit
+            stacklevel=7,  # the call of fit
         )
