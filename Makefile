@@ -3,17 +3,31 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Test workers share the cores: one thread each.
 WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+# What runs on other versions of the dependencies: models, training, evaluation, files, pictures.
+VERSIONED := tests/model tests/training/test_fit.py tests/evaluation/test_log_marginal.py tests/test_plots.py
 
-.PHONY: demo test test-quick lint docs bench clean
+.PHONY: demo test test-quick test-types test-oldest test-newest lint docs bench clean
 
 demo: .venv/ready
 	$(BIN)/python examples/flow_posterior.py
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations=15
+	$(PYTEST) --durations=15
 
 test-quick: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(PYTEST) -m "not slow"
+
+# Annotations and shapes are checked at run time. (What is left out counts stack frames, of which checks are some.)
+test-types: .venv/ready
+	PYROVAE_CHECK_TYPES=1 $(PYTEST) -m "not slow" --deselect tests/evaluation/test_compare.py::test_siblings_of_bad_input
+
+# The wheel, installed with the oldest or the newest versions that pyproject.toml allows.
+test-oldest test-newest: test-%: .venv-%/ready
+	rm -rf dist && $(BIN)/python -m pip wheel -q -c constraints.txt --no-deps -w dist .
+	$(BIN)/python -m pip --python .venv-$*/bin/python install -q --no-deps --force-reinstall dist/*.whl
+	cd dist && ../.venv-$*/bin/python ../.ci/story.py
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(WORKERS) -m "not slow" --durations=5 $(VERSIONED)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -37,5 +51,10 @@ bench: .venv/ready
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	touch $@
 
+.venv-%/ready: constraints-%.txt pyproject.toml .venv/ready
+	$(BIN)/python -m venv --clear --without-pip .venv-$*
+	$(BIN)/python -m pip --python .venv-$*/bin/python install -q -c $< torch==2.13.0 pytest pytest-xdist .
+	touch $@
+
 clean:
-	rm -rf .venv docs/_build runs
+	rm -rf .venv .venv-* dist docs/_build runs

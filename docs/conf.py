@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-import pyrovae
+import reference  # noqa: E402
+
+import pyrovae  # noqa: E402
 
 project = "pyrovae"
 author = "the pyrovae authors"
@@ -54,5 +57,12 @@ def _as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
         lines[i] = re.sub(r"^(\s+|:ivar \w+: )(\w\.)$", r"\1\\\2", "".join(parts))
 
 
+def _write_reference(app: Any) -> None:
+    page, text = HERE / "reference.md", reference.page()
+    if not page.exists() or page.read_text() != text:
+        page.write_text(text)
+
+
 def setup(app: Any) -> None:
+    app.connect("builder-inited", _write_reference)
     app.connect("autodoc-process-docstring", _as_rest)

@@ -59,7 +59,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "learning_rate": 3e-3 if digits else 1e-3,
         "train_size": None,
     }
-    for name, value in (usual | ({"epochs": 10} if args.quick else {})).items():
+    for name, value in (usual | ({"epochs": 25} if args.quick else {})).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.pretrain_epochs is None:
@@ -78,9 +78,9 @@ def recipes(event_shape: tuple[int, ...], args: argparse.Namespace) -> dict[str,
         "linear": lambda: zoo.linear_autoencoder(*small),
         "deep": lambda: zoo.deep_autoencoder(*small, hidden=hidden),
         "stacked": lambda: zoo.deep_autoencoder(*small, hidden=hidden),
-        "denoising (Gaussian)": lambda: zoo.denoising_autoencoder(*small, hidden=hidden, noise_options=noise),
+        "denoising (Gaussian)": lambda: zoo.denoising_autoencoder(*small, hidden=hidden, corruption_options=noise),
         "denoising (masking)": lambda: zoo.denoising_autoencoder(
-            *small, hidden=hidden, noise="masking", noise_options=masked
+            *small, hidden=hidden, corruption="masking", corruption_options=masked
         ),
         "shallow": lambda: zoo.Autoencoder(*wide, code_activation="sigmoid", tied=True),
         "sparse (L1)": lambda: zoo.sparse_autoencoder(*wide, penalty="l1"),

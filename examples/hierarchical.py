@@ -73,7 +73,7 @@ def build(name: str, event_shape: tuple[int, ...], args: argparse.Namespace) -> 
         return pv.zoo.HierarchicalVAE(event_shape, args.latent_dims, **options)
     if name == "ladder":
         return pv.zoo.LadderVAE(event_shape, args.latent_dims, **options)
-    return pv.zoo.NVAE(event_shape, (1, 2), channels=args.channels)
+    return pv.zoo.NVAE(event_shape, (1, 1 if args.quick else 2), channels=args.channels)
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:

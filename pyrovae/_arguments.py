@@ -46,12 +46,12 @@ def build(cls: type, arguments: Mapping[str, Any]) -> Any:
     return cls(*bound.args, **bound.kwargs, **rest)
 
 
-def parameters(cls: type) -> tuple[set[str], bool, list[str]]:
+def parameters(cls: type) -> tuple[list[str], bool, list[str]]:
     """The names that a constructor takes, whether it takes any others, and the names that it cannot do without."""
     every = _signature(cls).parameters.values()
     named = [p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in every)
-    return {p.name for p in named}, takes_any, [p.name for p in named if p.default is p.empty]
+    return [p.name for p in named], takes_any, [p.name for p in named if p.default is p.empty]
 
 
 def encode(value: Any, special: Callable[[Any], Any] = lambda value: None) -> Any:

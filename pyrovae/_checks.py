@@ -1,4 +1,4 @@
-"""Checks of what users pass in: every error names the argument, what came, and the fix."""
+"""Checks of what users pass in. Every error names the argument, what came, and the fix."""
 
 import difflib
 import math
@@ -14,12 +14,12 @@ from pyrovae._compat.torch import tree_map_only
 from pyrovae._frames import Columns, as_numbers, in_order
 
 T = TypeVar("T")
-_MAX_ROWS_AT_ONCE = 4096  # that are compared with infinity
+_ROWS_PER_CHECK = 4096  # data looked at at once
 ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
 
 
 def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
-    """The entry called ``name`` (hyphens and case do not matter), or a ``ValueError`` listing the names."""
+    """Look up a name in a registry (hyphens and case do not matter); a ``ValueError`` lists the names."""
     key = str(name).lower().replace("-", "_").replace(" ", "_")
     if key in registry:
         return registry[key]
@@ -28,42 +28,55 @@ def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
     raise ValueError(f"unknown {kind} {name!r}.{hint} Registered: {', '.join(registry)}.")
 
 
-def at_least(minimum: int, **arguments: Any) -> None:
-    """Raise a ``ValueError`` unless every named argument is an integer not under ``minimum``."""
-    for name, value in arguments.items():
+def require_at_least(minimum: int, **arguments: Any) -> None:
+    """Raise a ``ValueError`` unless every named argument is an integer not under ``minimum``, or a tuple of such."""
+    each = [(name, n) for name, value in arguments.items() for n in (value if isinstance(value, tuple) else (value,))]
+    for name, value in each:
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise ValueError(f"{name} must be an integer of at least {minimum}; got {value!r}.")
         if value < minimum:
             raise ValueError(f"{name} must be at least {minimum}; got {value}.")
 
 
-def not_negative(**arguments: Any) -> None:
+def require_not_negative(**arguments: Any) -> None:
     """Raise a ``ValueError`` unless every named argument is a finite number, 0 or more."""
     for name, value in arguments.items():
-        try:
-            fine = not isinstance(value, str) and 0 <= float(value) < math.inf
-        except (TypeError, ValueError):
-            fine = False
-        if not fine:
+        if not 0 <= _number(value) < math.inf:
             raise ValueError(f"{name} must not be negative, NaN or infinite; got {value!r}.")
 
 
-def positive(**arguments: Any) -> None:
-    """Raise a ``ValueError`` unless every named argument is above 0 and finite."""
+def require_positive(**arguments: Any) -> None:
+    """Raise a ``ValueError`` unless every named argument is a number above 0 and finite."""
     for name, value in arguments.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite; got {value}.")
+        if not 0 < _number(value) < math.inf:
+            raise ValueError(f"{name} must be positive and finite; got {value!r}.")
 
 
-def one_of(allowed: Sequence[str], **arguments: Any) -> None:
+def _number(value: Any) -> float:
+    """The number, or NaN if it is none."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def require_one_of(allowed: Sequence[str], **arguments: Any) -> None:
     """Raise a ``ValueError`` unless every named argument is one of the ``allowed``."""
     for name, value in arguments.items():
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
 
 
+def as_event_shape(event_shape: Sequence[int]) -> tuple[int, ...]:
+    """Check the shape of one datum, and return it as integers; a ``ValueError`` unless it holds positive sizes."""
+    shape = tuple(int(n) for n in event_shape)
+    if not shape or min(shape) < 1:
+        raise ValueError(f"event_shape must hold positive sizes, e.g. (784,); got {tuple(event_shape)}.")
+    return shape
+
+
 def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
-    """``"auto"`` is CUDA when present, else the CPU; a device that is not there raises ``ValueError``."""
+    """Resolve a device: ``"auto"`` is CUDA when present, else the CPU; one that is not there raises ``ValueError``."""
     if device is None or device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -78,7 +91,7 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
 
 
 def as_tensor(value: Any, name: str, names: Sequence[str] | None = None) -> Tensor:
-    """A tensor from a tensor, array, DataFrame or Series, with no check of its numbers.
+    """Make a tensor of a tensor, array, DataFrame or Series, with no check of its numbers.
 
     Args:
         value: what came.
@@ -117,7 +130,7 @@ def as_tensor(value: Any, name: str, names: Sequence[str] | None = None) -> Tens
 
 
 def _dense(value: Tensor, name: str) -> Tensor:
-    """The tensor, or a ``ValueError`` if it is not one of plain numbers in memory."""
+    """Check that a tensor is one of plain numbers in memory, and return it; a ``ValueError`` otherwise."""
     fixes = {
         "masked": (torch.masked.is_masked_tensor(value), "drop or impute what is masked"),
         "nested": (value.is_nested, "pad its rows to one shape, and give the model their lengths as a covariate"),
@@ -131,12 +144,12 @@ def _dense(value: Tensor, name: str) -> Tensor:
     return value
 
 
-def differentiable(value: Tensor) -> Tensor:
+def as_normal_tensor(value: Tensor) -> Tensor:
     """The tensor, or a copy of one that was made under ``torch.inference_mode``, which autograd does not take."""
     return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
 
 
-def check_kind(value: Any, name: str) -> None:
+def check_container(value: Any, name: str) -> None:
     """Raise a ``TypeError`` for a list or tuple, which may stand for batches, data, fields or numbers."""
     if isinstance(value, tuple):
         raise TypeError(f"{name} is a tuple of {len(value)}: pass its fields one by one, as in f(model, *{name}).")
@@ -159,7 +172,8 @@ def as_data(
     *,
     integers: bool = False,
 ) -> Tensor:
-    """Data ``(N, *event_shape)`` as a float32 (or float64) tensor, checked; of an integer dtype if ``integers``.
+    """Check data, and return them as a float32 (or float64) tensor ``(N, *event_shape)``; of an integer dtype if
+    ``integers``.
 
     Args:
         value: a tensor, array, DataFrame or Series.
@@ -172,7 +186,7 @@ def as_data(
         ValueError: boolean data, integers unless they may be, an empty set, a wrong shape, NaN or infinite values, what
             :func:`as_tensor` finds.
     """
-    check_kind(value, name)
+    check_container(value, name)
     x = as_tensor(value, name, columns[0] if columns else None)
     if not (x.is_floating_point() or (integers and x.dtype != torch.bool)):
         raise ValueError(
@@ -194,7 +208,7 @@ def as_data(
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; the model needs (N, {', '.join(map(str, event_shape))}).{fix}"
         )
-    parts = x.split(_MAX_ROWS_AT_ONCE)  # a mask of the whole would be a good part of the data
+    parts = x.split(_ROWS_PER_CHECK)  # a mask of the whole would be a good part of the data
     bad = ~torch.cat([part.isfinite().reshape(len(part), -1).all(1) for part in parts])
     if bool(bad.any()):
         raise ValueError(
@@ -205,7 +219,7 @@ def as_data(
 
 
 def rows_of(covariates: Sequence[Any], rows: slice | Tensor) -> tuple[Any, ...]:
-    """Some data's covariates: of tensors these rows, wherever they are, the rest as it is."""
+    """Select rows of covariates: of those that are tensors, wherever they are; the rest stays as it is."""
     return tuple(
         c[rows.to(c.device) if isinstance(rows, Tensor) else rows] if isinstance(c, Tensor) and c.dim() else c
         for c in covariates
@@ -213,12 +227,12 @@ def rows_of(covariates: Sequence[Any], rows: slice | Tensor) -> tuple[Any, ...]:
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:
-    """The tensor on the device of ``like`` and, unless it holds integers, in its precision."""
+    """Move a tensor to the device of ``like`` and, unless it holds integers, to its precision."""
     return value.to(like if value.is_floating_point() else like.device)
 
 
-def all_on(values: Any, device: torch.device) -> Any:
-    """A nest of anything, its tensors on a device."""
+def to_device(values: Any, device: torch.device) -> Any:
+    """Move the tensors in a nest of anything to a device."""
     return tree_map_only(Tensor, lambda value: value.to(device), values)
 
 
@@ -230,7 +244,7 @@ def as_covariates(
     *,
     of: str = "",
 ) -> tuple[Any, ...]:
-    """Arrays, DataFrames and tensors as tensors; the rest unchanged.
+    """Make tensors of arrays, DataFrames and tensors, checked; the rest stays as it is.
 
     Args:
         covariates: what the user passed after ``x``.
@@ -246,11 +260,11 @@ def as_covariates(
     out = []
     for i, c in enumerate(covariates):
         name = f"covariate {i} of {of}" if of else f"covariate {i}"
-        check_kind(c, name)
+        check_container(c, name)
         if isinstance(c, ARRAYS):
             c = as_tensor(c, name, columns[i + 1] if columns and i + 1 < len(columns) else None)
             if like is not None:
-                c = differentiable(placed(c, like))
+                c = as_normal_tensor(placed(c, like))
             if n is not None and c.dim() and len(c) != n:
                 raise ValueError(f"{name} has {len(c)} rows and x has {n}; they must match.")
             if n is None and c.dim() and not len(c):

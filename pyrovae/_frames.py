@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_extension_array_dtype, is_numeric_dtype
 
 Columns = list[list[str] | None]  # names by field, x and then the covariates; None for what has no names
-_MAX_NAMES_SHOWN = 6  # in an error
+_MAX_NAMES_SHOWN = 6  # names that an error lists
 
 
 def column_names(frame: pd.DataFrame, name: str) -> list[str]:

@@ -42,9 +42,14 @@ def undisturbed() -> Iterator[None]:
             set_others_state(others)
 
 
+def derived(*numbers: int) -> int:
+    """A seed that follows from several numbers that are not negative, for one block of a run among many."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
+
+
 def reseed(*numbers: int) -> None:
-    """Seed torch's generators from several numbers that are not negative, for one block of a run among many."""
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+    """Seed torch's generators by :func:`derived`."""
+    torch.manual_seed(derived(*numbers))
 
 
 def get_state() -> list[torch.Tensor]:

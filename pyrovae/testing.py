@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, one_of
+from pyrovae._checks import require_at_least, require_one_of
 from pyrovae.model import VAEModel
 
 Guide = Literal["exact", "mean_field", "detuned"]
@@ -42,7 +42,7 @@ class LinearGaussian(VAEModel):
         stretch: float = 1.3,
     ) -> None:
         super().__init__()
-        one_of(get_args(Guide), guide=guide)
+        require_one_of(get_args(Guide), guide=guide)
         self.event_shape = (len(w),)
         self.w, self.b, self.noise = nn.Parameter(w), nn.Parameter(b), noise
         self.guide_kind = guide
@@ -68,7 +68,7 @@ class LinearGaussian(VAEModel):
         Raises:
             ValueError: no eigenvalue over that is left out, or all of these are 0: the likelihood has no maximum.
         """
-        at_least(1, latent_dim=latent_dim)
+        require_at_least(1, latent_dim=latent_dim)
         d = x.shape[1]
         if latent_dim > d or (latent_dim == d and noise is None):
             raise ValueError(f"latent_dim must be under {d}, the dimension of x, for σ² to be found; got {latent_dim}.")
@@ -146,7 +146,7 @@ class BetaBernoulli(VAEModel):
 
     def __init__(self, n: int, a: float = 2.0, b: float = 3.0, detune: float = 0.0) -> None:
         super().__init__()
-        at_least(1, n=n)
+        require_at_least(1, n=n)
         self.event_shape = (n,)
         self.prior = nn.Parameter(torch.tensor([a, b]))
         self.detune = detune

@@ -186,7 +186,7 @@ def single() -> dict[str, pd.DataFrame]:
     return processes.evaluations()
 
 
-@pytest.mark.parametrize("name", ["log_marginal", "ais", "bdmc"])
+@pytest.mark.parametrize("name", processes.UNSEEDED)
 def test_without_a_seed_all_processes_agree(name: str, seen: Seen) -> None:
     first, second = (s["evaluation"]["unseeded"] for s in seen)
     pd.testing.assert_frame_equal(first[name], second[name], check_exact=True)
@@ -206,7 +206,7 @@ def test_every_datum_is_evaluated_once(name: str, seen: Seen) -> None:
 def test_a_process_may_run_out_of_memory(seen: Seen) -> None:
     first, second = (s["out_of_memory"] for s in seen)
     pd.testing.assert_frame_equal(first, second, check_exact=True)
-    expected = pv.ais(processes.small(), processes.binary(23), num_temperatures=20, num_chains=8, progress=False)
+    expected = pv.ais(processes.small(), processes.binary(23), num_temperatures=10, num_chains=8, progress=False)
     error = (first["log_px"] - expected.pointwise["log_px"]).abs()
     assert (error < 5 * (first["mc_se"] + expected.pointwise["mc_se"])).all()
     assert len(first) == 23
@@ -268,7 +268,7 @@ def example(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def test_flow_posterior(example: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    done = example("flow_posterior.py", "--posteriors", "mean_field", "planar")
+    done = example("flow_posterior.py", "--posteriors", "mean_field", "planar", "--epochs", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("planar: training") == 1
     assert done.stdout.count("diff ± diff_se") == 1

@@ -1,4 +1,4 @@
-"""Data sets with fixed splits, in [0, 1], binarised on request."""
+"""Data sets in [0, 1] with fixed splits, binarised on request."""
 
 from pyrovae.datasets._load import DATASETS, Data, load
 

@@ -1,4 +1,4 @@
-"""Files of the data sets: found in a folder, in the cache, or downloaded, and never used unverified."""
+"""Files of the data sets: found in a folder or the cache, or downloaded, and always verified."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Source:
-    """One file and what it holds.
+    """A file of a data set, where to find it and what it holds.
 
     Attributes:
         path: where it lies under ``PYROVAE_DATA`` or the cache.
@@ -27,7 +27,7 @@ class Source:
 
 
 class DamagedFile(ValueError):
-    """A data file does not hold what it should."""
+    """An error for a data file that does not hold what it should."""
 
 
 def cache_dir() -> Path:
@@ -40,7 +40,7 @@ def cache_dir() -> Path:
 def read(
     source: Source, *, root: str | os.PathLike[str] | None, download: bool, progress: bool
 ) -> dict[str, np.ndarray]:
-    """The arrays of a source: from ``root`` (or ``PYROVAE_DATA``), the cache, or a download into the cache.
+    """Read the arrays of a source: from ``root`` (or ``PYROVAE_DATA``), the cache, or a download into the cache.
 
     Raises:
         FileNotFoundError: the file is nowhere and may not, or cannot, be downloaded.
@@ -76,7 +76,7 @@ def verify(source: Source, path: Path) -> dict[str, np.ndarray]:
 
 
 def _download(source: Source, target: Path, searched: list[Path], progress: bool) -> dict[str, np.ndarray]:
-    """Fetch, verify, and only then put in place."""
+    """Download a source's file, verify it, and only then put it in place."""
     import pooch
 
     failures = []

@@ -69,7 +69,7 @@ class Data:
 
 
 def binarized(x: Tensor) -> Tensor:
-    """Pixels drawn from their intensities, anew at every call, by comparison with uniform draws."""
+    """Draw pixels from their intensities, anew at every call, by comparison with uniform draws."""
     return (torch.rand_like(x) < x).to(x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The data sets' files, and how each becomes images in [0, 1] with fixed splits."""
+"""The data sets' files, and images in [0, 1] with fixed splits from each."""
 
 import gzip
 import io
@@ -61,8 +61,9 @@ def frey_faces(read: Read) -> Raw:
 
 
 def _idx_dataset(read: Read, name: str) -> Raw:
-    train, test = (read(_IDX[name, f"{part}-images-idx3"])["array"] for part in ("train", "t10k"))
-    y_train, y_test = (read(_IDX[name, f"{part}-labels-idx1"])["array"] for part in ("train", "t10k"))
+    """Read a data set of four IDX files; the last 10 000 training images are for validation."""
+    train, test = (read(_IDX[f"{name}/{part}-images-idx3"])["array"] for part in ("train", "t10k"))
+    y_train, y_test = (read(_IDX[f"{name}/{part}-labels-idx1"])["array"] for part in ("train", "t10k"))
     images = {"train": train[:50_000], "val": train[50_000:], "test": test}
     return Raw(
         images={split: (x / 255).astype(np.float32) for split, x in images.items()},
@@ -78,6 +79,7 @@ def shuffled(n: int, num_val: int, num_test: int) -> dict[str, np.ndarray]:
 
 
 def _pick(images: np.ndarray, labels: np.ndarray | None, parts: dict[str, np.ndarray]) -> Raw:
+    """Split images and labels by the rows of each part."""
     return Raw(
         images={split: images[rows] for split, rows in parts.items()},
         labels={} if labels is None else {split: labels[rows] for split, rows in parts.items()},
@@ -85,7 +87,7 @@ def _pick(images: np.ndarray, labels: np.ndarray | None, parts: dict[str, np.nda
 
 
 def _decode_idx(content: bytes) -> dict[str, np.ndarray]:
-    """The IDX format: two zero bytes, a type code (8: unsigned bytes), the number of dimensions, their sizes."""
+    """Decode the IDX format: two zero bytes, a type code (8: unsigned bytes), the number of dimensions, their sizes."""
     raw = gzip.decompress(content)
     zero, code, dims = struct.unpack(">HBB", raw[:4])
     if zero != 0 or code != 8:
@@ -95,13 +97,14 @@ def _decode_idx(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _decode_mat(content: bytes) -> dict[str, np.ndarray]:
+    """Decode a MATLAB file."""
     import scipy.io
 
-    return scipy.io.loadmat(io.BytesIO(content))
+    return {name: v for name, v in scipy.io.loadmat(io.BytesIO(content)).items() if not name.startswith("__")}
 
 
 def _decode_frey(content: bytes) -> dict[str, np.ndarray]:
-    """An .npz of images, or the original .mat with one face a column."""
+    """Decode an .npz of images, or the original .mat with one face a column."""
     if content[:2] == b"PK":
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             return {"images": file["images"]}
@@ -109,36 +112,28 @@ def _decode_frey(content: bytes) -> dict[str, np.ndarray]:
 
 
 _MIRRORS = {
-    "mnist": (
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        "https://storage.googleapis.com/cvdf-datasets/mnist/",
-    ),
+    "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
     "fashion-mnist": ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
 }
 _IDX_SHA256 = {
-    ("mnist", "train-images-idx3"): "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
-    ("mnist", "train-labels-idx1"): "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
-    ("mnist", "t10k-images-idx3"): "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
-    ("mnist", "t10k-labels-idx1"): "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
-    (
-        "fashion-mnist",
-        "train-images-idx3",
-    ): "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
-    (
-        "fashion-mnist",
-        "train-labels-idx1",
-    ): "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
-    ("fashion-mnist", "t10k-images-idx3"): "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
-    ("fashion-mnist", "t10k-labels-idx1"): "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
+    "mnist/train-images-idx3": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+    "mnist/train-labels-idx1": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+    "mnist/t10k-images-idx3": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+    "mnist/t10k-labels-idx1": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+    "fashion-mnist/train-images-idx3": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
+    "fashion-mnist/train-labels-idx1": "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
+    "fashion-mnist/t10k-images-idx3": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
+    "fashion-mnist/t10k-labels-idx1": "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
 }
 _IDX = {
-    (name, file): Source(
-        path=f"{name}/{file}-ubyte.gz",
+    path: Source(
+        path=f"{path}-ubyte.gz",
         urls=tuple(f"{mirror}{file}-ubyte.gz" for mirror in _MIRRORS[name]),
         decode=_decode_idx,
         sha256={"array": sha256},
     )
-    for (name, file), sha256 in _IDX_SHA256.items()
+    for path, sha256 in _IDX_SHA256.items()
+    for name, file in [path.split("/")]
 }
 _CALTECH = Source(
     path="caltech101_silhouettes_28_split1.mat",

@@ -1,11 +1,11 @@
-"""Sprites: images made from five known factors, on a complete grid of their values."""
+"""Sprites: images drawn from five known factors, on a complete grid of their values."""
 
 from collections.abc import Callable
 from math import pi, prod
 
 import numpy as np
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.datasets._sources import Raw, Read, shuffled
 
 FACTORS = ("shape", "scale", "rotation", "x", "y")
@@ -19,13 +19,14 @@ _SHAPES: dict[str, tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], float]]
 }
 SHAPES = tuple(_SHAPES)
 _OVERSAMPLING = 4  # points along each side of a pixel whose share inside is the pixel's intensity
-_SMALLEST = 0.55  # scale of the smallest sprite, the largest having 1
-_RADIUS = 0.26  # of the largest sprite's circle, in widths of the image
-_AT_ONCE = 2**22  # points looked at at once
+_MIN_SCALE = 0.55  # scale of the smallest sprite, the largest having 1
+_MAX_RADIUS = 0.26  # of the largest sprite's circle, in widths of the image
+_POINTS_PER_BATCH = 2**22  # points looked at at once
 
 
 def sprites(read: Read, *, size: int = 32, scales: int = 4, rotations: int = 8, positions: int = 8) -> Raw:
-    """One white sprite on black for every combination of the five factors; a tenth each for validation and testing.
+    """Draw one white sprite on black for every combination of the five factors; a tenth each for validation and
+    testing.
 
     An intensity is the share of the pixel that the sprite covers, in sixteenths.
 
@@ -39,8 +40,8 @@ def sprites(read: Read, *, size: int = 32, scales: int = 4, rotations: int = 8, 
     Raises:
         ValueError: ``size`` below 8, or a factor without values.
     """
-    at_least(8, size=size)
-    at_least(1, scales=scales, rotations=rotations, positions=positions)
+    require_at_least(8, size=size)
+    require_at_least(1, scales=scales, rotations=rotations, positions=positions)
     counts = (len(SHAPES), scales, rotations, positions, positions)
     if prod(counts) < 10:
         raise ValueError(f"the grid has {prod(counts)} images; at least 10 are needed to split. Raise rotations, say.")
@@ -57,18 +58,18 @@ def sprites(read: Read, *, size: int = 32, scales: int = 4, rotations: int = 8, 
 
 
 def draw(factors: np.ndarray, counts: tuple[int, ...], size: int) -> np.ndarray:
-    """Images ``(N, size, size)`` in [0, 1] of factors ``(N, 5)``, of which there are ``counts`` values each."""
+    """Draw images ``(N, size, size)`` in [0, 1] of factors ``(N, 5)``, of which there are ``counts`` values each."""
     shape, scale, rotation, x, y = factors.T
     _, scales, rotations, positions, _ = counts
-    radius = _RADIUS * (1 - (1 - _SMALLEST) * (scales - 1 - scale) / max(scales - 1, 1))
+    radius = _MAX_RADIUS * (1 - (1 - _MIN_SCALE) * (scales - 1 - scale) / max(scales - 1, 1))
     period = np.array([period for _, period in _SHAPES.values()])[shape]
     angle = period * rotation / rotations
-    room = 0.5 - _RADIUS - 1 / size  # a pixel of black all around
+    room = 0.5 - _MAX_RADIUS - 1 / size  # a pixel of black all around
     centre_x, centre_y = (2 * room * (c / max(positions - 1, 1) - 0.5) * (positions > 1) for c in (x, y))
 
     points = (np.arange(size * _OVERSAMPLING) + 0.5) / (size * _OVERSAMPLING) - 0.5
     out = np.empty((len(factors), size, size), np.float32)
-    step = max(1, _AT_ONCE // points.size**2)
+    step = max(1, _POINTS_PER_BATCH // points.size**2)
     for start in range(0, len(factors), step):
         rows = slice(start, start + step)
         right = points[None, None, :] - centre_x[rows, None, None]
@@ -85,5 +86,6 @@ def draw(factors: np.ndarray, counts: tuple[int, ...], size: int) -> np.ndarray:
 
 
 def _heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Whether points lie inside the heart (x² + y² - 1)³ = x² y³."""
     w = u * u + v * v - 1
     return w * w * w <= u * u * v * v * v  # products: numpy's third powers take ten times as long

@@ -32,13 +32,13 @@ class AR1(dist.MultivariateNormal):
         length: int,
         *,
         scale: Float[Tensor, "chains"] | None = None,
-        batch_shape: torch.Size = torch.Size(),  # noqa: B008
+        batch_shape: tuple[int, ...] | list[int] = (),
     ) -> None:
         self.alpha, self.length = alpha, length
         self.scale = ((1.0 - alpha) * (1.0 + alpha)).sqrt() if scale is None else scale
         TorchDistribution.__init__(self, batch_shape, torch.Size([len(alpha) * length]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "AR1":
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "AR1":
         return AR1(self.alpha, self.length, scale=self.scale, batch_shape=torch.Size(batch_shape))
 
     @property
@@ -61,7 +61,7 @@ class AR1(dist.MultivariateNormal):
     def _unbroadcasted_scale_tril(self) -> Tensor:  # all that the base class computes comes from it
         return torch.block_diag(*self._factor)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         shape = (*torch.Size(sample_shape), *self.batch_shape, len(self.alpha), self.length)
         noise = torch.randn(shape, dtype=self.alpha.dtype, device=self.alpha.device)
         return torch.einsum("cts,...cs->...ct", self._factor, noise).flatten(-2)

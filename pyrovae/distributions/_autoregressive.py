@@ -53,7 +53,7 @@ class Autoregressive(TorchDistribution):
         """An estimate, from :attr:`mean_draws` draws."""
         return self.sample(torch.Size((self.mean_draws,))).mean(0)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Autoregressive":
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "Autoregressive":
         # `conditional` broadcasts: only the shape of the draws changes.
         options: dict[str, Any] = {"support": self._pixel_support, "like": self._like, "mean_draws": self.mean_draws}
         return Autoregressive(self._conditional, self.event_shape, tuple(batch_shape), **options)
@@ -63,7 +63,7 @@ class Autoregressive(TorchDistribution):
         return self._conditional(value.expand(*lead, *self.event_shape)).log_prob(value)
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         height, width = self.event_shape[-2:]
         x = self._like.new_zeros(*sample_shape, *self.batch_shape, *self.event_shape)
         for i, j in product(range(height), range(width)):

@@ -29,7 +29,7 @@ class IndependentBernoulli(dist.Independent):
     def __init__(self, logits: Tensor, event_dim: int, *, validate_args: bool | None = None) -> None:
         super().__init__(dist.Bernoulli(logits=logits, validate_args=validate_args), event_dim)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "IndependentBernoulli":
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "IndependentBernoulli":
         logits = self.base_dist.logits.expand(*batch_shape, *self.event_shape)
         return IndependentBernoulli(logits, self.reinterpreted_batch_ndims, validate_args=False)
 
@@ -91,10 +91,10 @@ class ContinuousBernoulli(TorchDistribution):
         large = torch.where(small, 1.0, self.logits)
         return 0.5 + torch.where(small, series, 0.5 / (0.5 * large).tanh() - 1.0 / large)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "ContinuousBernoulli":
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "ContinuousBernoulli":
         return ContinuousBernoulli(self.logits.expand(batch_shape))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         """By inversion: the distance from the likelier end is exponential of rate |l|, cut off at 1."""
         with torch.no_grad():
             shape = torch.Size(sample_shape) + self.batch_shape

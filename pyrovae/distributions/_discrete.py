@@ -52,10 +52,10 @@ class Levels(TorchDistribution):
         levels = torch.linspace(0, 1, self.num_levels, dtype=self.logits.dtype, device=self.logits.device)
         return self.logits.softmax(-1) @ levels
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Levels":
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "Levels":
         return Levels(self.logits.expand(*batch_shape, self.num_levels))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         k = Categorical(logits=self.logits, validate_args=False).sample(sample_shape)
         return k.to(self.logits.dtype) / (self.num_levels - 1)
 
@@ -99,10 +99,10 @@ class DiscretizedLogistic(TorchDistribution):
             total = total + torch.sigmoid((self.loc - (k + 0.5) / (self.num_levels - 1)) / self.scale)
         return total / (self.num_levels - 1)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "DiscretizedLogistic":
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "DiscretizedLogistic":
         return DiscretizedLogistic(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.num_levels)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         with torch.no_grad():
             shape = torch.Size(sample_shape) + self.batch_shape
             u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
@@ -140,10 +140,10 @@ class PointMass(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.integer_interval(0, self.num_values - 1)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "PointMass":
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "PointMass":
         return PointMass(self.value.expand(batch_shape), self.num_values)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         return self.value.expand(*sample_shape, *self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:

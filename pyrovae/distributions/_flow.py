@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
@@ -38,10 +37,10 @@ class Flow(KeepsLastDraw, TorchDistribution):
         self.can_score = can_score
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Flow":
+    def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "Flow":
         return Flow(self.base.expand(batch_shape), list(self.transform.transforms), can_score=self.can_score)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         u = self.base.rsample(sample_shape)
         z, log_det = self.transform.call_and_ladj(u)
         return self._keep(z, self.base.log_prob(u) - log_det)

@@ -21,7 +21,7 @@ class MultivariateNormal(KeepsLastDraw, dist.MultivariateNormal):
     millions of nats, because the condition number of a triangular L grows exponentially with its size.
     """
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         noise = torch.randn(*sample_shape, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
         return self._keep(self.loc + apply_matrix(own_scale_tril(self), noise), noise)
 
@@ -48,7 +48,7 @@ def rounding_error(p: Any) -> float:
     return float((p.log_prob(z.to(p.loc)) - exact.log_prob(z)).abs().max())
 
 
-def product_of_normals(p: Any, q: Any) -> dist.TorchDistribution:
+def product_of_normals(p: Any, q: Any) -> dist.Distribution:
     """The normal proportional to p(z) q(z): precisions add, and weigh the means (Sønderby et al. 2016,
     arXiv:1602.02282, eq. 17-19).
 
@@ -65,7 +65,7 @@ def product_of_normals(p: Any, q: Any) -> dist.TorchDistribution:
 
 def residual_normal(
     p: Any, shift: Float[Tensor, "*batch_event"], stretch: Float[Tensor, "*batch_event"]
-) -> dist.TorchDistribution:
+) -> dist.Distribution:
     """N(μ + shift, σ · stretch) for p = N(μ, σ): a posterior relative to its prior (Vahdat & Kautz 2020,
     arXiv:2007.03898, sec. 3.2).
 

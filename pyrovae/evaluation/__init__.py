@@ -1,6 +1,7 @@
 """Evaluation: estimates of log p(x) with their errors, comparisons of models by them, and what the latents carry."""
 
 from pyrovae.evaluation._result import Provenance, Result
+from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.inference._gaps import inference_gaps
 from pyrovae.evaluation.inference._gaps_result import GapsResult
 from pyrovae.evaluation.inference._refit import refit_posterior
@@ -28,6 +29,7 @@ __all__ = [
     "CollapseReport",
     "Disentanglement",
     "ElboTerms",
+    "EvaluationRun",
     "GapsResult",
     "MarginalResult",
     "Provenance",

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Num
 from torch import Tensor
 
 from pyrovae._checks import ARRAYS, as_covariates, as_tensor, rows_of
 from pyrovae._frames import check_same_index
 from pyrovae._hash import content_hash
 from pyrovae.model import LogTerms, LossModel, VAEModel
-from pyrovae.model._inputs import as_inputs, check_number
+from pyrovae.model._inputs import as_inputs, check_num_covariates
 from pyrovae.model._support import check_densities, checked_terms
 
 _NUMBERS_CHECKED = {"cpu": 2**14, "cuda": 2**22}  # of x that are compared with the support at once
@@ -38,7 +38,7 @@ class EvaluationData:
     frame.
     """
 
-    x: Float[Tensor, "data *event"]
+    x: Num[Tensor, "data *event"]
     covariates: tuple[Any, ...]
     index: pd.Index | None = None
 
@@ -144,6 +144,6 @@ def as_evaluation_data(
             DataFrame with other columns than the model was trained on.
     """
     if counted:
-        check_number(model, covariates)
+        check_num_covariates(model, covariates)
     index = x.index if isinstance(x, (pd.DataFrame, pd.Series)) else None
     return EvaluationData(*as_inputs(model, x, covariates), index)

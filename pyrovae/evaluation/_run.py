@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrovae._checks import at_least, one_of, resolve_device
+from pyrovae._checks import require_at_least, require_one_of, resolve_device
 from pyrovae._compat.torch import full_precision
 from pyrovae._distributed import check_same_everywhere, common_seed, connect, joined, my_blocks, num_processes, rank
 from pyrovae._graph import COMPILE, Compile, Graph
-from pyrovae._random import reseed, seeded
+from pyrovae._random import derived, reseed, seeded
 from pyrovae.evaluation._data import as_evaluation_data, require_density
 from pyrovae.evaluation._memory import BLOCK, Sizes, plan, probe, within_memory
 from pyrovae.evaluation._result import Provenance, weights_hash
@@ -50,6 +50,8 @@ class EvaluationRun:
         model, data: what to evaluate, checked.
         terms: inside the block, the :class:`~pyrovae.LogTerms` of a few data.
         num_observed: how many dimensions of a datum are observed, on average, where that can be counted.
+        base_seed: inside the block, the seed that all others follow from.
+        num_children: runs :meth:`within` this one so far.
 
     Raises:
         TypeError: a model without density; data or covariates that are lists or tuples.
@@ -76,9 +78,9 @@ class EvaluationRun:
         progress: bool = True,
         density: bool = True,
     ) -> None:
-        one_of(COMPILE, compile=compile)
+        require_one_of(COMPILE, compile=compile)
         if memory_budget is not None:
-            at_least(1, memory_budget=memory_budget)
+            require_at_least(1, memory_budget=memory_budget)
         self.model: Any = require_density(function, model) if density else model
         self.data = as_evaluation_data(model, x, covariates, counted=density)
         self.memory_budget, self.compile, self._seed = memory_budget, compile, seed
@@ -100,8 +102,7 @@ class EvaluationRun:
                 check_same_everywhere(
                     "Train them together, load them, or seed them equally.", model=weights_hash(self.model)
                 )
-            self._entropy: tuple[int, ...] = (int(torch.randint(2**62, ())),)
-            self._children = 0
+            self.base_seed, self.num_children = int(torch.randint(2**62, ())), 0
             self._stack = stack.pop_all()
         return self
 
@@ -115,14 +116,14 @@ class EvaluationRun:
     def within(self, rows: Tensor | None = None) -> "EvaluationRun":
         """A run of some of the data, or all, inside this one, whose draws are others."""
         child = copy(self)
-        self._children += 1
-        child._entropy, child._children = (*self._entropy, self._children), 0
+        self.num_children += 1
+        child.base_seed, child.num_children = derived(self.base_seed, self.num_children), 0
         child.data = self.data if rows is None else self.data.rows(rows)
         return child
 
     def reseed(self, *numbers: int) -> None:
         """Start the draws that these numbers stand for."""
-        reseed(*self._entropy, *numbers)
+        reseed(self.base_seed, *numbers)
 
     def part(self, rows: slice) -> tuple[Any, ...]:
         """``(x, *covariates)`` of some rows, where the model is."""

@@ -1,6 +1,7 @@
-"""What every likelihood is."""
+"""``Likelihood``, the base class."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import pyro.distributions as dist
 from jaxtyping import Float
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Likelihood(nn.Module, ABC):
-    """p(x|z) as a module.
+    """A likelihood p(x | z) as a module, from a decoder's output to a distribution over data.
 
     Args:
         event_dim: number of dimensions of one datum, e.g. 1 for vectors and 3 for ``(C, H, W)`` images.
@@ -23,6 +24,16 @@ class Likelihood(nn.Module, ABC):
         super().__init__()
         self.event_dim = event_dim
 
+    def distribution(self, output: Tensor, batch_shape: Sequence[int], event_shape: Sequence[int]) -> dist.Distribution:
+        """The distribution over data that a network's output stands for, whatever its last dimensions.
+
+        Args:
+            output: ``(*batch_shape, P, *event_shape)``, or with the dimensions after the batch's flattened in any way.
+            batch_shape: leading dimensions.
+            event_shape: shape of one datum.
+        """
+        return self(output.reshape(*batch_shape, self.num_params, *event_shape))
+
     @abstractmethod
-    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:
+    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.Distribution:
         """The distribution for ``params`` of shape ``(..., P, *event_shape)``: batch ``(...)``."""

@@ -1,4 +1,4 @@
-"""Intensities in [0, 1]."""
+"""The continuous Bernoulli likelihood, of intensities in [0, 1]."""
 
 import pyro.distributions as dist
 from jaxtyping import Float
@@ -18,5 +18,5 @@ class ContinuousBernoulli(Likelihood):
         event_dim: number of dimensions of one datum.
     """
 
-    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:
+    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.Distribution:
         return ByLogits(params.squeeze(-self.event_dim - 1)).to_event(self.event_dim)

@@ -1,6 +1,5 @@
-"""Continuous data."""
+"""The Gaussian likelihood, of continuous data."""
 
-import math
 from typing import Literal
 
 import pyro.distributions as dist
@@ -8,11 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyrovae._checks import require_positive
 from pyrovae.likelihoods._base import Likelihood
 
 
 class Gaussian(Likelihood):
-    """Independent normal dimensions.
+    """Independent normal dimensions, for real data.
 
     Args:
         event_dim: number of dimensions of one datum.
@@ -22,27 +22,20 @@ class Gaussian(Likelihood):
     """
 
     def __init__(
-        self,
-        event_dim: int,
-        *,
-        scale: float | Literal["shared", "per_pixel"] = "shared",
-        min_scale: float = 1e-3,
+        self, event_dim: int, *, scale: float | Literal["shared", "per_pixel"] = "shared", min_scale: float = 1e-3
     ) -> None:
         super().__init__(event_dim)
-        if isinstance(scale, str):
-            if scale not in ("shared", "per_pixel"):
-                raise ValueError(f"scale must be a number, 'shared' or 'per_pixel'; got {scale!r}.")
-        elif not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"scale must be positive; got {scale}.")
-        if not min_scale > 0:
-            raise ValueError(f"min_scale must be positive; got {min_scale}.")
-        self.scale = scale
-        self.min_scale = min_scale
+        if not isinstance(scale, str):
+            require_positive(scale=scale)
+        elif scale not in ("shared", "per_pixel"):
+            raise ValueError(f"scale must be a number, 'shared' or 'per_pixel'; got {scale!r}.")
+        require_positive(min_scale=min_scale)
+        self.scale, self.min_scale = scale, min_scale
         self.num_params = 2 if scale == "per_pixel" else 1
         if scale == "shared":
             self.log_scale = nn.Parameter(torch.zeros(()))
 
-    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.TorchDistribution:
+    def forward(self, params: Float[Tensor, "*batch_params_event"]) -> dist.Distribution:
         loc, *raw = params.unbind(-self.event_dim - 1)
         scale: Tensor
         if raw:

@@ -1,23 +1,24 @@
-"""``VAEModel``: what a Pyro model/guide pair gets for nothing."""
+"""``VAEModel``, the base class of models that are a Pyro model/guide pair."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
+from jaxtyping import Num
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
-from pyrovae._checks import all_on, rows_of
+from pyrovae._checks import rows_of, to_device
 from pyrovae._compat.pyro import param_statements, reason
 from pyrovae._compat.torch import is_outside_support, part_of
 from pyrovae.model._generation import Generation
 from pyrovae.model._latents import Data, Latents, PerDatum
-from pyrovae.model._log_terms import LogTerms, draw, log_densities, log_terms, total
+from pyrovae.model._log_terms import LogTerms, draw, log_densities, log_terms, sum_terms
 from pyrovae.model._modes import inference, local_parameters, param_statements_disabled
 from pyrovae.model._pairing import check_auxiliary, check_precision
 from pyrovae.model._support import checked_terms
 
-_MAX_DATA_TRANSFORMED = 64  # whose guide's transformations are compared with the densities that they state
+_NUM_AUXILIARY_ROWS = 64  # data whose guide's transformations are compared with the densities that they state
 
 
 class VAEModel(Generation, PyroModule):
@@ -45,16 +46,16 @@ class VAEModel(Generation, PyroModule):
                 setattr(cls, name, pyro_method(cls.__dict__[name]))
 
     def model(self, x: Tensor, *covariates: Any) -> Any:
-        """p(x, z): the prior and the decoder, with ``obs=x``."""
+        """The generative model p(x, z): the prior and the decoder, with ``obs=x``."""
         raise NotImplementedError(f"{type(self).__name__} must define model(self, x, *covariates).")
 
     def guide(self, x: Tensor, *covariates: Any) -> Any:
-        """q(z | x): the encoder and the approximate posterior."""
+        """The approximate posterior q(z | x): the encoder and its distribution."""
         raise NotImplementedError(f"{type(self).__name__} must define guide(self, x, *covariates).")
 
     def penalty(self) -> Tensor | None:
-        """What ``fit`` adds to the loss of every datum, in nats: a regulariser of the weights. Evaluation leaves it
-        out, validation in ``fit`` too.
+        """A regulariser of the weights, in nats, that ``fit`` adds to the loss of every datum; ``None`` for none.
+        Neither evaluation nor validation in ``fit`` includes it.
         """
         return None
 
@@ -78,42 +79,45 @@ class VAEModel(Generation, PyroModule):
             return self._on_waist(log_terms, self.model, self.guide, x, *covariates, num_particles=num_particles).read()
 
     def log_joint(self, x: Data, *covariates: Any, latents: Mapping[str, Tensor]) -> PerDatum:
-        """log p(x, z) in nats at given ``latents``, each ``(K, *plates, B, *event)``."""
-        return total(self._on_waist(log_densities, self.model, x, *covariates, latents=latents))
+        """The joint log-density log p(x, z), in nats, at given ``latents``, each ``(K, *plates, B, *event)``."""
+        return sum_terms(self._on_waist(log_densities, self.model, x, *covariates, latents=latents))
 
     def log_prior(self, x: Data, *covariates: Any, latents: Mapping[str, Tensor]) -> dict[str, PerDatum]:
-        """log p(z) in nats by latent site, given the sites before it, at given ``latents``."""
+        """The log-density log p(z), in nats, by latent site, given the sites before it, at given ``latents``."""
         terms = self._on_waist(log_densities, self.model, x, *covariates, latents=latents)
         return {site: term for site, term in terms.items() if site in latents}
 
     def log_posterior(self, x: Data, *covariates: Any, latents: Mapping[str, Tensor]) -> PerDatum:
-        """log q(z | x) in nats at given ``latents``, each ``(K, *plates, B, *event)``.
+        """The log-density log q(z | x), in nats, at given ``latents``, each ``(K, *plates, B, *event)``.
 
         Raises:
             NotImplementedError: a flow that can score its own draws only (``can_score`` is False).
         """
-        return total(self._on_waist(log_densities, self.guide, x, *covariates, latents=latents))
+        return sum_terms(self._on_waist(log_densities, self.guide, x, *covariates, latents=latents))
 
     def draw_posterior(self, x: Data, *covariates: Any, num_particles: int) -> tuple[Latents, PerDatum]:
-        """Draws z ~ q(z | x), each site's ``(K, *plates, B, *event)``, and their log q(z | x) in nats. The decoder does
+        """Draw z ~ q(z | x), each site's ``(K, *plates, B, *event)``, with their log q(z | x) in nats. The decoder does
         not run.
         """
         return self._on_waist(draw, self.guide, x, *covariates, num_particles=num_particles)[:2]
 
-    def draw_prior(self, x: Data, *covariates: Any, num_particles: int) -> tuple[Latents, PerDatum, PerDatum]:
-        """Draws z ~ p(z), each site's ``(K, *plates, B, *event)``, with their log p(z) and the log p(x | z) of the
-        data, in nats.
+    def draw_prior(
+        self, x: Data, *covariates: Any, num_particles: int
+    ) -> tuple[Latents, PerDatum, Num[Tensor, "particles batch"]]:
+        """Draw z ~ p(z), each site's ``(K, *plates, B, *event)``, with their log p(z) and the log p(x | z) of the data,
+        in nats.
         """
         return self._on_waist(draw, self.model, x, *covariates, num_particles=num_particles)
 
     def _on_waist(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        args, options = all_on((args, options), self.like().device)
+        """Call a function of programs with tensors on the model's device and parameters in the model."""
+        args, options = to_device((args, options), self.like().device)
         with local_parameters():
             return function(*args, max_plate_nesting=self.max_plate_nesting, **options)
 
     def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x") -> LogTerms:
-        """Run two data with Pyro's and torch's validation on, so that mistakes surface before a long run. Neither
-        the model nor the random state changes.
+        """Run the model on two data with Pyro's and torch's validation on, so that mistakes surface before a long run.
+        Neither the model nor the random state changes.
 
         Args:
             x: data ``(B, *event_shape)``.
@@ -147,7 +151,7 @@ class VAEModel(Generation, PyroModule):
                 ) from error
             check_precision(terms.posterior)
             if any(site not in terms.prior for site in terms.posterior):
-                some = slice(_MAX_DATA_TRANSFORMED)
+                some = slice(_NUM_AUXILIARY_ROWS)
                 check_auxiliary(self.guide, terms.prior, x[some], *rows_of(covariates, some))
         own = {id(p) for p in self.parameters()}  # pyro.module(...) registers these, which does no harm
         store = param_statements(self)

@@ -1,4 +1,4 @@
-"""Coordinates for moving latents about: the base space of a guide (or of a prior), one chart per latent site.
+"""The base space of a guide (or of a prior): coordinates for moving latents, one chart per latent site.
 
 Flows whose inverse is not known can be moved about there, because only the map itself and its Jacobian are needed.
 """
@@ -23,7 +23,7 @@ Start = Literal["posterior", "prior"]
 
 
 class BaseSpace:
-    """All latents of C chains for each of B data as one tensor ``u`` of shape ``(C, B, D)``.
+    """Coordinates of all latents of C chains for each of B data, as one tensor ``u`` of shape ``(C, B, D)``.
 
     Args:
         model: a model in evaluation mode.
@@ -41,18 +41,18 @@ class BaseSpace:
         run = self._run(lambda name, chart: chart.draw())
         if not run.coordinates:
             raise ValueError(f"{type(model).__name__} has no latents to move: log_marginal gives its exact log p(x).")
-        self._places = run.coordinates
+        self._arrangement = run.coordinates
         # A single latent's distribution does not depend on where it is: neither encoder nor guide need run again.
         self._static = next(iter(run.charts.items())) if len(run.charts) == 1 else None
         #: Whether every point has coordinates that can be found.
         self.invertible = all(chart.inverse is not None for chart in run.charts.values())
 
     def draw(self) -> VectorPerDatum:
-        """Independent draws from the start, one for each chain."""
+        """Draw coordinates from the start, independently for each chain."""
         return self._run(lambda name, chart: chart.draw()).coordinates.flat()
 
     def locate(self, latents: Latents) -> VectorPerDatum:
-        """The coordinates of given latents, ``(1, *plates, B, *event)`` by site, the same for every chain.
+        """Find the coordinates of given latents, ``(1, *plates, B, *event)`` by site, the same for every chain.
 
         Raises:
             NotImplementedError: a flow without an inverse.
@@ -69,19 +69,19 @@ class BaseSpace:
         return run.coordinates.flat()
 
     def log_densities(self, u: VectorPerDatum) -> tuple[PerDatum, PerDatum]:
-        """Log-densities at ``u`` of the start, and of p(x, z) as a function of u, in nats."""
-        placed = self._places.unflattened(u)
+        """The log-densities at ``u`` of the start, and of p(x, z) as a function of u, in nats."""
+        at = self._arrangement.unflattened(u)
         if self._static is not None:
             name, chart = self._static
-            z, log_det = chart(placed[name])
-            latents, log_start, log_dets = {name: z}, over_plates(chart.log_base(placed[name])), over_plates(log_det)
+            z, log_det = chart(at[name])
+            latents, log_start, log_dets = {name: z}, over_plates(chart.log_base(at[name])), over_plates(log_det)
         else:
-            run = self._run(lambda name, chart: placed[name])
+            run = self._run(lambda name, chart: at[name])
             latents, log_start, log_dets = run.latents, run.log_base, run.log_det
         return log_start, self._model.log_joint(*self._part, latents=latents) + log_dets
 
     def with_gradients(self, u: VectorPerDatum) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Both of :meth:`log_densities`, and the gradient of each with respect to ``u``."""
+        """The two :meth:`log_densities`, and the gradient of each with respect to ``u``."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             log_start, log_target = self.log_densities(u)
@@ -89,20 +89,21 @@ class BaseSpace:
             (target,) = torch.autograd.grad(log_target.sum(), u)
         return log_start.detach(), log_target.detach(), start, target
 
-    def _run(self, place: Callable[[str, Chart], Tensor]) -> "_Placed":
-        handler, nesting = _Placed(place, self._start), self._model.max_plate_nesting
+    def _run(self, choose: Callable[[str, Chart], Tensor]) -> "_LatentsAt":
+        """Run the program with every latent at the coordinates that ``choose(name, chart)`` gives."""
+        handler, nesting = _LatentsAt(choose, self._start), self._model.max_plate_nesting
         with local_parameters(), handler, pyro.plate(PARTICLES, self._num_chains, dim=-nesting - 1):
             self._program(*self._part)
         handler.coordinates = Latents(handler.coordinates, nesting - 1)
         return handler
 
 
-class _Placed(Messenger):
-    """Runs a program with every latent put where ``place(name, chart)`` says."""
+class _LatentsAt(Messenger):
+    """A handler that puts every latent at the coordinates that ``choose(name, chart)`` gives."""
 
-    def __init__(self, place: Callable[[str, Chart], Tensor], start: Start) -> None:
+    def __init__(self, choose: Callable[[str, Chart], Tensor], start: Start) -> None:
         super().__init__()
-        self._place, self._start = place, start
+        self._choose, self._start = choose, start
         self.charts: dict[str, Chart] = {}
         self.coordinates: Any = {}
         self.latents: dict[str, Tensor] = {}
@@ -127,7 +128,7 @@ class _Placed(Messenger):
                 f"on a continuum. Use log_marginal, or sum the site out of the model."
             )
         self.charts[name] = chart = as_chart(fn)
-        u = self.coordinates[name] = self._place(name, chart)
+        u = self.coordinates[name] = self._choose(name, chart)
         z, log_det = chart(u)
         self.latents[name] = message["value"] = z
         message["done"] = True

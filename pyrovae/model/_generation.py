@@ -1,28 +1,28 @@
-"""What a model and its guide are there for: drawing data, encoding, decoding."""
+"""``Generation``: drawing data, encoding and decoding."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Num
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, as_data, as_tensor, at_least, placed, rows_of
+from pyrovae._checks import as_covariates, as_data, as_tensor, placed, require_at_least, rows_of
 from pyrovae.distributions._capabilities import capabilities, center, family, holds_integers, moment, support_of
-from pyrovae.model._inputs import as_inputs, check_number
+from pyrovae.model._inputs import as_inputs, check_num_covariates
 from pyrovae.model._latents import Data, Latents, as_latents, of_one_particle
 from pyrovae.model._log_terms import Sites, latent_sites, log_terms, sample_sites
 from pyrovae.model._modes import inference
-from pyrovae.model._stored import Stored
-from pyrovae.model._without_data import data_site, sites_without_data, template
+from pyrovae.model._saving import SaveableModule
+from pyrovae.model._without_data import data_site, placeholder, sites_without_data
 
-_NUM_BLOCKS, _DRAWS_PER_BLOCK = 16, 16  # in all 256 draws, for the mean of a posterior that does not state its own
+_NUM_MEAN_BLOCKS, _DRAWS_PER_BLOCK = 16, 16  # 256 draws, for the mean of a posterior without a closed-form one
 
 
-class Generation(Stored):
-    """Sampling, encoding and decoding, of a model in evaluation mode whose parameters stay in it.
+class Generation(SaveableModule):
+    """A model that draws data, encodes and decodes, in evaluation mode and with its own parameters.
 
     Latents come and go as ``(..., n, *plates, *event)``, with those plates that a site is in.
     """
@@ -32,7 +32,7 @@ class Generation(Stored):
     draw_posterior: Any
     max_plate_nesting: int = 1
 
-    def sample(self, n: int, *covariates: Any, seed: int | None = None) -> Float[Tensor, "n *event"]:
+    def sample(self, n: int, *covariates: Any, seed: int | None = None) -> Num[Tensor, "n *event"]:
         """Draw ``n`` data from the model: z ~ p(z), x ~ p(x | z).
 
         All dimensions are drawn, those under a mask too. What else the model observes, such as labels that are passed,
@@ -52,7 +52,7 @@ class Generation(Stored):
         """
         return self.simulate(n, *covariates, seed=seed)[0]
 
-    def simulate(self, n: int, *covariates: Any, seed: int | None = None) -> tuple[Float[Tensor, "n *event"], Latents]:
+    def simulate(self, n: int, *covariates: Any, seed: int | None = None) -> tuple[Num[Tensor, "n *event"], Latents]:
         """Draw ``n`` data with the latents they came from: z is an exact draw from p(z | x), or from p(z | x, y) where
         the model observes given labels y too.
 
@@ -74,8 +74,8 @@ class Generation(Stored):
         latents = self._from_prior(n, covariates, seed, data=False)[1]
         return _only({name: z[0] for name, z in _data_first(latents).items()})
 
-    def encode(self, x: Data, *covariates: Any, num_samples: int | None = None, seed: int | None = 0) -> Any:
-        """The posterior mean of the latents, or draws from the posterior.
+    def encode(self, x: Data | Any, *covariates: Any, num_samples: int | None = None, seed: int | None = 0) -> Any:
+        """Encode data: the posterior mean of the latents, or draws from the posterior.
 
         Args:
             x: data ``(B, *event_shape)``.
@@ -90,10 +90,10 @@ class Generation(Stored):
         Raises:
             ValueError: bad data, or the mean of a site that has none.
         """
-        x, *given = self._given(x, covariates)
+        x, *given = self._inputs(x, covariates)
         with inference(self, seed):
             if num_samples is not None:
-                at_least(1, num_samples=num_samples)
+                require_at_least(1, num_samples=num_samples)
                 return _only(_data_first(self.draw_posterior(x, *given, num_particles=num_samples)[0]))
             sites = self._guide_sites(x, *given)
             for name, site in sites.items():
@@ -106,13 +106,13 @@ class Generation(Stored):
                     latents = as_latents({name: site | {"value": mean}}, self.max_plate_nesting)
                     return _data_first(latents)[name][0]
             sums: dict[str, Tensor] = {}
-            for _ in range(_NUM_BLOCKS):
+            for _ in range(_NUM_MEAN_BLOCKS):
                 for name, z in _data_first(self.draw_posterior(x, *given, num_particles=_DRAWS_PER_BLOCK)[0]).items():
-                    sums[name] = sums.get(name, 0.0) + z.mean(0) / _NUM_BLOCKS
+                    sums[name] = sums.get(name, 0.0) + z.mean(0) / _NUM_MEAN_BLOCKS
         return _only(sums)
 
-    def decode(self, z: Any, *covariates: Any) -> Float[Tensor, "*batch_event"]:
-        """The mean of p(x | z); where that does not exist, its mode.
+    def decode(self, z: Any, *covariates: Any) -> Num[Tensor, "*batch_event"]:
+        """Decode latents: the mean of p(x | z); where that does not exist, its mode.
 
         Of a Bernoulli or a one-hot categorical that is the probabilities, of counts their expectation. A
         ``Categorical`` over classes has no mean, and gives the most probable class; so does a ``Cauchy`` its mode.
@@ -127,7 +127,7 @@ class Generation(Stored):
                 likelihood that states neither mean nor mode, a model whose distributions depend on the values of x.
         """
         with inference(self, 0):
-            hidden = latent_sites(sites_without_data(self, self._placed(covariates, None))[1])
+            hidden = latent_sites(sites_without_data(self, self._covariates(covariates, None))[1])
             if not isinstance(z, Mapping) and len(hidden) != 1:
                 raise ValueError(
                     f"the model has the latent sites {list(hidden)}: pass decode() a dict with a value for each."
@@ -152,14 +152,14 @@ class Generation(Stored):
             if lead is None:
                 raise ValueError("decode needs a value for at least one latent site; got none.")
             n = lead.numel()
-            mean = self._mean_or_mode(template(self, n), self._placed(covariates, n), values)
+            mean = self._mean_or_mode(placeholder(self, n), self._covariates(covariates, n), values)
         return mean.reshape(*lead, *mean.shape[1:])
 
-    def reconstruct(self, x: Data, *covariates: Any, seed: int | None = 0) -> Data:
-        """What :meth:`decode` gives at one draw z ~ q(z | x) per datum: the mean of p(x | z), or its mode. Where the
-        model uses x besides observing it (the size of a library, a mask), it is this x.
+    def reconstruct(self, x: Data | Any, *covariates: Any, seed: int | None = 0) -> Data:
+        """Reconstruct data: :meth:`decode` at one draw z ~ q(z | x) per datum. Where the model uses x besides observing
+        it (the size of a library, a mask), it is this x.
         """
-        x, *given = self._given(x, covariates)
+        x, *given = self._inputs(x, covariates)
         with inference(self, seed):
             latents = self.draw_posterior(x, *given, num_particles=1)[0]
             if not latents:
@@ -168,8 +168,8 @@ class Generation(Stored):
             return self._mean_or_mode(x, tuple(given), values)
 
     def interpolate(
-        self, start: Data, end: Data, *covariates: Any, steps: int = 8
-    ) -> Float[Tensor, "steps batch *event"]:
+        self, start: Data | Any, end: Data | Any, *covariates: Any, steps: int = 8
+    ) -> Num[Tensor, "steps batch *event"]:
         """Decode along the straight lines between the posterior means of ``start`` and ``end``.
 
         Args:
@@ -182,8 +182,8 @@ class Generation(Stored):
             ValueError: bad data, ends of different lengths, fewer than two steps, several latent sites, discrete
                 latents.
         """
-        at_least(2, steps=steps)
-        x, *given = self._given(start, covariates, "start")
+        require_at_least(2, steps=steps)
+        x, *given = self._inputs(start, covariates, "start")
         other = placed(self.as_data(end, "end", tuple(given)), x)
         if len(other) != len(x):
             raise ValueError(f"start has {len(x)} data and end has {len(other)}: each line needs both of its ends.")
@@ -201,7 +201,7 @@ class Generation(Stored):
         return self.decode((1 - weights) * a + weights * b, *rows_of(given, torch.arange(len(x)).repeat(steps)))
 
     def as_data(self, value: Any, name: str = "x", covariates: tuple[Any, ...] = ()) -> Tensor:
-        """Data ``(N, *event_shape)`` as the model takes them, checked.
+        """Check data ``(N, *event_shape)``, and return them as the model takes them.
 
         Integers are data where the likelihood is over integers (counts, classes). The model is given them as floats in
         its precision, or as they are where it takes no floats, as an embedding does not.
@@ -213,7 +213,7 @@ class Generation(Stored):
         x = as_data(value, name, self.event_shape, self.columns, integers=True)
         if x.is_floating_point():
             return x
-        head = rows_of(self._placed(covariates, None), slice(2))
+        head = rows_of(self._covariates(covariates, None), slice(2))
         like = self.like()
         floats = x.to(like.dtype)
         if not torch.equal(floats.to(x.dtype), x):
@@ -237,26 +237,26 @@ class Generation(Stored):
             f"x.float(), look values up by x.long(), and use x.new_zeros(..., dtype=torch.float32)."
         )
 
-    def _given(self, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Any, ...]:
-        """``(x, *covariates)`` as the model takes them, checked."""
-        check_number(self, covariates)
+    def _inputs(self, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Any, ...]:
+        """Check data and covariates, and return ``(x, *covariates)`` as the model takes them."""
+        check_num_covariates(self, covariates)
         x, covariates = as_inputs(self, x, covariates, name)
         return placed(x, self.like()), *as_covariates(covariates, len(x), self.like())
 
-    def _placed(self, covariates: tuple[Any, ...], n: int | None) -> tuple[Any, ...]:
-        """Covariates of ``n`` data, if it is known how many, as the model takes them, checked."""
-        check_number(self, covariates)
+    def _covariates(self, covariates: tuple[Any, ...], n: int | None) -> tuple[Any, ...]:
+        """Check covariates of ``n`` data, if it is known how many, and return them as the model takes them."""
+        check_num_covariates(self, covariates)
         return as_covariates(covariates, n, self.like(), self.columns)
 
     def _from_prior(
         self, n: int, covariates: tuple[Any, ...], seed: int | None, *, data: bool
     ) -> tuple[Tensor, Latents]:
-        """Draws of the latents from the prior, and of the data too or zeros."""
-        at_least(1, n=n)
-        covariates = self._placed(covariates, n)
+        """Draw latents from the prior, with data drawn too, or zeros."""
+        require_at_least(1, n=n)
+        covariates = self._covariates(covariates, n)
         with inference(self, seed):
             name = sites_without_data(self, covariates, data=data, labels=data)[0]
-            x = template(self, n)
+            x = placeholder(self, n)
             sites = sample_sites(poutine.trace(self.model).get_trace(x, *covariates))
             if data:  # on which nothing else depends
                 x = sites[name]["fn"](*sites[name]["args"], **sites[name]["kwargs"])
@@ -275,12 +275,12 @@ class Generation(Stored):
         return mean
 
     def _guide_sites(self, x: Tensor, *covariates: Any) -> Sites:
-        """The guide's latent sites; auxiliary ones are none."""
+        """The guide's latent sites, without auxiliary ones."""
         return latent_sites(sample_sites(poutine.trace(self.guide).get_trace(x, *covariates)))
 
 
 def _data_first(latents: Latents) -> dict[str, Tensor]:
-    """``(K, B, *plates, *event)`` by site, with those plates alone that the site is in."""
+    """Rearrange latents as ``(K, B, *plates, *event)`` by site, with those plates alone that the site is in."""
     first, plates = {}, range(2, 2 + latents.num_plates)
     for name, z in latents.items():
         z = z.movedim(latents.data_dim, 1)
@@ -289,6 +289,7 @@ def _data_first(latents: Latents) -> dict[str, Tensor]:
 
 
 def _only(latents: Mapping[str, Tensor]) -> Any:
+    """The latents of the only site, or a dict by site."""
     if not latents:
         raise ValueError("the model has no latents: there is nothing to encode, and sample() alone draws data.")
     return next(iter(latents.values())) if len(latents) == 1 else dict(latents)

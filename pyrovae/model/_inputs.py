@@ -1,4 +1,4 @@
-"""What users pass to a model: the data, and as many covariates as it takes."""
+"""Checks of what users pass to a model: data, and as many covariates as it takes."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -12,13 +12,16 @@ from torch import Tensor
 from pyrovae._checks import as_covariates
 from pyrovae._frames import check_same_index, column_names
 from pyrovae.model._loss_model import LossModel
-from pyrovae.model._stored import Stored
+from pyrovae.model._saving import SaveableModule
 
 _ANY_NUMBER = 1_000_000  # covariates, for a model that takes any number of them
 
 
-def as_inputs(model: Stored, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Tensor, tuple[Any, ...]]:
-    """Data ``(N, *event_shape)`` and their covariates as tensors, checked, where they are: no gradient enters.
+def as_inputs(
+    model: SaveableModule, x: Any, covariates: tuple[Any, ...], name: str = "x"
+) -> tuple[Tensor, tuple[Any, ...]]:
+    """Check data ``(N, *event_shape)`` and their covariates, and return them as tensors, where they are; no gradient
+    enters.
 
     Columns of DataFrames are put in the order of those that the model was trained on.
 
@@ -39,33 +42,31 @@ def as_inputs(model: Stored, x: Any, covariates: tuple[Any, ...], name: str = "x
     return data, tuple(c.detach() if isinstance(c, Tensor) else c for c in rest)
 
 
-def check_number(model: Stored, covariates: tuple[Any, ...]) -> None:
+def check_num_covariates(model: SaveableModule, covariates: tuple[Any, ...]) -> None:
     """Raise a ``ValueError`` unless the model takes so many covariates."""
     least, most = num_covariates(model)
     if not least <= len(covariates) <= most:
         wanted = str(most) if least == most else f"{least} to {most}" if most < _ANY_NUMBER else f"at least {least}"
-        raise ValueError(
-            f"{type(model).__name__}.{takes(model).__name__} takes {wanted} covariate(s); got {len(covariates)}. Pass "
-            f"those it takes, one by one."
-        )
+        name = f"{type(model).__name__}.{program(model).__name__}"
+        raise ValueError(f"{name} takes {wanted} covariate(s); got {len(covariates)}. Pass those it takes, one by one.")
 
 
-def num_covariates(model: Stored) -> tuple[int, int]:
-    """How many arguments ``model.model``, or ``loss``, needs after ``x``, and how many it takes."""
-    parameters = inspect.signature(takes(model)).parameters.values()
+def num_covariates(model: SaveableModule) -> tuple[int, int]:
+    """Count the arguments that a model's program needs after ``x``, and those that it takes."""
+    parameters = inspect.signature(program(model)).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     most = _ANY_NUMBER if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional) - 1
     return len([p for p in positional if p.default is p.empty]) - 1, most
 
 
-def takes(model: Stored) -> Callable[..., Any]:
-    """What takes ``x`` and the covariates."""
+def program(model: SaveableModule) -> Callable[..., Any]:
+    """The method of a model that takes ``x`` and the covariates: ``loss``, or ``model``."""
     return model.loss if isinstance(model, LossModel) else model.model  # type: ignore[return-value]
 
 
 @contextmanager
-def columns_kept(model: Stored, fields: tuple[Any, ...]) -> Iterator[None]:
-    """Let the model know the columns of the fields that it is about to be trained on, unless the block fails: where it
+def keep_columns(model: SaveableModule, fields: tuple[Any, ...]) -> Iterator[None]:
+    """Tell the model the columns of the fields that it is about to be trained on, unless the block fails. Where it
     knows some already, those stay.
     """
     before = model.columns

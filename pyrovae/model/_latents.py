@@ -1,15 +1,15 @@
-"""The draws of all latent sites, in one shape."""
+"""``Latents``: the draws of all latent sites, in one shape."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from pyrovae._compat.torch import register_pytree_node
 
-Data = Float[Tensor, "batch *event"]
+Data = Num[Tensor, "batch *event"]
 PerDatum = Float[Tensor, "particles batch"]  # a number for each particle and datum
 VectorPerDatum = Float[Tensor, "particles batch dim"]
 
@@ -23,7 +23,7 @@ class Latents(dict[str, Tensor]):
         num_plates: how many plates there are between particles and data.
     """
 
-    def __init__(self, sites: Mapping[str, Tensor], num_plates: int) -> None:
+    def __init__(self, sites: Mapping[str, Any], num_plates: int) -> None:
         super().__init__(sites)
         self.num_plates = num_plates
 
@@ -45,7 +45,7 @@ class Latents(dict[str, Tensor]):
         return torch.cat([self.by_datum(site) for site in self], 2)
 
     def unflattened(self, flat: VectorPerDatum) -> "Latents":
-        """Other draws of the same sites, arranged as :meth:`flat` does, of as many particles and data as they are."""
+        """Undo :meth:`flat` for other draws of the same sites, of as many particles and data."""
         data, sites, start = self.data_dim, {}, 0
         for site, z in self.items():
             rest = [n for i, n in enumerate(z.shape) if i not in (0, data)]
@@ -56,15 +56,15 @@ class Latents(dict[str, Tensor]):
 
     @property
     def data_dim(self) -> int:
-        """Where the data are."""
+        """The dimension of the data."""
         return 1 + self.num_plates
 
     def draws(self, index: slice | Tensor) -> "Latents":
-        """Some of the particles."""
+        """Select particles."""
         return self._indexed((index,))
 
     def rows(self, index: slice | Tensor | int) -> "Latents":
-        """Those of some data; of a single one, by its number, without a dimension for it."""
+        """Select data; a single one, by its number, has no dimension for it."""
         return self._indexed((slice(None),) * self.data_dim + (index,))
 
     def _indexed(self, index: tuple[Any, ...]) -> "Latents":
@@ -72,7 +72,7 @@ class Latents(dict[str, Tensor]):
 
 
 def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> Latents:
-    """The values of a trace's sites in one shape: dimensions of size 1 for particles and plates that a site lacks."""
+    """Arrange the values of a trace's sites in one shape, with size 1 for particles and plates that a site lacks."""
     values = {}
     for name, site in sites.items():
         z = site["value"]
@@ -81,24 +81,24 @@ def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> L
     return Latents(values, max_plate_nesting - 1)
 
 
+def over_plates(term: Tensor) -> PerDatum:
+    """Sum ``(K, *plates, B)`` over the plates between particles and data."""
+    return term.flatten(1, -2).sum(1) if term.dim() > 2 else term
+
+
+def per_datum(term: Tensor, num_plates: int) -> PerDatum:
+    """Sum ``(K, *plates, B, ...)`` over the plates and whatever follows the data."""
+    return term.movedim(1 + num_plates, 1).flatten(2).sum(2) if term.dim() > 2 else term
+
+
 def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
-    """Draws as a program sees them that runs without the particles' plate."""
+    """Rearrange draws of one particle as a program sees them, which runs without the particles' plate."""
     z = z[0]
     for _ in range(max_plate_nesting - 1):
         if z.shape[0] > 1:
             break  # an outer plate that the site is in; plates of size 1 inside it have their place
         z = z[0]
     return z
-
-
-def over_plates(term: Tensor) -> PerDatum:
-    """``(K, *plates, B)``, summed over the plates between particles and data."""
-    return term.flatten(1, -2).sum(1) if term.dim() > 2 else term
-
-
-def per_datum(term: Tensor, num_plates: int) -> PerDatum:
-    """``(K, *plates, B, ...)``, summed over the plates and whatever follows the data."""
-    return term.movedim(1 + num_plates, 1).flatten(2).sum(2) if term.dim() > 2 else term
 
 
 register_pytree_node(

@@ -1,4 +1,4 @@
-"""The narrow waist: one run of the guide and one of the model, split into per-site, per-datum log-densities.
+"""The narrow waist: per-site, per-datum log-densities from one run of the guide and one of the model.
 
 Objectives and estimators are functions of :class:`LogTerms`; only this file reads Pyro traces.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor
@@ -61,7 +61,7 @@ class LogTerms:
     _count: Callable[[], Float[Tensor, "batch"] | None]
 
     def read(self) -> "LogTerms":
-        """Compute every log-density now.
+        """Compute every log-density now, and return the terms.
 
         Raises:
             ValueError: one that is not a number for each particle and datum.
@@ -72,24 +72,24 @@ class LogTerms:
 
     @cached_property
     def log_weight(self) -> PerDatum:
-        """log p(x, z) - log q(z | x)."""
-        return total(self.log_likelihood) + total(self.log_prior) - total(self.log_posterior)
+        """The log importance weight, log p(x, z) - log q(z | x)."""
+        return sum_terms(self.log_likelihood) + sum_terms(self.log_prior) - sum_terms(self.log_posterior)
 
     @property
     def reconstruction(self) -> PerDatum:
-        """log p(x | z), summed over observed sites."""
-        return total(self.log_likelihood)
+        """The reconstruction term log p(x | z), summed over observed sites."""
+        return sum_terms(self.log_likelihood)
 
     @cached_property
     def num_observed(self) -> Float[Tensor, "batch"] | None:
-        """How many dimensions of each datum are observed: masked ones are not, and a one-hot vector is one. ``None``
+        """The number of observed dimensions of each datum: masked ones are not, and a one-hot vector is one. ``None``
         where a site's cannot be counted (multinomial).
         """
         return self._count()
 
     @property
     def not_reparameterized(self) -> list[str]:
-        """Guide sites through whose draws no gradient passes."""
+        """The guide's sites through whose draws no gradient passes."""
         return [name for name, q in self.posterior.items() if not q.has_rsample]
 
     def by_datum(self, site: str, value: Tensor | None = None) -> VectorPerDatum:
@@ -97,7 +97,7 @@ class LogTerms:
         return self.latents.by_datum(site, value)
 
     def closed_form_kl(self, site: str) -> PerDatum | None:
-        """KL(q(z) ‖ p(z)) at ``site`` given the sites before it, or ``None`` where it is not known.
+        """The closed-form KL(q(z) ‖ p(z)) at ``site`` given the sites before it, or ``None`` where it is not known.
 
         Valid only where everything that precedes the site in the model also precedes it in the guide:
         otherwise p(z | parents) depends on draws made after z, and averaging over q(z) alone is wrong.
@@ -114,7 +114,7 @@ class LogTerms:
         return None if kl is None else _to_particles_and_batch(kl, *self.shape)
 
     def closed_form_kl_by_dimension(self, site: str) -> VectorPerDatum | None:
-        """The terms of :meth:`closed_form_kl`, where they are known (see
+        """The terms of :meth:`closed_form_kl` by dimension, where they are known (see
         :func:`~pyrovae.distributions._kl.kl_by_dimension`); else ``None``.
         """
         if self.closed_form_kl(site) is None:
@@ -123,7 +123,7 @@ class LogTerms:
         return None if terms is None else self.by_datum(site, terms)
 
     def kl(self, site: str, *, closed_form: bool = True) -> PerDatum:
-        """KL at ``site``: in closed form where known and wanted, else log q(z | x) - log p(z) at the draws."""
+        """The KL at ``site``: in closed form where known and wanted, else log q(z | x) - log p(z) at the draws."""
         if closed_form and (exact := self.closed_form_kl(site)) is not None:
             return exact
         log_q = self.log_posterior[site]
@@ -158,7 +158,7 @@ def log_terms(
     hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
 
     def terms(sites: Sites, *, given: bool = False) -> Mapping[str, PerDatum]:
-        return _WhenRead({n: partial(_log_prob, n, s, k, b, given=given) for n, s in sites.items()})
+        return _LazyTerms({n: partial(_log_prob, n, s, k, b, given=given) for n, s in sites.items()})
 
     return LogTerms(
         log_likelihood=terms(observed),
@@ -177,8 +177,8 @@ def log_terms(
 
 def draw(
     program: Program, x: Tensor, *covariates: Any, num_particles: int, max_plate_nesting: int
-) -> tuple[Latents, PerDatum, PerDatum]:
-    """Run a guide, or a model as the proposal it is: what it draws and how it scores that. Arguments are those of
+) -> tuple[Latents, PerDatum, Num[Tensor, "particles batch"]]:
+    """Run a guide, or a model as the proposal that it is: its draws, and how it scores them. Arguments are those of
     :func:`log_terms`.
 
     Returns:
@@ -195,7 +195,7 @@ def draw(
 def log_densities(
     program: Program, x: Tensor, *covariates: Any, latents: Mapping[str, Tensor], max_plate_nesting: int
 ) -> dict[str, PerDatum]:
-    """log p(x, z) of a model, or log q(z | x) of a guide, by site, at given latents, in nats. Arguments are those of
+    """Score given latents: log p(x, z) of a model, or log q(z | x) of a guide, by site, in nats. Arguments are those of
     :func:`log_terms`.
 
     Args:
@@ -216,17 +216,17 @@ def log_densities(
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
-    """A trace's random sites by name: neither plates' subsampling nor ``pyro.deterministic``."""
+    """The random sites of a trace by name, without plates' subsampling and ``pyro.deterministic``."""
     return {name: site for name, site in trace.nodes.items() if is_sample_site(site)}
 
 
 def latent_sites(sites: Sites) -> dict[str, dict[str, Any]]:
-    """Those that are neither observed nor auxiliary."""
+    """The sites that are neither observed nor auxiliary."""
     return {n: s for n, s in sites.items() if not (s["is_observed"] or s["infer"].get("is_auxiliary"))}
 
 
-class _WhenRead(Mapping[str, Tensor]):
-    """Values that are computed when first read, and kept."""
+class _LazyTerms(Mapping[str, Tensor]):
+    """A mapping of terms that are computed when first read, and kept."""
 
     def __init__(self, compute: Mapping[str, Callable[[], Tensor]]) -> None:
         self._compute = {name: cache(function) for name, function in compute.items()}
@@ -242,7 +242,7 @@ class _WhenRead(Mapping[str, Tensor]):
 
 
 def _run(program: Program, x: Tensor, covariates: tuple[Any, ...], k: int, nesting: int) -> tuple[poutine.Trace, Sites]:
-    """A trace over k particles, and its random sites: in the data plate, in whole plates, in no more than stated."""
+    """Trace a program over k particles, and check the plates that its random sites are in."""
     # No plate for one particle: a model that cannot be vectorised can still be trained.
     particles = pyro.plate(PARTICLES, k, dim=-nesting - 1) if k > 1 else nullcontext()
     with particles, disable_param_statements():
@@ -272,8 +272,8 @@ def _run(program: Program, x: Tensor, covariates: tuple[Any, ...], k: int, nesti
 
 
 def _log_prob(name: str, site: dict[str, Any], k: int, b: int, *, given: bool = False) -> Tensor:
-    """Of a value that the site drew, or ``given``, which it may not be able to draw. Observed ones are compared with
-    a constant support once, when they come in.
+    """The log-density of a value that the site drew, or that is ``given`` and which it may not be able to draw.
+    Observed values are compared with a constant support once, when they come in.
     """
     fn = site["fn"]
     if (given or (site["is_observed"] and is_zero_somewhere(fn))) and not (site["args"] or site["kwargs"]):
@@ -292,12 +292,13 @@ def _log_prob(name: str, site: dict[str, Any], k: int, b: int, *, given: bool = 
 
 
 def _to_particles_and_batch(term: Tensor, k: int, b: int) -> Tensor:
-    """``(K, *plates, B)``, or ``(*plates, B)`` for one particle, summed over the plates between: ``(K, B)``."""
+    """Sum ``(K, *plates, B)``, or ``(*plates, B)`` for one particle, over the plates between: ``(K, B)``."""
     term = term if k > 1 or not term.dim() else term.unsqueeze(0)
     return over_plates(term).expand(k, b)
 
 
 def _num_observed(sites: Mapping[str, dict[str, Any]], k: int, b: int) -> Tensor | None:
+    """Count the observed dimensions of each datum; ``None`` where a site's cannot be counted."""
     total = torch.zeros(b)
     for site in sites.values():
         fn, shape = site["fn"], site["fn"].batch_shape + site["fn"].event_shape
@@ -313,6 +314,6 @@ def _num_observed(sites: Mapping[str, dict[str, Any]], k: int, b: int) -> Tensor
     return total
 
 
-def total(terms: Mapping[str, Tensor]) -> Any:
+def sum_terms(terms: Mapping[str, Tensor]) -> Any:
     """The sum of all terms; 0 where there are none, of a model without latents."""
     return reduce(operator.add, terms.values()) if terms else 0.0

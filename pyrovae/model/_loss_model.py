@@ -1,4 +1,4 @@
-"""``LossModel``: what trains by a loss of its own and has no density, such as an autoencoder."""
+"""``LossModel``, the base class of models that train by a loss and have no density, such as an autoencoder."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -7,12 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import rows_of
-from pyrovae.model._latents import Data
 from pyrovae.model._modes import inference
-from pyrovae.model._stored import Stored
+from pyrovae.model._saving import SaveableModule
 
 
-class LossModel(Stored, ABC):
+class LossModel(SaveableModule, ABC):
     """A model that ``fit`` trains by ``loss(x, *covariates)`` and that gives no log p(x): every estimator refuses it.
 
     Data are ``x`` of shape ``(B, *event_shape)``.
@@ -22,10 +21,10 @@ class LossModel(Stored, ABC):
     """
 
     @abstractmethod
-    def loss(self, x: Data, *covariates: Any) -> Float[Tensor, "batch"]:
-        """What is minimised, one value for each datum."""
+    def loss(self, x: Float[Tensor, "batch *event"], *covariates: Any) -> Float[Tensor, "batch"]:
+        """The loss to be minimised, one value for each datum."""
 
-    def check_values(self, x: Data, name: str = "x") -> None:
+    def check_values(self, x: Float[Tensor, "batch *event"], name: str = "x") -> None:
         """Raise a ``ValueError`` where data hold values that the loss is not meant for; ``fit`` asks before training.
 
         Args:
@@ -34,7 +33,8 @@ class LossModel(Stored, ABC):
         """
 
     def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x") -> None:
-        """Run two data, so that mistakes surface before a long run. Neither the model nor the random state changes.
+        """Run the loss on two data, so that mistakes surface before a long run. Neither the model nor the random state
+        changes.
 
         Args:
             x: data ``(B, *event_shape)``.

@@ -1,4 +1,4 @@
-"""How a model is run: with its own parameters, in evaluation mode, from a seed."""
+"""Modes in which a model is run: with its own parameters, in evaluation mode, from a seed, in full precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,39 +10,41 @@ import torch
 from pyrovae._compat.pyro import Messenger
 from pyrovae._random import seeded
 
-_ours = _disabled = False
+_own_run = _statements_disabled = False
 
 
 @contextmanager
 def local_parameters() -> Iterator[None]:
     """Keep Pyro's parameters in their modules instead of the global param store, in a run of our own."""
-    global _ours
-    before, _ours = _ours, True
+    global _own_run
+    before, _own_run = _own_run, True
     try:
         with pyro.settings.context(module_local_params=True):
             yield
     finally:
-        _ours = before
+        _own_run = before
 
 
 @contextmanager
 def disable_param_statements() -> Iterator[None]:
-    """Inside, in a run of our own, nobody listens to Pyro's param statements: the parameters are known."""
-    global _disabled
-    before, _disabled = _disabled, _ours
+    """Skip Pyro's param statements inside the block, in a run of our own, where the parameters are known."""
+    global _statements_disabled
+    before, _statements_disabled = _statements_disabled, _own_run
     try:
         yield
     finally:
-        _disabled = before
+        _statements_disabled = before
 
 
 def param_statements_disabled() -> bool:
-    """Whether a model is being run for which param statements are wasted."""
-    return _disabled
+    """Whether a model is being run without param statements."""
+    return _statements_disabled
 
 
 class UnscaledData(Messenger):
-    """Takes back the scale N/B of a subsampled data plate (dimension -1), for losses that are per datum already."""
+    """A handler that takes back the scale N/B of a subsampled data plate (dimension -1), for losses that are per datum
+    already.
+    """
 
     def _pyro_sample(self, message: dict[str, Any]) -> None:
         for frame in message["cond_indep_stack"]:
@@ -52,7 +54,7 @@ class UnscaledData(Messenger):
 
 @contextmanager
 def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
-    """``module.eval()`` inside the block; every submodule's own mode afterwards."""
+    """Put a module in evaluation mode inside the block; every submodule is in its own mode afterwards."""
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
@@ -64,6 +66,6 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def inference(module: torch.nn.Module, seed: int | None) -> Iterator[None]:
-    """Evaluation mode, no gradients, local parameters, a seed; all put back afterwards."""
+    """Enter evaluation mode, without gradients, with local parameters and a seed; all put back afterwards."""
     with evaluation_mode(module), torch.no_grad(), local_parameters(), seeded(seed):
         yield

@@ -1,4 +1,4 @@
-"""Whether model and guide are a pair: whether their sites' terms sum to log p(x, z) - log q(z | x)."""
+"""Checks that model and guide are a pair: that their sites' terms sum to log p(x, z) - log q(z | x)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,13 +14,13 @@ from pyrovae.distributions._density import mask_of
 from pyrovae.distributions._normals import rounding_error
 
 Sites = Mapping[str, dict[str, Any]]
-_NUM_DRAWS = 8  # at which a transformation is compared with the density that it states
-_MAX_ROUNDING_NATS = 0.05  # that rounding may add to log q of a draw
+_NUM_CHECKED_DRAWS = 8  # draws at which a transformation is compared with the density that it states
+_MAX_ROUNDING_ERROR = 0.05  # nats that rounding may add to log q of a draw
 
 
 class NotAPair(ValueError):
-    """The sites' terms do not sum to log p(x, z) - log q(z | x): no estimator takes such a model and guide. Pyro's own
-    objectives may, which mean something else by them.
+    """An error for a model and a guide whose sites' terms do not sum to log p(x, z) - log q(z | x), so that no
+    estimator takes them. Pyro's own objectives may, which mean something else by them.
     """
 
 
@@ -101,7 +101,7 @@ def check_precision(posterior: Mapping[str, Distribution]) -> None:
     for name, q in posterior.items():
         core = innermost(q)
         wrong = rounding_error(core)
-        if not wrong < _MAX_ROUNDING_NATS:
+        if not wrong < _MAX_ROUNDING_ERROR:
             raise ValueError(
                 f"log q of a draw at site {name!r} is wrong by {wrong:.3g} nats: its covariance is nearly degenerate "
                 f"for {str(core.loc.dtype).removeprefix('torch.')}. Use pyrovae.distributions.MultivariateNormal, "
@@ -119,7 +119,7 @@ def check_auxiliary(guide: Callable[..., Any], prior: Mapping[str, Distribution]
         args: ``(x, *covariates)`` of some data.
     """
     b, signs = len(args[0]), []
-    for _ in range(_NUM_DRAWS):
+    for _ in range(_NUM_CHECKED_DRAWS):
         drawn = poutine.trace(guide).get_trace(*args).nodes
         auxiliary = [n for n, s in drawn.items() if s["type"] == "sample" and s["infer"].get("is_auxiliary")]
         sources = {name: drawn[name]["value"].detach().clone().requires_grad_() for name in auxiliary}
@@ -155,6 +155,6 @@ def check_auxiliary(guide: Callable[..., Any], prior: Mapping[str, Distribution]
 
 
 def _by_datum(value: Tensor, event_dim: int, b: int) -> Tensor:
-    """``(*plates, B, *event)`` to ``(B, D)``."""
+    """Rearrange ``(*plates, B, *event)`` as ``(B, D)``."""
     value = value.expand(*value.shape[: value.dim() - event_dim - 1], b, *value.shape[value.dim() - event_dim :])
     return value.movedim(value.dim() - event_dim - 1, 0).reshape(b, -1)

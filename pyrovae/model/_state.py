@@ -1,4 +1,4 @@
-"""What of a model a file must bring back: tensors by name, and by name everything else that is public."""
+"""The state of a model that a file must bring back: tensors by name, and everything else that is public."""
 
 import hashlib
 import json
@@ -21,12 +21,12 @@ from pyrovae._arguments import encode
 from pyrovae._compat.torch import is_compiled, is_made_by_hook, uncompiled
 from pyrovae._model_files import digest
 
-_JSON = (bool, int, float, str, type(None), np.generic, torch.dtype, torch.device, PurePath, Enum, list, Mapping)
-_ELSEWHERE = ("training", "event_shape", "columns", "validated_on")  # in the header, or a matter of the moment
+_JSON_TYPES = (bool, int, float, str, type(None), np.generic, torch.dtype, torch.device, PurePath, Enum, list, Mapping)
+_NOT_IN_STATE = ("training", "event_shape", "columns", "validated_on")  # in the header, or a matter of the moment
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, those that ``state_dict`` leaves out as well."""
+    """The parameters and buffers by name, those that ``state_dict`` leaves out as well."""
     found = model.state_dict(keep_vars=True) | dict(model.named_buffers(remove_duplicate=False))
     for name, value in found.items():
         if is_lazy(value) or not isinstance(value, Tensor):
@@ -36,17 +36,18 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of :func:`tensors`, by name."""
     return {name: tuple(value.shape) for name, value in tensors(model).items()}
 
 
 def modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The model, by the name ``""``, and its parts, but for the wrappers of ``torch.compile``."""
+    """The model, by the name ``""``, and its parts, without the wrappers of ``torch.compile``."""
     every = model.named_modules()
     return {uncompiled(f"{path}.").strip("."): m for path, m in every if not is_compiled(m)}
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
-    """Classes of parts, ties of tensors and public attributes, as JSON by name.
+    """The classes of parts, ties of tensors and public attributes of a model, as JSON by name.
 
     What JSON cannot hold is ``{"$not_kept": class, "content": text}``, where the text is a digest or, of the model's
     own parts and tensors, their first name.
@@ -59,7 +60,7 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     def special(value: Any) -> Any:
         if id(value) in names:
             content = names[id(value)]
-        elif isinstance(value, _JSON) or type(value) in (tuple, torch.Size) or getattr(value, "ndim", None) == 0:
+        elif isinstance(value, _JSON_TYPES) or type(value) in (tuple, torch.Size) or getattr(value, "ndim", None) == 0:
             return None  # as an argument would be
         else:
             content = hashlib.sha256(json.dumps(described(value)).encode()).hexdigest()[:12]
@@ -86,13 +87,13 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     out |= {name: {"$not_kept": "tensor", "content": names[id(value)]} for name, value in ours.items()}
     for path, part in parts.items():
         for name, value in _attributes(part).items():
-            if not is_made_by_hook(part, name) and name not in (_ELSEWHERE if part is model else _ELSEWHERE[:1]):
+            if not is_made_by_hook(part, name) and name not in (_NOT_IN_STATE if part is model else _NOT_IN_STATE[:1]):
                 out[f"{path}.{name}".lstrip(".")] = encode(value, special)
     return out
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Public attributes, but for those that are computed when they are asked for."""
+    """The public attributes of a value, without those that are computed when they are asked for."""
     lazy = (cached_property, lazy_property)
     public = {name: v for name, v in vars(value).items() if not name.startswith("_")}
     return {name: v for name, v in public.items() if not isinstance(getattr_static(type(value), name, None), lazy)}

@@ -1,4 +1,4 @@
-"""Whether data lie where the likelihood has mass."""
+"""Checks that data lie where the likelihood has mass."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +19,8 @@ from pyrovae.model._pairing import check_masks
 def checked_terms(
     model: Any, x: Tensor, *covariates: Any, num_particles: int = 1, name: str = "x", whole: Tensor | None = None
 ) -> LogTerms:
-    """The terms of data, which are compared with the likelihood's support before they are scored: torch indexes by
-    them.
+    """Compare data with the likelihood's support, and return the model's terms. Nothing is scored before, since torch
+    indexes by data.
 
     Args:
         model: a :class:`~pyrovae.VAEModel`.
@@ -79,7 +79,7 @@ def check_densities(terms: LogTerms) -> None:
 
 
 def narrower_sites(distributions: Mapping[str, Distribution], others: Mapping[str, Distribution]) -> list[str]:
-    """The sites at which a distribution has mass on a part of the reals, and the other one on all."""
+    """The sites at which a distribution has mass on a part of the reals, and the other one on all of them."""
     partial = {site: p for site, p in distributions.items() if site in others and not is_everywhere_positive(p)}
     can = {site: capabilities(p) for site, p in partial.items()}
     return [s for s in partial if is_everywhere_positive(others[s]) and not (can[s].discrete or can[s].point_mass)]
@@ -108,7 +108,7 @@ def check_values(site: str, likelihood: Distribution, value: Tensor, name: str =
         )
 
 
-def same_for_all(terms: LogTerms, x: Tensor) -> tuple[str, Distribution] | None:
+def fixed_support(terms: LogTerms, x: Tensor) -> tuple[str, Distribution] | None:
     """The observed site and its likelihood, if ``x`` itself is all that is observed and the support is a constant.
 
     Then other data can be checked without running the model.

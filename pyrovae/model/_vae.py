@@ -1,6 +1,7 @@
-"""``VAE``: a VAE composed of parts."""
+"""``VAE``, a VAE composed of parts."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -9,20 +10,17 @@ import pyro.distributions as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, lookup
+from pyrovae._checks import as_event_shape, lookup, require_at_least
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model._base import VAEModel
-from pyrovae.networks import MLP, ConvDecoder, ConvEncoder, GatedMLP, StridedDecoder, StridedEncoder
-from pyrovae.networks._conv import as_image_shape
-from pyrovae.posteriors import POSTERIORS, Posterior
+from pyrovae.networks import NETWORKS, ConvDecoder
+from pyrovae.networks._architectures import build_decoder, build_encoder, is_mlp
+from pyrovae.posteriors import POSTERIORS
 from pyrovae.priors import PRIORS, Prior
-
-_MLPS: dict[str, type[MLP] | type[GatedMLP]] = {"mlp": MLP, "gated_mlp": GatedMLP}
-NETWORKS = (*_MLPS, "conv", "strided_conv")
 
 
 class VAE(VAEModel):
-    """A VAE of one latent vector: prior p(z), likelihood p(x|z), posterior q(z|x), and two networks.
+    """A VAE of one latent vector, composed of prior p(z), likelihood p(x | z), posterior q(z | x), and two networks.
 
     Every part is a registry name or a module that is called as that part's base class is (``posteriors.Posterior``,
     ``priors.Prior``, ``likelihoods.Likelihood``). By name, ``*_options`` go to the part's constructor.
@@ -56,7 +54,7 @@ class VAE(VAEModel):
         event_shape: Sequence[int],
         latent_dim: int,
         *,
-        posterior: str | Posterior = "mean_field",
+        posterior: str | nn.Module = "mean_field",
         prior: str | Prior = "standard_normal",
         likelihood: str | Likelihood = "bernoulli",
         network: str = "mlp",
@@ -68,44 +66,39 @@ class VAE(VAEModel):
         likelihood_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        at_least(1, latent_dim=latent_dim)
-        self.event_shape = tuple(int(n) for n in event_shape)
-        if not self.event_shape or min(self.event_shape) < 1:
-            raise ValueError(f"event_shape must hold positive sizes, e.g. (784,); got {tuple(event_shape)}.")
+        require_at_least(1, latent_dim=latent_dim)
+        self.event_shape = shape = as_event_shape(event_shape)
         hidden = tuple(hidden)
-        if not hidden and (network in ("conv", "strided_conv") or encoder is not None):
+        encoder_class, decoder_class = lookup(NETWORKS, network, "network")
+        if not hidden and (encoder is not None or not is_mlp(encoder_class)):
             raise ValueError("hidden must name at least one width, the context's, for this encoder; got none.")
-        context_dim = hidden[-1] if hidden else prod(self.event_shape)
         self.latent_dim = latent_dim
-        of_prior: dict[str, Any] = {"latent_dim": latent_dim}
-        if isinstance(prior, str) and lookup(PRIORS, prior, "prior").uses_posterior:
-            of_prior["event_shape"] = self.event_shape
-        of_posterior = {"latent_dim": latent_dim, "context_dim": context_dim}
-        of_likelihood = {"event_dim": len(self.event_shape)}
-        self.likelihood = _build(LIKELIHOODS, "likelihood", likelihood, likelihood_options, of_likelihood)
-        self.posterior = _build(POSTERIORS, "posterior", posterior, posterior_options, of_posterior)
-        self.prior = _build(PRIORS, "prior", prior, prior_options, of_prior)
+        context_dim = hidden[-1] if hidden else prod(shape)
+        self.likelihood = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=len(shape))
+        self.posterior = POSTERIORS.build(posterior, posterior_options, latent_dim=latent_dim, context_dim=context_dim)
+        family = lookup(PRIORS, prior, "prior") if isinstance(prior, str) else prior
+        sizes = {"event_shape": shape} if getattr(family, "uses_posterior", False) else {}
+        self.prior = PRIORS.build(prior, prior_options, latent_dim=latent_dim, **sizes)
         if getattr(self.prior, "uses_posterior", False) and not getattr(self.posterior, "can_score", True):
             scorable = [name for name, family in POSTERIORS.items() if family.can_score]
             raise ValueError(
                 f"{type(self.prior).__name__} scores the posterior at points it did not draw, which "
                 f"{type(self.posterior).__name__} cannot. Use one of {', '.join(scorable)}, or another prior."
             )
-        outputs = self.likelihood.num_params
-        if encoder is None or decoder is None:
-            built = _networks(network, self.event_shape, latent_dim, hidden, outputs)
-        self.encoder = built[0] if encoder is None else encoder
-        self.decoder = built[1] if decoder is None else decoder
+        make_decoder = partial(build_decoder, decoder_class, latent_dim, shape, hidden, self.likelihood.num_params)
+        if decoder is None and decoder_class is ConvDecoder:
+            decoder = make_decoder()  # in this order a seed's initial weights are drawn
+        self.encoder = build_encoder(encoder_class, shape, hidden) if encoder is None else encoder
+        self.decoder = make_decoder() if decoder is None else decoder
 
-    def q(self, x: Float[Tensor, "*batch_event"]) -> dist.TorchDistribution:
-        """q(z | x): batch ``(...)`` for ``x`` of shape ``(..., *event_shape)``."""
+    def q(self, x: Float[Tensor, "*batch_event"]) -> dist.Distribution:
+        """The posterior q(z | x): batch ``(...)`` for ``x`` of shape ``(..., *event_shape)``."""
         return self.posterior(self.encoder(x))
 
-    def p(self, z: Float[Tensor, "*batch latent"]) -> dist.TorchDistribution:
-        """p(x | z): batch ``(...)`` for ``z`` of shape ``(..., Z)``."""
+    def p(self, z: Float[Tensor, "*batch latent"]) -> dist.Distribution:
+        """The distribution p(x | z): batch ``(...)`` for ``z`` of shape ``(..., Z)``."""
         assert self.event_shape is not None
-        params = self.decoder(z)
-        return self.likelihood(params.reshape(*z.shape[:-1], self.likelihood.num_params, *self.event_shape))
+        return self.likelihood.distribution(self.decoder(z), z.shape[:-1], self.event_shape)
 
     def model(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -115,32 +108,3 @@ class VAE(VAEModel):
     def guide(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.q(x))
-
-
-def _build(registry: dict[str, Any], kind: str, part: Any, options: Any, sizes: dict[str, Any]) -> Any:
-    if isinstance(part, str):
-        return lookup(registry, part, kind)(**sizes, **(options or {}))
-    if options:
-        raise ValueError(f"{kind}_options are for a {kind} given by name; this one is already built.")
-    return part
-
-
-def _networks(
-    network: str, event_shape: tuple[int, ...], latent_dim: int, hidden: tuple[int, ...], outputs: int
-) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder of one architecture."""
-    name = lookup({name: name for name in NETWORKS}, network, "network")
-    if name == "conv":
-        image_shape = as_image_shape(event_shape)
-        decoder: nn.Module = ConvDecoder(latent_dim, image_shape, outputs * image_shape[0])
-        return ConvEncoder(image_shape, hidden[-1]), decoder
-    if name == "strided_conv":
-        strided = StridedEncoder(event_shape, hidden[-1])
-        return strided, StridedDecoder(latent_dim, event_shape, outputs * event_shape[0])
-    mlp, flatten = _MLPS[name], nn.Flatten(-len(event_shape))
-    if not hidden:
-        return flatten, mlp(latent_dim, (), outputs * prod(event_shape))
-    encoder: nn.Module = mlp(prod(event_shape), hidden[:-1], hidden[-1], final_activation=True)
-    if len(event_shape) > 1:
-        encoder = nn.Sequential(flatten, encoder)
-    return encoder, mlp(latent_dim, hidden[::-1], outputs * prod(event_shape))

@@ -1,4 +1,4 @@
-"""What a model is where no data are known: it may use x for its length alone, and must know which site x stands at."""
+"""Runs of a model where no data are known: it may use x for its length alone, and must know which site x stands at."""
 
 import copy
 from collections.abc import Container, Mapping
@@ -18,8 +18,8 @@ from pyrovae.model._log_terms import Sites, sample_sites
 _NUM_ROWS = 16  # data in a run that shows what a model is
 
 
-def template(model: Any, n: int) -> Tensor:
-    """Data of the right shape, for a model that is run without observing."""
+def placeholder(model: Any, n: int) -> Tensor:
+    """Zeros of the data's shape, for a model that is run without observing."""
     if model.event_shape is None:
         raise ValueError(
             f"{type(model).__name__} does not know the shape of its data: set self.event_shape in __init__."
@@ -54,7 +54,7 @@ def sites_without_data(
     Raises:
         ValueError: a distribution that matters depends on the values of x, or a label's on what is drawn before it.
     """
-    x = template(model, _NUM_ROWS)
+    x = placeholder(model, _NUM_ROWS)
     generator, by_row = torch.Generator().manual_seed(0), (-1, *[1] * (x.dim() - 1))
     # Lookups take zeros and ones. Normal rows, of sizes from 0.1 to 1000, tell apart what agrees there.
     binary = torch.rand(x.shape, generator=generator) < torch.linspace(0, 1, _NUM_ROWS).reshape(by_row)
@@ -84,7 +84,7 @@ def sites_without_data(
 
 
 def _run(model: Any, x: Tensor, covariates: tuple[Any, ...], *, seed: int = 0) -> Sites:
-    """The sites of a run on made-up data, and on a few rows of the covariates, over and over."""
+    """Run a model on made-up data, and on a few rows of the covariates, over and over: its sites."""
     shortest = min((len(c) for c in covariates if isinstance(c, Tensor) and c.dim()), default=1)
     some = rows_of(covariates, torch.arange(_NUM_ROWS) % shortest)
     with seeded(seed), pyro.distributions.validation_enabled(False):
@@ -124,5 +124,6 @@ def _check_labels(sites: Sites, others: Sites, data: str) -> None:
 
 
 def _same_density(site: dict[str, Any], other: dict[str, Any], value: Tensor) -> bool:
+    """Whether two sites give a value the same log-density."""
     a, b = (s["fn"].log_prob(value.to(site["value"].device)) for s in (site, other))
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, equal_nan=True)

@@ -1,5 +1,6 @@
 """Networks: tensors ``(..., features)`` in, tensors out, with any leading dimensions."""
 
+from pyrovae.networks._architectures import NETWORKS
 from pyrovae.networks._conv import ConvDecoder, ConvEncoder
 from pyrovae.networks._grid import GridDecoder, GridEncoder
 from pyrovae.networks._mlp import MLP, GatedMLP
@@ -12,6 +13,7 @@ from pyrovae.networks._strided import StridedDecoder, StridedEncoder
 
 __all__ = [
     "MLP",
+    "NETWORKS",
     "ConvCell",
     "ConvDecoder",
     "ConvEncoder",

@@ -1,4 +1,4 @@
-"""Gated convolutional networks for images: the architecture of van den Berg et al. (2018, arXiv:1803.05649)."""
+"""Gated convolutional networks for images, the architecture of van den Berg et al. (2018, arXiv:1803.05649)."""
 
 from collections.abc import Callable, Sequence
 from math import prod
@@ -6,11 +6,11 @@ from math import prod
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_KERNEL = 5  # every convolution but the one that spans the whole image
+_KERNEL_SIZE, _PADDING = 5, 2  # pixels, of every convolution but the one that spans the whole image
 
 
 def over_leading(function: Callable[[Tensor], Tensor], x: Tensor, event_dims: int) -> Tensor:
-    """Apply ``function``, which wants one batch dimension, under any leading dimensions."""
+    """Apply a function that wants one batch dimension under any leading dimensions."""
     lead = x.shape[: x.dim() - event_dims]
     out = function(x.reshape(prod(lead), *x.shape[x.dim() - event_dims :]))
     return out.reshape(*lead, *out.shape[1:])
@@ -28,11 +28,13 @@ class _Gated(nn.Module):
 
 
 def _down(n_in: int, n_out: int, stride: int) -> nn.Module:
-    return _Gated(nn.Conv2d(n_in, 2 * n_out, _KERNEL, stride, _KERNEL // 2))
+    """A gated convolution, of stride 1 or 2."""
+    return _Gated(nn.Conv2d(n_in, 2 * n_out, _KERNEL_SIZE, stride, _PADDING))
 
 
 def _up(n_in: int, n_out: int, stride: int) -> nn.Module:
-    return _Gated(nn.ConvTranspose2d(n_in, 2 * n_out, _KERNEL, stride, _KERNEL // 2, output_padding=stride - 1))
+    """A gated transposed convolution, of stride 1 or 2."""
+    return _Gated(nn.ConvTranspose2d(n_in, 2 * n_out, _KERNEL_SIZE, stride, _PADDING, output_padding=stride - 1))
 
 
 def as_image_shape(
@@ -42,7 +44,7 @@ def as_image_shape(
     needs: str = " with height and width divisible by 4 for the conv networks",
     fix: str = ", or use network='mlp'",
 ) -> tuple[int, int, int]:
-    """``event_shape`` as ``(C, H, W)``.
+    """Check that an ``event_shape`` is ``(C, H, W)``, and return it.
 
     Args:
         event_shape: what should be an image's shape.
@@ -64,7 +66,7 @@ def as_image_shape(
 
 
 class ConvEncoder(nn.Module):
-    """Images ``(..., C, H, W)`` to features ``(..., out_features)``.
+    """A gated convolutional encoder of images ``(..., C, H, W)`` to features ``(..., out_features)``.
 
     Args:
         image_shape: ``(C, H, W)``; ``H`` and ``W`` divisible by 4.
@@ -89,7 +91,8 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Codes ``(..., in_features)`` to maps ``(..., out_channels, H, W)``: the encoder mirrored.
+    """A gated convolutional decoder of codes ``(..., in_features)`` to maps ``(..., out_channels, H, W)``: the encoder
+    mirrored.
 
     Args:
         in_features: size of the code.

@@ -1,14 +1,14 @@
-"""Images to grids of features and back: the networks of van den Oord et al. (2017, arXiv:1711.00937, sec. 4.1)."""
+"""Networks from images to grids of features and back, of van den Oord et al. (2017, arXiv:1711.00937, sec. 4.1)."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.networks._conv import as_image_shape, over_leading
 
 
 class _Residual(nn.Module):
-    """ReLU, 3×3 convolution, ReLU, 1×1 convolution, and the input added."""
+    """A residual block: ReLU, 3×3 convolution, ReLU, 1×1 convolution, and the input added."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -21,12 +21,12 @@ class _Residual(nn.Module):
 
 
 def grid_shape(image_shape: tuple[int, ...], downsampling: int) -> tuple[int, int]:
-    """``(H / downsampling, W / downsampling)`` of images ``(C, H, W)``.
+    """The shape ``(H / downsampling, W / downsampling)`` of an image's grid.
 
     Raises:
         ValueError: not an image, a ``downsampling`` that is not a power of 2 from 2 on or does not divide H and W.
     """
-    at_least(2, downsampling=downsampling)
+    require_at_least(2, downsampling=downsampling)
     if downsampling & (downsampling - 1):
         raise ValueError(f"downsampling must be a power of 2 (a stride of 2 for each layer); got {downsampling}.")
     needs = f" with height and width divisible by downsampling={downsampling}, for the strides to fit"
@@ -35,13 +35,9 @@ def grid_shape(image_shape: tuple[int, ...], downsampling: int) -> tuple[int, in
     return height // downsampling, width // downsampling
 
 
-def _strides(downsampling: int) -> int:
-    return downsampling.bit_length() - 1
-
-
 class GridEncoder(nn.Module):
-    """Images ``(..., C, H, W)`` to grids of features ``(..., D, H/f, W/f)``: one 4×4 convolution of stride 2 for every
-    halving, residual blocks, a 1×1 convolution.
+    """An encoder of images ``(..., C, H, W)`` to grids of features ``(..., D, H/f, W/f)``: one 4×4 convolution of
+    stride 2 for every halving, residual blocks, a 1×1 convolution.
 
     Args:
         image_shape: ``(C, H, W)``.
@@ -56,7 +52,7 @@ class GridEncoder(nn.Module):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, ...],
         out_channels: int,
         *,
         downsampling: int = 4,
@@ -65,10 +61,10 @@ class GridEncoder(nn.Module):
     ) -> None:
         super().__init__()
         grid_shape(image_shape, downsampling)
-        at_least(1, out_channels=out_channels, hidden=hidden)
-        at_least(0, num_blocks=num_blocks)
+        require_at_least(1, out_channels=out_channels, hidden=hidden)
+        require_at_least(0, num_blocks=num_blocks)
         layers: list[nn.Module] = [nn.Conv2d(image_shape[0], hidden, 4, 2, 1)]
-        for _ in range(_strides(downsampling) - 1):
+        for _ in range(downsampling.bit_length() - 2):
             layers += [nn.ReLU(), nn.Conv2d(hidden, hidden, 4, 2, 1)]
         layers += [_Residual(hidden) for _ in range(num_blocks)]
         self.layers = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(hidden, out_channels, 1))
@@ -78,7 +74,8 @@ class GridEncoder(nn.Module):
 
 
 class GridDecoder(nn.Module):
-    """Grids of features ``(..., D, H/f, W/f)`` to maps ``(..., out_channels, H, W)``: the encoder mirrored.
+    """A decoder of grids of features ``(..., D, H/f, W/f)`` to maps ``(..., out_channels, H, W)``: the encoder
+    mirrored.
 
     Args:
         in_channels: D.
@@ -95,7 +92,7 @@ class GridDecoder(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, ...],
         out_channels: int,
         *,
         downsampling: int = 4,
@@ -104,11 +101,11 @@ class GridDecoder(nn.Module):
     ) -> None:
         super().__init__()
         grid_shape(image_shape, downsampling)
-        at_least(1, in_channels=in_channels, out_channels=out_channels, hidden=hidden)
-        at_least(0, num_blocks=num_blocks)
+        require_at_least(1, in_channels=in_channels, out_channels=out_channels, hidden=hidden)
+        require_at_least(0, num_blocks=num_blocks)
         layers: list[nn.Module] = [nn.Conv2d(in_channels, hidden, 3, padding=1)]
         layers += [_Residual(hidden) for _ in range(num_blocks)]
-        for _ in range(_strides(downsampling) - 1):
+        for _ in range(downsampling.bit_length() - 2):
             layers += [nn.ReLU(), nn.ConvTranspose2d(hidden, hidden, 4, 2, 1)]
         self.layers = nn.Sequential(*layers, nn.ReLU(), nn.ConvTranspose2d(hidden, out_channels, 4, 2, 1))
 

@@ -6,11 +6,11 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 
 
 class GatedLinear(nn.Module):
-    """``(W x + b) ⊙ sigmoid(V x + c)``, the gated dense layer of Tomczak & Welling (2018)."""
+    """A gated dense layer, ``(W x + b) ⊙ sigmoid(V x + c)`` (Tomczak & Welling 2018)."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -73,7 +73,6 @@ class GatedMLP(nn.Sequential):
 
 
 def _sizes(in_features: int, hidden: Sequence[int], out_features: int) -> list[int]:
-    at_least(1, in_features=in_features, out_features=out_features)
-    for size in hidden:
-        at_least(1, hidden=size)
+    """The sizes of all layers, checked."""
+    require_at_least(1, in_features=in_features, out_features=out_features, hidden=tuple(hidden))
     return [in_features, *hidden, out_features]

@@ -1,17 +1,15 @@
-"""Gated PixelCNN: a convolutional network in which a pixel's output depends on earlier pixels alone."""
+"""The gated PixelCNN, a convolutional network whose output at a pixel depends on earlier pixels alone."""
 
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from pyrovae._checks import at_least
-from pyrovae.networks._context import check_context, with_context
-from pyrovae.networks._conv import over_leading
+from pyrovae._checks import require_at_least
+from pyrovae.networks._context import PixelNetwork
 
 
-class GatedPixelCNN(nn.Module):
-    """Images ``(..., C, H, W)`` to parameters of every pixel given those before it, in raster order: the gated network
-    of van den Oord et al. (2016, arXiv:1606.05328, fig. 2), whose two stacks leave no blind spot.
+class GatedPixelCNN(PixelNetwork):
+    """A gated PixelCNN from images ``(..., C, H, W)`` to parameters of every pixel given those before it, in raster
+    order: the network of van den Oord et al. (2016, arXiv:1606.05328, fig. 2), whose two stacks leave no blind spot.
 
     With L layers and kernels of width k, let r = L (k - 1) / 2. The output at (i, j) depends on the pixels of row i
     from j - r to j - 1, and of rows i - 1 - r to i - 1 from column j - r to j + r: on all of these, on no others. So
@@ -43,13 +41,11 @@ class GatedPixelCNN(nn.Module):
         context_dim: int | None = None,
         spatial_context: bool = False,
     ) -> None:
-        super().__init__()
-        at_least(1, in_channels=in_channels, out_channels=out_channels, hidden=hidden, num_layers=num_layers)
-        at_least(3, kernel_size=kernel_size)
+        super().__init__(in_channels, out_channels, context_dim, spatial_context)
+        require_at_least(1, hidden=hidden, num_layers=num_layers)
+        require_at_least(3, kernel_size=kernel_size)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, e.g. 3 or 5; got {kernel_size}.")
-        check_context(context_dim, spatial_context)
-        self.context_dim, self.spatial_context = context_dim, spatial_context
         self.layers = nn.ModuleList(
             _Layer(hidden if i else in_channels, hidden, kernel_size, context_dim, first=not i)
             for i in range(num_layers)
@@ -58,16 +54,7 @@ class GatedPixelCNN(nn.Module):
             nn.ReLU(), nn.Conv2d(hidden, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, out_channels, 1)
         )
 
-    def forward(
-        self, x: Float[Tensor, "*batch channels height width"], context: Tensor | None = None
-    ) -> Float[Tensor, "*batch out height width"]:
-        """Leading dimensions of ``x`` and of ``context``, ``(..., context_dim)``, broadcast."""
-        x, context = with_context(x, context, self.context_dim, self.spatial_context)
-        if context is not None:
-            context = context.reshape(-1, *context.shape[-3:])
-        return over_leading(lambda image: self._run(image, context), x, 3)
-
-    def _run(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def _of_images(self, x: Tensor, context: Tensor | None) -> Tensor:
         above = left = x
         total: Tensor | None = None
         for layer in self.layers:
@@ -77,7 +64,7 @@ class GatedPixelCNN(nn.Module):
 
 
 class _Layer(nn.Module):
-    """One gated layer of both stacks.
+    """A gated layer of both stacks.
 
     The vertical stack at row i sees rows up to i, which it hands to the horizontal stack of row i + 1; the horizontal
     one sees its own row to the left, in the first layer without the pixel itself.
@@ -107,5 +94,6 @@ class _Layer(nn.Module):
 
 
 def _gate(x: Tensor) -> Tensor:
+    """Half of the channels, gated by the other half."""
     a, b = x.chunk(2, dim=1)
     return a.tanh() * b.sigmoid()

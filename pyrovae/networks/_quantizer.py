@@ -1,4 +1,4 @@
-"""Vector quantisation: a codebook, and the nearest code of a vector."""
+"""Vector quantisation: a codebook, and the code that is nearest to a vector."""
 
 import math
 from typing import NamedTuple
@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 
-_LEAST = 1e-20  # weight under which a mean over a code's vectors is no longer taken
+_MIN_WEIGHT = 1e-20  # of a code, in vectors, under which their mean is no longer taken
 
 
 class Quantized(NamedTuple):
-    """What :class:`VectorQuantizer` makes of vectors ``(..., D)``.
+    """Vectors ``(..., D)`` after quantisation by a :class:`VectorQuantizer`.
 
     Attributes:
         vectors: the nearest codes' vectors ``(..., D)``. Their gradient goes to the vectors that came in, as if
@@ -62,8 +62,8 @@ class VectorQuantizer(nn.Module):
 
     def __init__(self, num_codes: int, code_dim: int, *, decay: float = 0.99, dead_below: float = 0.1) -> None:
         super().__init__()
-        at_least(2, num_codes=num_codes)
-        at_least(1, code_dim=code_dim)
+        require_at_least(2, num_codes=num_codes)
+        require_at_least(1, code_dim=code_dim)
         for name, value in {"decay": decay, "dead_below": dead_below}.items():
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} must be at least 0 and less than 1; got {value}.")
@@ -73,14 +73,14 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("sums", torch.zeros(num_codes, code_dim))
 
     def nearest(self, vectors: Float[Tensor, "*batch dim"]) -> Int[Tensor, "*batch"]:
-        """Indices of the codes nearest to vectors ``(..., D)``, ``(...)``; of equally near ones the first."""
+        """Find the codes nearest to vectors ``(..., D)``: indices ``(...)``, the first of equally near ones."""
         with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
             v = vectors.to(self.codebook)
             # ‖v - e‖² without ‖v‖², which is the same for every code.
             return (self.codebook.square().sum(-1) - 2.0 * v @ self.codebook.mT).argmin(-1)
 
     def embed(self, codes: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
-        """The vectors ``(..., D)`` of codes ``(...)``."""
+        """Look up the vectors ``(..., D)`` of codes ``(...)``."""
         return self.codebook[codes]
 
     def forward(self, vectors: Float[Tensor, "*batch dim"]) -> Quantized:
@@ -109,6 +109,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _update(self, vectors: Tensor, codes: Tensor) -> None:
+        """Move the codebook to the running means of the vectors that were nearest to each code."""
         with torch.autocast(vectors.device.type, enabled=False):
             flat = vectors.reshape(-1, self.code_dim).to(self.codebook)
             every = torch.arange(self.num_codes, device=codes.device)
@@ -116,11 +117,12 @@ class VectorQuantizer(nn.Module):
             self.counts.lerp_(belongs.sum(0), 1.0 - self.decay)
             self.sums.lerp_(belongs.mT @ flat, 1.0 - self.decay)
             weight = self.counts.unsqueeze(-1)
-            self.codebook.copy_(torch.where(weight > _LEAST, self.sums / weight.clamp(min=_LEAST), self.codebook))
+            means = self.sums / weight.clamp(min=_MIN_WEIGHT)
+            self.codebook.copy_(torch.where(weight > _MIN_WEIGHT, means, self.codebook))
 
 
 def code_counts(codes: Int[Tensor, "..."], num_codes: int) -> Int[Tensor, "codes"]:
-    """How often each of ``num_codes`` codes occurs among ``codes`` of any shape: ``(num_codes,)``.
+    """Count how often each of ``num_codes`` codes occurs among ``codes`` of any shape: ``(num_codes,)``.
 
     Raises:
         ValueError: codes that are not integers from 0 to ``num_codes - 1``.
@@ -133,8 +135,8 @@ def code_counts(codes: Int[Tensor, "..."], num_codes: int) -> Int[Tensor, "codes
 
 
 def perplexity(counts: Tensor) -> float:
-    """exp(-Σ p_i log p_i) of the codes' frequencies p = counts / Σ counts: from 1 for a single code in use to K for K
-    codes used equally often.
+    """The perplexity exp(-Σ p_i log p_i) of the codes' frequencies p = counts / Σ counts: from 1 for a single code in
+    use to K for K codes used equally often.
 
     Args:
         counts: how often each code occurs, ``(K,)``; see :func:`code_counts`.

@@ -8,21 +8,21 @@ other draws and data, so that the model would change with K, and the weights of 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.networks._conv import over_leading
 
-_RESIDUAL = 0.1  # what a cell adds starts small, so that deep stacks start near the identity
-_GROUP = 8  # channels normalised together
-_LEAST = 4  # width of the bottleneck of squeeze-and-excitation
+_RESIDUAL_SCALE = 0.1  # of what a cell adds, so that deep stacks start near the identity
+_CHANNELS_PER_GROUP = 8  # that are normalised together
+_MIN_BOTTLENECK_WIDTH = 4  # units, of squeeze-and-excitation
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Normalisation of one image, eight channels at a time where that divides them, else all together."""
-    return nn.GroupNorm(channels // _GROUP if channels % _GROUP == 0 else 1, channels)
+    """A normalisation of one image, eight channels at a time where that divides them, else all together."""
+    return nn.GroupNorm(channels // _CHANNELS_PER_GROUP if channels % _CHANNELS_PER_GROUP == 0 else 1, channels)
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales every channel by a gate that sees all channels' means (Hu et al. 2018, arXiv:1709.01507).
+    """A layer that scales every channel by a gate that sees all channels' means (Hu et al. 2018, arXiv:1709.01507).
 
     Maps ``(..., C, H, W)`` to the same shape.
 
@@ -33,8 +33,8 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int, *, reduction: int = 16) -> None:
         super().__init__()
-        at_least(1, channels=channels, reduction=reduction)
-        width = max(channels // reduction, _LEAST)
+        require_at_least(1, channels=channels, reduction=reduction)
+        width = max(channels // reduction, _MIN_BOTTLENECK_WIDTH)
         self.gate = nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, channels), nn.Sigmoid())
 
     def forward(self, x: Float[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch c h w"]:
@@ -42,12 +42,12 @@ class SqueezeExcitation(nn.Module):
 
 
 class _Cell(nn.Module):
-    """x + 0.1 body(x)."""
+    """A residual cell, x + 0.1 body(x)."""
 
     body: nn.Module
 
     def forward(self, x: Float[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch c h w"]:
-        return x + _RESIDUAL * over_leading(self.body, x, 3)
+        return x + _RESIDUAL_SCALE * over_leading(self.body, x, 3)
 
 
 class DepthwiseCell(_Cell):
@@ -62,7 +62,7 @@ class DepthwiseCell(_Cell):
 
     def __init__(self, channels: int, *, expansion: int = 3) -> None:
         super().__init__()
-        at_least(1, channels=channels, expansion=expansion)
+        require_at_least(1, channels=channels, expansion=expansion)
         wide = expansion * channels
         self.body = nn.Sequential(
             group_norm(channels),
@@ -89,7 +89,7 @@ class ConvCell(_Cell):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        at_least(1, channels=channels)
+        require_at_least(1, channels=channels)
         layers: list[nn.Module] = []
         for _ in range(2):
             layers += [group_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1)]

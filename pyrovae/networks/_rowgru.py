@@ -1,17 +1,16 @@
-"""A recurrent network over the rows of an image and the pixels of a row."""
+"""A recurrent network over the rows of an image, and over the pixels of a row."""
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from pyrovae._checks import at_least
-from pyrovae.networks._context import check_context, with_context
-from pyrovae.networks._conv import over_leading
+from pyrovae._checks import require_at_least
+from pyrovae.networks._context import PixelNetwork
 
 
-class RowGRU(nn.Module):
-    """Images ``(..., C, H, W)`` to parameters of every pixel given those before it, in raster order.
+class RowGRU(PixelNetwork):
+    """Two recurrent networks from images ``(..., C, H, W)`` to parameters of every pixel given those before it, in
+    raster order.
 
     One GRU (Cho et al. 2014, arXiv:1406.1078) reads the rows above, whole; from its state another goes through the
     pixels of the row, left to right. So every output depends on all earlier pixels, in H + W steps rather than H W.
@@ -40,29 +39,20 @@ class RowGRU(nn.Module):
         context_dim: int | None = None,
         spatial_context: bool = False,
     ) -> None:
-        super().__init__()
-        at_least(1, in_channels=in_channels, out_channels=out_channels, width=width, hidden=hidden)
-        check_context(context_dim, spatial_context)
-        self.context_dim, self.spatial_context = context_dim, spatial_context
+        super().__init__(in_channels, out_channels, context_dim, spatial_context)
+        require_at_least(1, width=width, hidden=hidden)
+        self.width = width
         told = context_dim or 0
         self.rows = nn.GRU(width * (in_channels + told), hidden, batch_first=True)
         self.pixels = nn.GRU(in_channels + told, hidden, batch_first=True)
         self.start = nn.Linear(hidden, hidden)
         self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, out_channels))
 
-    def forward(
-        self, x: Float[Tensor, "*batch channels height width"], context: Tensor | None = None
-    ) -> Float[Tensor, "*batch out height width"]:
-        """Leading dimensions of ``x`` and of ``context``, ``(..., context_dim)``, broadcast."""
-        x, context = with_context(x, context, self.context_dim, self.spatial_context)
-        if context is not None:
-            context = context.expand(*context.shape[:-2], *x.shape[-2:]).reshape(-1, context.shape[-3], *x.shape[-2:])
-        return over_leading(lambda image: self._run(image, context), x, 3)
-
-    def _run(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def _of_images(self, x: Tensor, context: Tensor | None) -> Tensor:
         n, _, height, width = x.shape
         above, left = pad(x, (0, 0, 1, -1)), pad(x, (1, -1, 0, 0))
         if context is not None:
+            context = context.expand(-1, -1, height, width)
             above, left = torch.cat([above, context], dim=1), torch.cat([left, context], dim=1)
         states, _ = self.rows(above.transpose(1, 2).flatten(2))
         start = self.start(states).tanh().reshape(1, n * height, -1)

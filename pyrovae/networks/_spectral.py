@@ -1,4 +1,4 @@
-"""The largest singular values of a network's weights: how far its layers can stretch their inputs."""
+"""The spectral regulariser: the largest singular values of a network's weights."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae._compat.torch import ConvNd
 
-_FIRST = 20  # iterations on the initial weights
+_INITIAL_ITERATIONS = 20  # at least, on the initial weights
 
 
 class SpectralSum(nn.Module):
-    """Σ σ_max(W) over the linear and convolutional layers of a network: the spectral regularisation of NVAE (Vahdat &
-    Kautz 2020, arXiv:2007.03898, sec. 3.2, after Yoshida & Miyato 2017).
+    """The sum Σ σ_max(W) over the linear and convolutional layers of a network: the spectral regularisation of NVAE
+    (Vahdat & Kautz 2020, arXiv:2007.03898, sec. 3.2, after Yoshida & Miyato 2017).
 
     A convolution's weight is taken as the matrix ``(out, in · height · width)``. Every call makes a few power
     iterations from where the last one stopped, so that the estimate follows weights that change slowly. It is
@@ -32,7 +32,7 @@ class SpectralSum(nn.Module):
 
     def __init__(self, network: nn.Module, *, iterations: int = 4) -> None:
         super().__init__()
-        at_least(1, iterations=iterations)
+        require_at_least(1, iterations=iterations)
         self.iterations = iterations
         self.names: dict[tuple[int, int], list[str]] = {}
         for name, layer in network.named_modules():
@@ -45,11 +45,11 @@ class SpectralSum(nn.Module):
             v = nn.functional.normalize(torch.randn(len(names), columns, 1), dim=1)
             self.register_buffer(f"v_{rows}x{columns}", v)
         with torch.no_grad():
-            for _ in range(0 if v.is_meta else -(-_FIRST // iterations)):  # there, shapes alone are wanted
+            for _ in range(0 if v.is_meta else -(-_INITIAL_ITERATIONS // iterations)):  # there, shapes alone are wanted
                 self(network)
 
     def forward(self, network: nn.Module) -> Float[Tensor, ""]:
-        """Σ σ_max(W) for the weights that ``network`` has now."""
+        """The sum Σ σ_max(W) for the weights that ``network`` has now."""
         terms = []
         for (rows, columns), names in self.names.items():
             layers: list[Any] = [network.get_submodule(name) for name in names]
@@ -63,6 +63,7 @@ class SpectralSum(nn.Module):
 
 @torch.no_grad()
 def _iterate(w: Tensor, v: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Power iterations from ``v``: the leading left and right singular vectors."""
     for _ in range(iterations):
         u = nn.functional.normalize(w @ v, dim=1)
         back = w.mT @ u

@@ -7,30 +7,30 @@ from math import prod
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.networks._conv import over_leading
 
-_CHANNELS, _WIDTH = 32, 256  # of every convolution, of every dense layer
-_SMALLEST = 4  # a side of this size or less is not halved
+_NUM_CHANNELS, _DENSE_WIDTH = 32, 256  # of every convolution, of every dense layer
+_MAX_UNHALVED_SIDE = 4  # pixels; a side of more is halved, as long as it is even
 
 
 def _halvings(image_shape: tuple[int, ...]) -> int:
-    """How many strides of 2 it takes until a side is odd, or 4 pixels or less; a ``ValueError`` if none fits."""
+    """Count the strides of 2 until a side is odd, or 4 pixels or less; a ``ValueError`` if none fits."""
     match tuple(image_shape):
         case (_, height, width):
             n = 0
-            while all(side % 2 ** (n + 1) == 0 and side >> n > _SMALLEST for side in (height, width)):
+            while all(side % 2 ** (n + 1) == 0 and side >> n > _MAX_UNHALVED_SIDE for side in (height, width)):
                 n += 1
             if n:
                 return n
     raise ValueError(
-        f"image_shape must be (channels, height, width) with height and width even and above {_SMALLEST} for the "
-        f"strided networks; got {tuple(image_shape)}. Load images with flatten=False, or use network='mlp'."
+        f"image_shape must be (channels, height, width) with height and width even and above {_MAX_UNHALVED_SIDE} for "
+        f"the strided networks; got {tuple(image_shape)}. Load images with flatten=False, or use network='mlp'."
     )
 
 
 class StridedEncoder(nn.Sequential):
-    """Images ``(..., C, H, W)`` to features ``(..., out_features)``.
+    """A strided convolutional encoder of images ``(..., C, H, W)`` to features ``(..., out_features)``.
 
     Convolutions of 4×4 pixels, stride 2 and 32 channels halve both sides until one is odd, or 4 pixels or less (four
     for 64×64, two for 28×28); two dense layers follow.
@@ -43,22 +43,23 @@ class StridedEncoder(nn.Sequential):
         ValueError: odd sides.
     """
 
-    def __init__(self, image_shape: tuple[int, ...], out_features: int = _WIDTH) -> None:
-        at_least(1, out_features=out_features)
+    def __init__(self, image_shape: tuple[int, ...], out_features: int = _DENSE_WIDTH) -> None:
+        require_at_least(1, out_features=out_features)
         n = _halvings(image_shape)
         channels, height, width = image_shape
         layers: list[nn.Module] = []
-        for n_in in (channels, *[_CHANNELS] * (n - 1)):
-            layers += [nn.Conv2d(n_in, _CHANNELS, 4, 2, 1), nn.ReLU()]
-        layers += [nn.Flatten(), nn.Linear(_CHANNELS * (height >> n) * (width >> n), _WIDTH), nn.ReLU()]
-        super().__init__(*layers, nn.Linear(_WIDTH, out_features), nn.ReLU())
+        for n_in in (channels, *[_NUM_CHANNELS] * (n - 1)):
+            layers += [nn.Conv2d(n_in, _NUM_CHANNELS, 4, 2, 1), nn.ReLU()]
+        layers += [nn.Flatten(), nn.Linear(_NUM_CHANNELS * (height >> n) * (width >> n), _DENSE_WIDTH), nn.ReLU()]
+        super().__init__(*layers, nn.Linear(_DENSE_WIDTH, out_features), nn.ReLU())
 
     def forward(self, x: Float[Tensor, "*batch channels height width"]) -> Float[Tensor, "*batch features"]:
         return over_leading(super().forward, x, 3)
 
 
 class StridedDecoder(nn.Sequential):
-    """Codes ``(..., in_features)`` to maps ``(..., out_channels, H, W)``: :class:`StridedEncoder` mirrored.
+    """A strided convolutional decoder of codes ``(..., in_features)`` to maps ``(..., out_channels, H, W)``: the
+    encoder mirrored.
 
     Args:
         in_features: size of the code.
@@ -70,14 +71,14 @@ class StridedDecoder(nn.Sequential):
     """
 
     def __init__(self, in_features: int, image_shape: tuple[int, ...], out_channels: int) -> None:
-        at_least(1, in_features=in_features, out_channels=out_channels)
+        require_at_least(1, in_features=in_features, out_channels=out_channels)
         n = _halvings(image_shape)
-        small = (_CHANNELS, image_shape[1] >> n, image_shape[2] >> n)
-        layers: list[nn.Module] = [nn.Linear(in_features, _WIDTH), nn.ReLU(), nn.Linear(_WIDTH, prod(small)), nn.ReLU()]
-        layers.append(nn.Unflatten(1, small))
+        small = (_NUM_CHANNELS, image_shape[1] >> n, image_shape[2] >> n)
+        layers: list[nn.Module] = [nn.Linear(in_features, _DENSE_WIDTH), nn.ReLU()]
+        layers += [nn.Linear(_DENSE_WIDTH, prod(small)), nn.ReLU(), nn.Unflatten(1, small)]
         for _ in range(n - 1):
-            layers += [nn.ConvTranspose2d(_CHANNELS, _CHANNELS, 4, 2, 1), nn.ReLU()]
-        super().__init__(*layers, nn.ConvTranspose2d(_CHANNELS, out_channels, 4, 2, 1))
+            layers += [nn.ConvTranspose2d(_NUM_CHANNELS, _NUM_CHANNELS, 4, 2, 1), nn.ReLU()]
+        super().__init__(*layers, nn.ConvTranspose2d(_NUM_CHANNELS, out_channels, 4, 2, 1))
 
     def forward(self, z: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch channels height width"]:
         return over_leading(super().forward, z, 1)

@@ -1,4 +1,4 @@
-"""What every objective is."""
+"""``Objective``, the base class."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.model import LogTerms, VAEModel, log_terms
 from pyrovae.objectives._schedules import Weight, has_ended, value_at
 
@@ -35,18 +35,18 @@ class Objective(PyroELBO):
     """
 
     def __init__(self, *, num_particles: int = 1, max_plate_nesting: int | None = None) -> None:
-        at_least(1, num_particles=num_particles)
+        require_at_least(1, num_particles=num_particles)
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self._nesting = max_plate_nesting  # Pyro's own attribute counts the particles' plate too
         self.time: float | None = None
 
     @property
     def schedules(self) -> dict[str, Weight]:
-        """Numbers, or functions of time, by the name that :meth:`per_datum` takes them under."""
+        """The weights, as numbers or functions of time, by the name that :meth:`per_datum` takes them under."""
         return {}
 
     def weights(self, t: float) -> dict[str, float]:
-        """What :meth:`per_datum` takes besides the terms, at time ``t`` (``fit``: epochs); ``inf`` for final values.
+        """The weights at time ``t`` (``fit``: epochs), for :meth:`per_datum`; ``inf`` for final values.
 
         Raises:
             ValueError: a schedule's value is negative, NaN or infinite.
@@ -58,7 +58,7 @@ class Objective(PyroELBO):
         return all(has_ended(value, t) for value in self.schedules.values())
 
     def check(self, terms: LogTerms) -> None:
-        """Raise a ``ValueError`` for a model, of which these are terms, that the objective cannot train."""
+        """Raise a ``ValueError`` for a model that the objective cannot train, by its terms."""
 
     @abstractmethod
     def per_datum(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
@@ -73,11 +73,11 @@ class Objective(PyroELBO):
         """
 
     def surrogate(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
-        """What to differentiate: equals :meth:`per_datum` in value or only in expected gradient."""
+        """The function to differentiate: equals :meth:`per_datum` in value, or only in expected gradient."""
         return self.per_datum(terms, **weights)
 
     def weight(self, name: str, given: Weights) -> float | Tensor:
-        """A weight as it is given, or else as it is at any time.
+        """A weight as it is given, or else its constant value.
 
         Raises:
             ValueError: it is a schedule and was not given.
@@ -104,17 +104,18 @@ class Objective(PyroELBO):
         return -self.per_datum(self._terms(model, guide, *args, **kwargs), **weights).sum()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        return self.surrogate_loss(self._now(), model, guide, *args, **kwargs)
+        return self.surrogate_loss(self._current_weights(), model, guide, *args, **kwargs)
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        return self.bound_loss(self._now(), model, guide, *args, **kwargs).item()
+        return self.bound_loss(self._current_weights(), model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        terms, weights = self._terms(model, guide, *args, **kwargs), self._now()
+        terms, weights = self._terms(model, guide, *args, **kwargs), self._current_weights()
         (-self.surrogate(terms, **weights).sum()).backward()
         return -self.per_datum(terms, **weights).sum().item()
 
-    def _now(self) -> dict[str, float]:
+    def _current_weights(self) -> dict[str, float]:
+        """The weights at :attr:`time`, for ``pyro.infer.SVI``."""
         return {} if self.time is None else self.weights(self.time)
 
     def _get_trace(self, *args: Any, **kwargs: Any) -> Any:
@@ -122,6 +123,7 @@ class Objective(PyroELBO):
         raise NotImplementedError
 
     def _terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> LogTerms:
+        """The terms of the model that these are the methods of."""
         return log_terms(
             model,
             guide,
@@ -133,5 +135,6 @@ class Objective(PyroELBO):
 
 
 def _nesting(model: Program) -> int:
+    """The plates that the owner of a method says it nests; 1 for other programs."""
     owner = getattr(model, "__self__", None)
     return owner.max_plate_nesting if isinstance(owner, VAEModel) else 1

@@ -6,14 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import not_negative
+from pyrovae._checks import require_not_negative
 from pyrovae.model import LogTerms
 from pyrovae.objectives._base import Objective
 from pyrovae.objectives._schedules import Weight
 
 
 class CapacityELBO(Objective):
-    """E_q[log p(x|z)] - γ |KL(q(z|x) ‖ p(z)) - C|, Burgess et al. (2018, arXiv:1804.03599, sec. 5).
+    """The controlled-capacity objective, E_q[log p(x|z)] - γ |KL(q(z|x) ‖ p(z)) - C|, Burgess et al. (2018,
+    arXiv:1804.03599, sec. 5).
 
     The KL between the bars is the batch's mean, as in the published implementations (Locatello et al. 2019,
     arXiv:1811.12359): the data share the capacity C, and those that need more of it get more. Every datum's bound
@@ -40,9 +41,8 @@ class CapacityELBO(Objective):
         max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
-        not_negative(gamma=gamma, **({} if callable(capacity) else {"capacity": capacity}))
-        self.capacity = capacity
-        self.gamma = gamma
+        require_not_negative(gamma=gamma, **({} if callable(capacity) else {"capacity": capacity}))
+        self.capacity, self.gamma = capacity, gamma
 
     @property
     def schedules(self) -> dict[str, Weight]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import not_negative
+from pyrovae._checks import require_not_negative
 from pyrovae.distributions._capabilities import family
 from pyrovae.model import LogTerms
 from pyrovae.objectives._base import Objective
@@ -15,7 +15,8 @@ from pyrovae.objectives._schedules import Weight
 
 
 class ELBO(Objective):
-    """E_q[log p(x|z)] - β KL(q(z|x) ‖ p(z)), Kingma & Welling (2014), Higgins et al. (2017) for β ≠ 1.
+    """The evidence lower bound E_q[log p(x|z)] - β KL(q(z|x) ‖ p(z)), Kingma & Welling (2014), Higgins et al. (2017)
+    for β ≠ 1.
 
     With ``free_bits`` λ, dimension d of every latent site costs max(mean over the batch of KL_d, λ) instead of its KL
     (Kingma et al. 2016, arXiv:1606.04934, appendix C.8): below λ nats it is free, and the KL has no gradient. The bound
@@ -55,12 +56,10 @@ class ELBO(Objective):
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
         if analytic_kl not in ("auto", True, False):
             raise ValueError(f"analytic_kl must be 'auto', True or False; got {analytic_kl!r}.")
-        not_negative(free_bits=free_bits, **({} if callable(beta) else {"beta": beta}))
+        require_not_negative(free_bits=free_bits, **({} if callable(beta) else {"beta": beta}))
         if free_bits and analytic_kl is False:
             raise ValueError("free_bits needs the KL of each dimension in closed form: use analytic_kl='auto'.")
-        self.beta = beta
-        self.free_bits = free_bits
-        self.analytic_kl = analytic_kl
+        self.beta, self.free_bits, self.analytic_kl = beta, free_bits, analytic_kl
 
     @property
     def schedules(self) -> dict[str, Weight]:
@@ -87,15 +86,18 @@ class ELBO(Objective):
             self._kl(terms, site)
 
     def _exact(self, terms: LogTerms, site: str) -> bool:
+        """Whether the KL of a site is taken in closed form."""
         return bool(self.analytic_kl) and terms.closed_form_kl(site) is not None
 
     def _per_particle(self, terms: LogTerms, beta: float | Tensor) -> Float[Tensor, "particles batch"]:
+        """The bound at each draw."""
         bound = terms.reconstruction
         for site in terms.log_posterior:
             bound = bound - beta * self._kl(terms, site)
         return bound
 
     def _kl(self, terms: LogTerms, site: str) -> Float[Tensor, "particles batch"]:
+        """The KL of a site, in the form that the options ask for."""
         if self.free_bits:
             return self._with_free_bits(terms, site)
         if self.analytic_kl is True and not self._exact(terms, site):
@@ -103,7 +105,7 @@ class ELBO(Objective):
         return terms.kl(site, closed_form=bool(self.analytic_kl))
 
     def _with_free_bits(self, terms: LogTerms, site: str) -> Float[Tensor, "particles batch"]:
-        """Per datum, so that its mean over the batch is what the class says: λ where that of a dimension is below."""
+        """The KL of a site with free bits, per datum: λ for each dimension whose mean over the batch is below it."""
         kl = terms.closed_form_kl_by_dimension(site)
         if kl is None:
             q, p = (family(d[site]) if site in d else "none" for d in (terms.posterior, terms.prior))

@@ -10,7 +10,8 @@ from pyrovae.objectives._base import Objective
 
 
 class IWAE(Objective):
-    """L_K = E[log 1/K Σ_k p(x, z_k) / q(z_k | x)], Burda et al. (2016, arXiv:1509.00519, eq. 8).
+    """The importance-weighted bound L_K = E[log 1/K Σ_k p(x, z_k) / q(z_k | x)], Burda et al. (2016, arXiv:1509.00519,
+    eq. 8).
 
     Args:
         num_particles: K.

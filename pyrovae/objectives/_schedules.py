@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyrovae._checks import at_least, not_negative, positive
+from pyrovae._checks import require_at_least, require_not_negative, require_positive
 
 Weight = float | Callable[[float], float]
 
@@ -29,10 +29,16 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class _Warmup(Schedule):
+    """A rise from ``start`` to ``end``, straight or along half a cosine."""
+
     ends: float
     start: float
     end: float
     cosine: bool
+
+    def __post_init__(self) -> None:
+        require_positive(duration=self.ends)
+        require_not_negative(start=self.start, end=self.end)
 
     def __call__(self, t: float) -> float:
         if t >= self.ends:
@@ -44,6 +50,8 @@ class _Warmup(Schedule):
 
 @dataclass(frozen=True)
 class _Cycles(Schedule):
+    """Repeated linear rises from 0 to ``end``."""
+
     period: float
     rise: float
     cycles: int
@@ -58,7 +66,7 @@ class _Cycles(Schedule):
 
 
 def linear_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> Schedule:
-    """From ``start`` to ``end`` in a straight line over ``duration``, then ``end`` (Bowman et al. 2016).
+    """A straight rise from ``start`` to ``end`` over ``duration``, then ``end`` (Bowman et al. 2016).
 
     Args:
         duration: length of the warm-up; epochs, in ``fit``.
@@ -68,13 +76,11 @@ def linear_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> S
     Raises:
         ValueError: a duration that is not positive and finite, a weight that is negative, NaN or infinite.
     """
-    positive(duration=duration)
-    not_negative(start=start, end=end)
     return _Warmup(duration, start, end, cosine=False)
 
 
 def cosine_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> Schedule:
-    """As :func:`linear_warmup`, along half a cosine, flat at both ends.
+    """A rise as of :func:`linear_warmup`, along half a cosine, flat at both ends.
 
     Args:
         duration: length of the warm-up; epochs, in ``fit``.
@@ -84,8 +90,6 @@ def cosine_warmup(duration: float, *, start: float = 0.0, end: float = 1.0) -> S
     Raises:
         ValueError: as of :func:`linear_warmup`.
     """
-    positive(duration=duration)
-    not_negative(start=start, end=end)
     return _Warmup(duration, start, end, cosine=True)
 
 
@@ -102,16 +106,16 @@ def cyclical(period: float, *, rise: float = 0.5, cycles: int = 4, end: float = 
         ValueError: a period that is not positive and finite, a rise outside (0, 1], no whole number of cycles from 1
             on, an end that is negative, NaN or infinite.
     """
-    positive(period=period)
-    at_least(1, cycles=cycles)
-    not_negative(end=end)
+    require_positive(period=period)
+    require_at_least(1, cycles=cycles)
+    require_not_negative(end=end)
     if not 0 < rise <= 1:
         raise ValueError(f"rise must be in (0, 1]; got {rise}.")
     return _Cycles(period, rise, cycles, end)
 
 
 def value_at(weight: Weight, t: float, name: str) -> float:
-    """A number, or a schedule's value at time ``t``.
+    """The value of a weight at time ``t``: of a schedule, or the number that it is.
 
     Raises:
         ValueError: the schedule's value is negative, NaN or infinite.
@@ -119,12 +123,12 @@ def value_at(weight: Weight, t: float, name: str) -> float:
     if not callable(weight):
         return float(weight)
     value = float(weight(t))
-    not_negative(**{f"{name}, a schedule, at time t={t:g}": value})
+    require_not_negative(**{f"{name}, a schedule, at time t={t:g}": value})
     return value
 
 
 def has_ended(value: Weight, t: float) -> bool:
-    """Whether a number, or a schedule at time ``t``, has its final value."""
+    """Whether a weight has its final value at time ``t``."""
     if isinstance(value, Schedule):
         return t >= value.ends
     return not callable(value) or value(t) == value(math.inf)

@@ -1,4 +1,4 @@
-"""The β-TCVAE: a separate weight for each of the three parts of the rate."""
+"""The objective of the β-TCVAE, with a weight for each of the three parts of the rate."""
 
 import math
 from typing import Literal, NamedTuple
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from pyrovae._checks import at_least, not_negative, one_of
+from pyrovae._checks import require_at_least, require_not_negative, require_one_of
 from pyrovae.model import LogTerms
 from pyrovae.objectives._base import Objective
 
@@ -16,7 +16,7 @@ Estimator = Literal["stratified", "weighted"]
 
 
 class RateParts(NamedTuple):
-    """Estimates at each draw, in nats ``(K, B)``; they sum to log q(z | x) - log p(z).
+    """The rate in three parts, estimated at each draw, in nats ``(K, B)``; they sum to log q(z | x) - log p(z).
 
     Attributes:
         mutual_information: log q(z | x) - log q(z): the index-code mutual information I_q(z; n).
@@ -30,8 +30,8 @@ class RateParts(NamedTuple):
 
 
 class BetaTCVAE(Objective):
-    """E_q[log p(x|z)] - α I_q(z; n) - β KL(q(z) ‖ Πⱼ q(zⱼ)) - γ Σⱼ KL(q(zⱼ) ‖ p(zⱼ)), Chen et al. (2018,
-    arXiv:1802.04942, eq. 4), q(z) being the mixture of the posteriors of all N training data.
+    """The objective of the β-TCVAE, E_q[log p(x|z)] - α I_q(z; n) - β KL(q(z) ‖ Πⱼ q(zⱼ)) - γ Σⱼ KL(q(zⱼ) ‖ p(zⱼ)),
+    Chen et al. (2018, arXiv:1802.04942, eq. 4), q(z) being the mixture of the posteriors of all N training data.
 
     log q(z) and log q(zⱼ) are estimated at the batch's draws from the posteriors of its B data. ``"stratified"`` gives
     the datum that z was drawn for its weight in the mixture, 1/N, and the others the rest (appendix C.2, averaged over
@@ -68,12 +68,11 @@ class BetaTCVAE(Objective):
         max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
-        at_least(1, num_data=num_data)
-        one_of(("stratified", "weighted"), estimator=estimator)
-        not_negative(beta=beta, alpha=alpha, gamma=gamma)
-        self.num_data = num_data
+        require_at_least(1, num_data=num_data)
+        require_one_of(("stratified", "weighted"), estimator=estimator)
+        require_not_negative(beta=beta, alpha=alpha, gamma=gamma)
+        self.num_data, self.estimator = num_data, estimator
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
-        self.estimator = estimator
 
     def per_datum(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
         parts = self.decompose(terms)
@@ -99,7 +98,7 @@ class BetaTCVAE(Objective):
         return RateParts(terms.log_posterior[site] - log_q, log_q - log_q_by_dim, log_q_by_dim - terms.log_prior[site])
 
     def _log_weights(self, b: int, like: Tensor) -> Float[Tensor, "batch batch"]:
-        """Log weight of datum j's posterior in the mixture that scores datum i's draw."""
+        """The log-weight of datum j's posterior in the mixture that scores datum i's draw."""
         n = self.num_data
         if self.estimator == "weighted":
             return like.new_full((b, b), -math.log(n * b))
@@ -110,23 +109,22 @@ class BetaTCVAE(Objective):
 
 
 def _factorised(terms: LogTerms) -> tuple[str, Normal]:
-    """The latent site, and its posterior as a normal with a batch dimension for the latents' dimensions."""
+    """The latent site, and its posterior as a normal with a batch dimension for the latents' dimensions.
+
+    Raises:
+        ValueError: no site or several, a posterior of another kind, a prior that does not factorise.
+    """
     if not terms.posterior:
         raise ValueError("BetaTCVAE needs a latent site; the model has no latents: train it with ELBO().")
+    needs = "one latent site, whose posterior is a normal of independent dimensions such as 'mean_field'"
+    events = [f"{site}: {type(q).__name__} of event {tuple(q.event_shape)}" for site, q in terms.posterior.items()]
+    came = ", ".join(events)
     match list(terms.posterior.items()):
-        case [(site, Independent(base_dist=Normal() as q))] if site not in terms.masks:
-            if terms.posterior[site].event_shape == terms.by_datum(site).shape[2:]:
-                p = terms.prior.get(site)
+        case [(site, Independent(base_dist=Normal() as q) as posterior)] if site not in terms.masks:
+            p = terms.prior.get(site)
+            if posterior.event_shape == terms.by_datum(site).shape[2:]:
                 if isinstance(p, Independent) and not p.base_dist.event_shape:
                     return site, q
-                raise ValueError(
-                    f"BetaTCVAE needs a prior that factorises over the dimensions, such as 'standard_normal', at site "
-                    f"{site!r}; got {type(p).__name__}. Use ELBO(beta=...)."
-                )
-    found = ", ".join(
-        f"{site}: {type(q).__name__} of event {tuple(q.event_shape)}" for site, q in terms.posterior.items()
-    )
-    raise ValueError(
-        f"BetaTCVAE needs one latent site, whose posterior is a normal of independent dimensions such as 'mean_field'; "
-        f"got {found}. Use ELBO(beta=...)."
-    )
+                needs = f"a prior that factorises over the dimensions, such as 'standard_normal', at site {site!r}"
+                came = type(p).__name__
+    raise ValueError(f"BetaTCVAE needs {needs}; got {came}. Use ELBO(beta=...).")

@@ -1,4 +1,4 @@
-"""Pictures. Every function draws on an ``Axes`` (a new one by default) and returns it."""
+"""Plots. Every function draws on an ``Axes`` (a new one by default) and returns it."""
 
 from pyrovae.plots._codebook import codebook_usage
 from pyrovae.plots._codes import codes

@@ -1,4 +1,4 @@
-"""What the pictures share: new axes, and colours told apart by colour-blind readers too."""
+"""Axes, legends and colours that all plots share."""
 
 from collections.abc import Iterator
 from itertools import cycle, product
@@ -15,10 +15,15 @@ FLAGGED = VERMILION  # what should not be relied on
 
 
 def new_axes(width: float, height: float) -> Axes:
-    """Axes of a new figure whose labels all fit, in inches."""
+    """Make the axes of a new figure, of a size in inches, whose labels all fit."""
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
+def legend_above(ax: Axes, columns: int = 2, **options: Any) -> None:
+    """Put a small legend above the axes, where it hides nothing."""
+    ax.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, **options)
+
+
 def styles() -> Iterator[dict[str, Any]]:
-    """Colours without end; after the last, the same with other dashes."""
+    """Line styles without end: every colour, then the same with other dashes."""
     return cycle({"color": color, "linestyle": dashes} for dashes, color in product(("-", "--", ":", "-."), PALETTE))

@@ -1,4 +1,4 @@
-"""Codebooks: which codes are in use."""
+"""Plots of codebooks: which codes are in use."""
 
 import numpy as np
 from jaxtyping import Int
@@ -10,7 +10,7 @@ from pyrovae.plots._axes import BLUE, ORANGE, VERMILION, new_axes
 
 
 def codebook_usage(counts: Int[Tensor, "codes"], *, title: str = "", ax: Axes | None = None) -> Axes:
-    """How often each code occurs, most frequent first, beside equal use of all.
+    """Plot how often each code occurs, most frequent first, beside equal use of all.
 
     Perplexity exp(-Σ p log p) is the number of equally frequent codes that would be as hard to guess.
 
@@ -40,10 +40,7 @@ def codebook_usage(counts: Int[Tensor, "codes"], *, title: str = "", ax: Axes | 
     ax.axhline(1.0 / k, color=ORANGE, linestyle="--", label="all equally often")
     at = effective + 0.5  # so many bars lie to its left
     ax.plot([at, at], [0.0, share[0]], color=VERMILION, linestyle=":", label=f"perplexity {effective:.1f}")
-    ax.set_xlim(0.5, k + 0.5)
-    ax.set_ylim(0.0, 1.35 * share[0])  # room for the legend
-    ax.set_xlabel("code, by frequency")
-    ax.set_ylabel("share of all positions")
-    ax.set_title(title)
+    ax.set(xlim=(0.5, k + 0.5), ylim=(0.0, 1.35 * share[0]))  # room for the legend
+    ax.set(xlabel="code, by frequency", ylabel="share of all positions", title=title)
     ax.legend(frameon=False, fontsize="small", loc="upper right")
     return ax

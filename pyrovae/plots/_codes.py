@@ -1,4 +1,4 @@
-"""Codes: where an encoder puts the data."""
+"""Plots of codes: where an encoder puts the data."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from pyrovae.plots._axes import new_axes
+from pyrovae.plots._inputs import as_dims
 
 
 def codes(
@@ -20,7 +21,7 @@ def codes(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Two dimensions of codes, each datum drawn as the number of its class, so that no legend is needed.
+    """Plot two dimensions of codes, each datum as the number of its class, so that no legend is needed.
 
     Args:
         code: codes or latents ``(N, Z)``, such as ``model.transform(x)`` or ``model.encode(x)``.
@@ -42,9 +43,7 @@ def codes(
     names = torch.as_tensor(labels).cpu().numpy()
     if points.ndim != 2 or len(points) != len(names):
         raise ValueError(f"code must be (N, Z) with N labels; got {points.shape} and {len(names)} labels.")
-    across, up = dims
-    if across == up or not all(0 <= d < points.shape[1] for d in dims):
-        raise ValueError(f"dims must be two different dimensions from 0 to {points.shape[1] - 1}; got {tuple(dims)}.")
+    across, up = as_dims(dims, points.shape[1], (2,))
     ax = ax or new_axes(5.5, 5.5)
     classes = np.unique(names)
     palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
@@ -52,7 +51,5 @@ def codes(
         of = points[names == name]
         color = palette(i % palette.N)
         ax.scatter(of[:, across], of[:, up], s=28, color=color, marker=f"${name}$", linewidths=0.2, rasterized=True)
-    ax.set_xlabel(f"code[{across}]")
-    ax.set_ylabel(f"code[{up}]")
-    ax.set_title(title)
+    ax.set(xlabel=f"code[{across}]", ylabel=f"code[{up}]", title=title)
     return ax

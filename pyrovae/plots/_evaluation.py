@@ -1,4 +1,4 @@
-"""Evaluation: differences between models, bounds on log p(x) over the number of draws, gaps."""
+"""Plots of evaluations: differences between models, bounds on log p(x), gaps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,15 +10,16 @@ from matplotlib.lines import Line2D
 
 from pyrovae.evaluation import AISResult, MarginalResult
 from pyrovae.evaluation.marginal._compare import same_data
-from pyrovae.plots._axes import BLUE, GREY, ORANGE, new_axes, styles
+from pyrovae.plots._axes import BLUE, GREY, ORANGE, legend_above, new_axes, styles
+from pyrovae.plots._inputs import by_name
 
-_GAPS = ("approximation", "approximation_se", "amortization", "amortization_se")
+_GAP_COLUMNS = ("approximation", "approximation_se", "amortization", "amortization_se")
 
 
 def forest(
     comparison: pd.DataFrame, *, reference: str | None = None, interval: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Paired differences of mean log p(x) to the reference, with confidence intervals.
+    """Plot paired differences of mean log p(x) to a reference, with confidence intervals.
 
     The thick bar is the Monte Carlo part of the interval, the thin one the whole.
 
@@ -66,7 +67,8 @@ def bounds(
     ais: AISResult | Mapping[str, AISResult] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """L_k over the number of draws k, averaged over data, as it rises towards log p(x) (Burda et al. 2016, theorem 1).
+    """Plot L_k over the number of draws k, averaged over data, as it rises towards log p(x) (Burda et al. 2016, theorem
+    1).
 
     Bands are ± 2 Monte Carlo standard errors, for these data; what other data would change is not in them. All L_k of
     a model come from the same draws, so its curve is far smoother than its band is wide.
@@ -87,10 +89,9 @@ def bounds(
         >>> ax.get_lines()[0].get_xdata().tolist()
         [1, 10, 100]
     """
-    runs = {results.provenance.model_name: results} if isinstance(results, MarginalResult) else dict(results)
-    if not runs:
-        raise ValueError("results is empty: pass at least one result of log_marginal.")
-    annealed = _by_name(ais, list(runs))
+    name = results.provenance.model_name if isinstance(results, MarginalResult) else ""
+    runs = by_name(results, "results", MarginalResult, name)
+    annealed = _annealed(ais, list(runs))
     hash_ = next(iter(runs.values())).provenance.data_hash
     same_data({name: r.provenance.data_hash for name, r in runs.items()}, "results", hash_)
     same_data({name: r.provenance.data_hash for name, r in annealed.items()}, "ais", hash_)
@@ -108,20 +109,17 @@ def bounds(
             ax.axhline(row["log_px"], color=color, linestyle=(0, (6, 2)), linewidth=1.2, label=f"{name}, AIS")
             low, high = row["log_px"] - 2.0 * row["mc_se"], row["log_px"] + 2.0 * row["mc_se"]
             ax.axhspan(low, high, color=color, alpha=0.1, linewidth=0)
-    ax.set_xscale("log")
-    ax.set_xlabel("number of draws k")
-    ax.set_ylabel("mean $L_k$ (nats per datum)")
+    ax.set(xscale="log", xlabel="number of draws k", ylabel="mean $L_k$ (nats per datum)")
     ax.grid(alpha=0.3)
     jackknife = Line2D([], [], color=GREY, marker="D", fillstyle="none", linestyle="none", label="jackknife at K")
     handles = [*ax.get_legend_handles_labels()[0], jackknife]
-    above: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}
-    ax.legend(handles=handles, title="bands: ± 2 Monte Carlo standard errors", frameon=False, fontsize="small", **above)
+    legend_above(ax, handles=handles, title="bands: ± 2 Monte Carlo standard errors")
     return ax
 
 
 def gaps(tables: Mapping[str, Any] | pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """What the approximate posterior costs (Cremer et al. 2018, arXiv:1801.03558): the approximation gap of its family
-    and the amortisation gap of its encoder, with ± 2 standard errors. Both are in nats per datum.
+    """Plot the approximation gap of a posterior family and the amortisation gap of its encoder (Cremer et al. 2018,
+    arXiv:1801.03558), with ± 2 standard errors, in nats per datum.
 
     Args:
         tables: by name, objects whose ``summary()`` has ``approximation``, ``approximation_se``, ``amortization`` and
@@ -136,45 +134,41 @@ def gaps(tables: Mapping[str, Any] | pd.DataFrame, *, ax: Axes | None = None) ->
         >>> [float(bar.get_width()) for bar in gaps({"mean-field": row}).patches]
         [0.8, 1.5]
     """
-    rows = dict(tables.iterrows()) if isinstance(tables, pd.DataFrame) else dict(tables)
-    if not rows:
-        raise ValueError("tables is empty: pass at least one result by name.")
+    rows = by_name(tables.iterrows() if isinstance(tables, pd.DataFrame) else tables, "tables")
     rows = {name: of.summary() if hasattr(of, "summary") else of for name, of in rows.items()}
     for name, row in rows.items():
-        missing = [column for column in _GAPS if column not in row]
-        if missing:
-            raise ValueError(
-                f"the summary of {name!r} lacks {', '.join(missing)}; it has {', '.join(map(str, row.keys()))}."
-            )
-    table = pd.DataFrame({name: [float(row[c]) for c in _GAPS] for name, row in rows.items()}, index=list(_GAPS)).T
+        if missing := [column for column in _GAP_COLUMNS if column not in row]:
+            has = ", ".join(map(str, row.keys()))
+            raise ValueError(f"the summary of {name!r} lacks {', '.join(missing)}; it has {has}.")
+    table = pd.DataFrame({name: dict(row) for name, row in rows.items()}).T[list(_GAP_COLUMNS)].astype(float)
     ax = ax or new_axes(7, 0.7 * len(table) + 1.3)
     y, height = np.arange(len(table)), 0.38
-    for which, label, color, side in (
-        ("approximation", "approximation gap", BLUE, -0.5),
-        ("amortization", "amortisation gap", ORANGE, 0.5),
+    for which, label, color, at in (
+        ("approximation", "approximation gap", BLUE, y - 0.5 * height),
+        ("amortization", "amortisation gap", ORANGE, y + 0.5 * height),
     ):
-        ax.barh(y + side * height, table[which], height, color=color, label=label)
-        ax.errorbar(
-            table[which], y + side * height, xerr=2.0 * table[f"{which}_se"], fmt="none", ecolor="black", capsize=3
-        )
+        ax.barh(at, table[which], height, color=color, label=label)
+        ax.errorbar(table[which], at, xerr=2.0 * table[f"{which}_se"], fmt="none", ecolor="black", capsize=3)
     ax.axvline(0.0, color="0.5", linewidth=1)
     ax.set_yticks(y, [str(name) for name in table.index])
     ax.invert_yaxis()
     ax.set_xlabel("gap (nats per datum, ± 2 standard errors)")
     ax.grid(axis="x", alpha=0.3)
     ax.set_axisbelow(True)
-    ax.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    legend_above(ax)
     return ax
 
 
-def _by_name(ais: AISResult | Mapping[str, AISResult] | None, names: list[str]) -> dict[str, AISResult]:
-    if ais is None:
-        return {}
+def _annealed(ais: AISResult | Mapping[str, AISResult] | None, names: list[str]) -> Mapping[str, AISResult]:
+    """Arrange annealed results by the names of the models that they are of.
+
+    Raises:
+        ValueError: a single one of several models, or one of a model that is not there.
+    """
     if isinstance(ais, AISResult):
         if len(names) > 1:
             raise ValueError(f"ais must be a mapping where there are several results: pass {{{names[0]!r}: ...}}.")
         return {names[0]: ais}
-    for name in ais:
-        if name not in names:
-            raise ValueError(f"ais has {name!r}, which is not among the results: {', '.join(names)}.")
-    return dict(ais)
+    if unknown := [name for name in ais or {} if name not in names]:
+        raise ValueError(f"ais has {unknown[0]!r}, which is not among the results: {', '.join(names)}.")
+    return ais or {}

@@ -1,4 +1,4 @@
-"""Images: data, reconstructions, samples."""
+"""Plots of images: data, reconstructions, samples."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def images(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """A grid of grey images.
+    """Plot a grid of grey images.
 
     Args:
         x: ``(N, *event_shape)`` with values in [0, 1], row by row.
@@ -38,28 +38,31 @@ def images(
     height, width = tuple(image_shape)[-2:]
     pictures = x.detach().cpu().float().reshape(-1, height, width).clamp(0, 1)
     rows = math.ceil(len(pictures) / columns)
-    canvas = torch.ones(rows * (height + 1) + 1, columns * (width + 1) + 1)
-    canvas[:] = 0.5
+    canvas = torch.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 0.5)
     for i, picture in enumerate(pictures):
         r, c = divmod(i, columns)
         top, left = r * (height + 1) + 1, c * (width + 1) + 1
         canvas[top : top + height, left : left + width] = picture
     ax = ax or new_axes(0.7 * columns + 1.2, 0.75 * rows * height / width + 0.6)
     ax.imshow(canvas.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    ax.set_xticks([])
+    ax.set(xticks=[], title=title)
     ax.set_yticks([(r + 0.5) * (height + 1) for r in range(len(row_labels))], list(row_labels))
     ax.tick_params(length=0)
-    ax.set_title(title)
     for spine in ax.spines.values():
         spine.set_visible(False)
     return ax
 
 
+def strips(rows: Mapping[str, Tensor], image_shape: Sequence[int], **options: Any) -> Axes:
+    """Plot a grid of images with a row for each of several batches of one size, by name."""
+    x = torch.cat([row.cpu() for row in rows.values()])
+    return images(x, image_shape, columns=len(x) // len(rows), row_labels=tuple(rows), **options)
+
+
 def reconstructions(
     model: Any, x: Tensor, image_shape: Sequence[int], *, title: str = "", ax: Axes | None = None
 ) -> Axes:
-    """Data above their reconstructions: the mean of p(x | z) at one draw z ~ q(z | x), or what an autoencoder makes
-    of its code.
+    """Plot data above their reconstructions: the mean of p(x | z) at one draw z ~ q(z | x), or an autoencoder's.
 
     Args:
         model: a :class:`~pyrovae.VAEModel`, a :class:`~pyrovae.zoo.Autoencoder`, or several by name, a row for each.
@@ -75,8 +78,8 @@ def reconstructions(
         'untrained'
     """
     models = model if isinstance(model, Mapping) else {"decoded": model}
-    rows = [x.cpu(), *(m.reconstruct(x).cpu() for m in models.values())]
-    return images(torch.cat(rows), image_shape, columns=len(x), row_labels=("data", *models), title=title, ax=ax)
+    rows = {"data": x, **{name: m.reconstruct(x) for name, m in models.items()}}
+    return strips(rows, image_shape, title=title, ax=ax)
 
 
 def denoising(
@@ -88,7 +91,7 @@ def denoising(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Clean data, the same with noise, and what each model makes of the latter.
+    """Plot clean data, the same with noise, and each model's reconstruction of the latter.
 
     Args:
         models: models with ``reconstruct(x)``, by name, such as :class:`~pyrovae.zoo.Autoencoder`; a row each.
@@ -110,16 +113,14 @@ def denoising(
     """
     if noisy.shape != x.shape:
         raise ValueError(f"noisy has shape {tuple(noisy.shape)} and x has {tuple(x.shape)}; they must be equal.")
-    rows = [x.cpu(), noisy.cpu(), *(m.reconstruct(noisy).cpu() for m in models.values())]
-    return images(
-        torch.cat(rows), image_shape, columns=len(x), row_labels=("clean", "noisy", *models), title=title, ax=ax
-    )
+    rows = {"clean": x, "noisy": noisy, **{name: m.reconstruct(noisy) for name, m in models.items()}}
+    return strips(rows, image_shape, title=title, ax=ax)
 
 
 def samples(
     model: Any, image_shape: Sequence[int], *, n: int = 20, seed: int = 0, title: str = "", ax: Axes | None = None
 ) -> Axes:
-    """Means of p(x | z) at draws z ~ p(z).
+    """Plot means of p(x | z) at draws z ~ p(z).
 
     Args:
         model: a :class:`~pyrovae.VAE`.

@@ -1,4 +1,4 @@
-"""What the latents mean: decoded grids and walks through the latent space."""
+"""Plots of decoded grids and walks through the latent space, which show what latents mean."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,13 +8,14 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.model import VAEModel
 from pyrovae.plots._images import images
+from pyrovae.plots._inputs import as_dims, single_site
 from pyrovae.priors import StandardNormal
 
-_DRAWS = 20_000  # for quantiles of a prior without an inverse distribution function
-_TICKS = 5
+_NUM_QUANTILE_DRAWS = 20_000  # from a prior without an inverse distribution function
+_MAX_TICKS = 5  # along each axis
 
 
 def manifold(
@@ -27,8 +28,8 @@ def manifold(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Decoded images over a plane of latents, spaced so that every image stands for the same share of the prior: the
-    n × n midpoints of equal slices go through the prior's inverse distribution function (Kingma & Welling 2014,
+    """Plot decoded images over a plane of latents, spaced so that every image stands for the same share of the prior:
+    the n × n midpoints of equal slices go through the prior's inverse distribution function (Kingma & Welling 2014,
     arXiv:1312.6114, fig. 4).
 
     Latents that are not on the axes stay at the prior's medians.
@@ -52,32 +53,26 @@ def manifold(
         >>> ax.get_xlabel(), ax.get_images()[0].get_array().shape
         ('z[0]', (28, 28))
     """
-    at_least(2, n=n)
+    require_at_least(2, n=n)
     if extent is None:
-        found = _prior_quantiles(model, torch.cat([(torch.arange(n) + 0.5) / n, torch.tensor([0.5])]))
-        quantiles, medians, size = found[:-1], found[-1], found.shape[1]
+        *quantiles, medians = _prior_quantiles(model, torch.cat([(torch.arange(n) + 0.5) / n, torch.tensor([0.5])]))
+        first, second = as_dims(dims, len(medians), (2,))
+        across, up = torch.stack(quantiles)[:, [first, second]].T
     else:
         left, right, bottom, top = (float(e) for e in extent)
         if not (left < right and bottom < top):
             raise ValueError(f"extent must be left < right, bottom < top; got {tuple(extent)}.")
-        size = getattr(model, "latent_dim", None) or 1 + max(dims)
-        medians = torch.zeros(size)
-    chosen = _dimensions(dims, size)
-    if len(chosen) != 2:
-        raise ValueError(f"dims must be two latent dimensions, across and up; got {tuple(dims)}.")
-    if extent is None:
-        across, up = quantiles[:, chosen[0]], quantiles[:, chosen[1]]
-    else:
+        medians = torch.zeros(getattr(model, "latent_dim", None) or 1 + max(dims))
+        first, second = as_dims(dims, len(medians), (2,))
         across, up = torch.linspace(left, right, n), torch.linspace(bottom, top, n)
     z = medians.repeat(n, n, 1)
-    z[..., chosen[0]], z[..., chosen[1]] = across, up.flip(0).unsqueeze(1)
+    z[..., first], z[..., second] = across, up.flip(0).unsqueeze(1)
     ax = images(_decode(model, z.flatten(0, 1)), image_shape, columns=n, title=title, ax=ax)
     height, width = tuple(image_shape)[-2:]
-    at = np.unique(np.linspace(0, n - 1, min(n, _TICKS)).round().astype(int))
+    at = np.unique(np.linspace(0, n - 1, min(n, _MAX_TICKS)).round().astype(int))
     ax.set_xticks((at + 0.5) * (width + 1), [f"{v:.2g}" for v in across[at].tolist()])
     ax.set_yticks((n - at - 0.5) * (height + 1), [f"{v:.2g}" for v in up[at].tolist()])
-    ax.set_xlabel(f"z[{chosen[0]}]")
-    ax.set_ylabel(f"z[{chosen[1]}]")
+    ax.set(xlabel=f"z[{first}]", ylabel=f"z[{second}]")
     return ax
 
 
@@ -91,7 +86,7 @@ def traversals(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Decoded images along one latent at a time, the others held at the datum's posterior mean.
+    """Plot decoded images along one latent at a time, the others held at the datum's posterior mean.
 
     A row is a datum and a dimension: pass one datum to see what every dimension does, several and one of ``dims`` to
     see whether it does the same to all.
@@ -117,8 +112,8 @@ def traversals(
         ['z[0]', 'z[1]', 'z[2]']
     """
     encode = getattr(model, "encode", None) or model.transform
-    mean = _single(encode(x, *covariates)).detach().cpu()
-    chosen = _dimensions(range(mean.shape[1]) if dims is None else dims, mean.shape[1])
+    mean = _vectors(encode(x, *covariates)).detach().cpu()
+    chosen = as_dims(range(mean.shape[1]) if dims is None else dims, mean.shape[1])
     if values is not None:
         grid = torch.tensor([float(v) for v in values]).reshape(-1, 1).expand(-1, mean.shape[1])
         if not len(grid):
@@ -135,49 +130,40 @@ def traversals(
         z[row, :, d] = grid[:, d]
     names = [f"z[{d}]" for _, d in rows]
     if len(mean) > 1:
-        names = [
-            f"datum {i}" + (f", {name}" if len(chosen) > 1 else "") for (i, _), name in zip(rows, names, strict=True)
-        ]
+        names = [f"datum {i}, z[{d}]" if len(chosen) > 1 else f"datum {i}" for i, d in rows]
     decoded = _decode(model, z.flatten(0, 1), *_repeated(covariates, len(mean), len(chosen) * len(grid)))
     ax = images(decoded, image_shape, columns=len(grid), row_labels=names, title=title, ax=ax)
     width = tuple(image_shape)[-1]
     ax.set_xticks([(c + 0.5) * (width + 1) for c in range(len(grid))], labels)
-    one = len(chosen) == 1
-    ax.set_xlabel(f"value of z[{chosen[0]}]" if one else "value of the row's latent")
+    ax.set_xlabel(f"value of z[{chosen[0]}]" if len(chosen) == 1 else "value of the row's latent")
     return ax
 
 
-def _dimensions(dims: Sequence[int], size: int) -> tuple[int, ...]:
-    chosen = tuple(int(d) for d in dims)
-    if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= d < size for d in chosen):
-        raise ValueError(f"dims must be different latent dimensions from 0 to {size - 1}; got {tuple(dims)}.")
-    return chosen
-
-
 def _decode(model: Any, z: Tensor, *covariates: Any) -> Tensor:
+    """Decode latents with whichever method the model has for that."""
     decode: Callable[..., Tensor] = getattr(model, "decode", None) or model.inverse_transform
     with torch.no_grad():
         return decode(z, *covariates)
 
 
-def _single(z: Any) -> Tensor:
-    if isinstance(z, dict):
-        raise ValueError(f"the model has the latent sites {', '.join(z)}: a single one is needed.")
-    if not z.is_floating_point() or z.dim() != 2:
-        raise ValueError("the latent site must be a vector of real numbers.")
+def _vectors(latents: Any) -> Tensor:
+    """Check that a model's latents are vectors ``(N, Z)`` of one continuous site, and return them."""
+    z = single_site(latents)
+    if z.dim() != 2:
+        raise ValueError(f"the latent site must be of vectors; it is of shape {tuple(z.shape[1:])}.")
     return z
 
 
 def _prior_quantiles(model: Any, shares: Tensor, *covariates: Any) -> Tensor:
-    """Quantiles of the prior of every latent dimension, ``(len(shares), Z)``: of draws, but for the standard normal."""
+    """Quantiles of the prior of every latent dimension, ``(len(shares), Z)``: exact for the standard normal, else of
+    draws.
+    """
     if not isinstance(model, VAEModel):
-        raise TypeError(
-            f"{type(model).__name__} has no prior whose quantiles could be taken: say where to go by extent= or "
-            f"values=."
-        )
+        name = type(model).__name__
+        raise TypeError(f"{name} has no prior whose quantiles could be taken: say where to go by extent= or values=.")
     rows = next((len(c) for c in covariates if isinstance(c, Tensor) and c.dim()), 1)
-    times = -(-_DRAWS // rows)
-    draws = _single(model.sample_latents(rows * times, *_repeated(covariates, rows, times), seed=0)).float().cpu()
+    times = -(-_NUM_QUANTILE_DRAWS // rows)
+    draws = _vectors(model.sample_latents(rows * times, *_repeated(covariates, rows, times), seed=0)).float().cpu()
     if isinstance(getattr(model, "prior", None), StandardNormal):
         return torch.special.ndtri(shares).unsqueeze(1).expand(-1, draws.shape[1])
     return torch.quantile(draws, shares, dim=0)

@@ -1,4 +1,4 @@
-"""Latents: which dimensions carry information, and how the aggregate posterior fills the prior."""
+"""Plots of latents: which dimensions carry information, and how the aggregate posterior fills the prior."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,19 +12,21 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae._random import seeded
 from pyrovae.evaluation import CollapseReport
 from pyrovae.evaluation._data import as_evaluation_data, require_density
 from pyrovae.model import VAEModel
-from pyrovae.plots._axes import BLUE, GREY, ORANGE, new_axes, styles
+from pyrovae.plots._axes import BLUE, GREY, ORANGE, legend_above, new_axes, styles
+from pyrovae.plots._inputs import as_dims, by_name, single_site
 
-_LABELLED = 32  # dimensions whose names fit below the bars
-_AT_ONCE = 1000  # draws decoded at once
+_MAX_NAMED_DIMS = 32  # dimensions whose names fit below the bars
+_DRAWS_PER_BATCH = 1000
 
 
 def kl_per_dimension(report: CollapseReport | Mapping[str, CollapseReport], *, ax: Axes | None = None) -> Axes:
-    """KL(q(z_i | x) ‖ p(z_i)) of every latent dimension, averaged over data, largest first, with ± 2 standard errors.
+    """Plot KL(q(z_i | x) ‖ p(z_i)) of every latent dimension, averaged over data, largest first, with ± 2 standard
+    errors.
 
     Active dimensions are blue, inactive ones orange; of several reports each has its colour, pale where inactive. A
     discrete site has one bar and no activity.
@@ -44,9 +46,7 @@ def kl_per_dimension(report: CollapseReport | Mapping[str, CollapseReport], *, a
         >>> len(ax.patches), ax.get_ylabel()
         (3, 'KL (nats per datum)')
     """
-    reports = {"": report} if isinstance(report, CollapseReport) else dict(report)
-    if not reports:
-        raise ValueError("report is empty: pass at least one result of collapse.")
+    reports = by_name(report, "report", CollapseReport)
     tables = {name: r.dimensions.sort_values("kl", ascending=False) for name, r in reports.items()}
     longest = max(map(len, tables.values()))
     ax = ax or new_axes(min(14.0, max(7.0, 0.2 * longest * len(tables))), 4.5)
@@ -55,27 +55,25 @@ def kl_per_dimension(report: CollapseReport | Mapping[str, CollapseReport], *, a
         at = np.arange(len(table)) + (i - (len(tables) - 1) / 2) * width
         _bars(ax, at, width, table, reports[name].threshold, name, style["color"])
     ax.axhline(0.0, color="0.5", linewidth=0.8)
-    if isinstance(report, CollapseReport):
-        ax.set_title(textwrap.fill(report.verdict, 80), fontsize="medium", pad=22)  # above the legend
-    if isinstance(report, CollapseReport) and longest <= _LABELLED:
+    single, few = isinstance(report, CollapseReport), longest <= _MAX_NAMED_DIMS
+    if single:
+        ax.set_title(textwrap.fill(reports[""].verdict, 80), fontsize="medium", pad=22)  # above the legend
+    if single and few:
         names = _names(tables[""])
-        ax.set_xlabel("latent dimension")
         ax.set_xticks(range(longest), names, rotation=90 if max(map(len, names)) > 2 else 0)
     else:
-        ax.set_xlabel("latent dimension by rank")
-        ranks = range(0, longest, 1 if longest <= _LABELLED else longest // 10)
+        ranks = range(0, longest, 1 if few else longest // 10)
         ax.set_xticks(ranks, [str(rank + 1) for rank in ranks])
+    ax.set(xlabel="latent dimension" if single and few else "latent dimension by rank", ylabel="KL (nats per datum)")
     ax.set_xlim(-0.7, longest - 0.3)
-    ax.set_ylabel("KL (nats per datum)")
     ax.grid(axis="y", alpha=0.3)
     ax.set_axisbelow(True)
-    columns = 3 if isinstance(report, CollapseReport) else 2
-    ax.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
+    legend_above(ax, columns=3 if single else 2)
     return ax
 
 
 def active_units(reports: Mapping[str, CollapseReport], *, ax: Axes | None = None) -> Axes:
-    """How many latent dimensions every model uses, of how many it has (Burda et al. 2016, sec. 5.3).
+    """Plot how many latent dimensions every model uses, of how many it has (Burda et al. 2016, sec. 5.3).
 
     Args:
         reports: of :func:`~pyrovae.collapse`, by name.
@@ -91,8 +89,7 @@ def active_units(reports: Mapping[str, CollapseReport], *, ax: Axes | None = Non
         >>> [float(bar.get_width()) for bar in ax.patches][0]
         3.0
     """
-    if not reports:
-        raise ValueError("reports is empty: pass at least one result of collapse.")
+    reports = by_name(reports, "reports")
     ax = ax or new_axes(7, 0.4 * len(reports) + 1.3)
     total = [int(r.sites["dimensions"].sum()) for r in reports.values()]
     active = [int(r.sites["active"].sum()) for r in reports.values()]
@@ -103,10 +100,9 @@ def active_units(reports: Mapping[str, CollapseReport], *, ax: Axes | None = Non
         ax.text(of + 0.01 * max(total), at, f" {of}, {report.rate:.1f} nats", va="center", fontsize="small")
     ax.set_yticks(y, list(reports))
     ax.invert_yaxis()
-    ax.set_xlim(0, 1.25 * max(total))  # room for the text
-    ax.set_xlabel("latent dimensions (in figures: active ones, rate)")
+    ax.set(xlim=(0, 1.25 * max(total)), xlabel="latent dimensions (in figures: active ones, rate)")  # room for the text
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    legend_above(ax)
     return ax
 
 
@@ -119,7 +115,7 @@ def aggregate_posterior(
     seed: int | None = 0,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws from the aggregate posterior q(z) = 1/N Σ q(z | x_n) over as many draws from the prior.
+    """Plot draws from the aggregate posterior q(z) = 1/N Σ q(z | x_n) over as many draws from the prior.
 
     Where they differ, samples of the model come from latents that its decoder was not trained on. A single dimension
     is drawn as histograms.
@@ -143,13 +139,9 @@ def aggregate_posterior(
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('z[0]', 'z[2]')
     """
-    at_least(1, num_samples=num_samples)
+    require_at_least(1, num_samples=num_samples)
     q, p = _draws(model, x, covariates, num_samples, seed)
-    chosen = (0,) if q.shape[1] == 1 else tuple(dims)
-    if not 1 <= len(chosen) <= 2 or len(set(chosen)) < len(chosen) or not all(0 <= d < q.shape[1] for d in chosen):
-        raise ValueError(
-            f"dims must be one or two different latent dimensions from 0 to {q.shape[1] - 1}; got {tuple(dims)}."
-        )
+    chosen = as_dims((0,) if q.shape[1] == 1 else dims, q.shape[1], (1, 2))
     labels = f"q(z), {len(x)} data", "p(z)"
     if len(chosen) == 1:
         ax = ax or new_axes(7, 4.5)
@@ -167,12 +159,12 @@ def aggregate_posterior(
         ax.set_ylabel(f"z[{chosen[1]}]")
         ax.set_aspect("equal", adjustable="datalim")
     ax.set_xlabel(f"z[{chosen[0]}]")
-    ax.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, markerscale=2)
+    legend_above(ax, markerscale=2)
     return ax
 
 
 def _bars(ax: Axes, at: np.ndarray, width: float, table: pd.DataFrame, threshold: float, name: str, own: str) -> None:
-    """One report, in its own colour if it has a name; else colours tell active from inactive."""
+    """Draw the bars of one report, in its own colour if it has a name; else colours tell active from inactive."""
     discrete = table["activity"].isna().to_numpy()
     active = table["active"].to_numpy(dtype=bool)
     kinds = (
@@ -188,6 +180,7 @@ def _bars(ax: Axes, at: np.ndarray, width: float, table: pd.DataFrame, threshold
 
 
 def _names(table: pd.DataFrame) -> list[str]:
+    """The names of latent dimensions, with their site where there are several."""
     one_site = table["site"].nunique() == 1
     return [str(d) if one_site else f"{site}[{d}]" for site, d in zip(table["site"], table["dim"], strict=True)]
 
@@ -195,21 +188,15 @@ def _names(table: pd.DataFrame) -> list[str]:
 def _draws(
     model: VAEModel, x: Any, covariates: tuple[Any, ...], num_samples: int, seed: int | None
 ) -> tuple[Tensor, Tensor]:
-    """As many draws from q(z) as from p(z), ``(N·S, Z)`` each, on the CPU."""
+    """Draw as many latents from q(z) as from p(z), ``(N·S, Z)`` each, on the CPU."""
     data = as_evaluation_data(require_density("aggregate_posterior", model), x, covariates)
-    step, like = max(1, _AT_ONCE // num_samples), model.like()
+    step, like = max(1, _DRAWS_PER_BATCH // num_samples), model.like()
     q, p = [], []
     with seeded(seed):
         for start in range(0, len(data), step):
             x_part, *rest = data.part(slice(start, start + step), like)
             draws = model.encode(x_part, *rest, num_samples=num_samples, seed=None)
-            if isinstance(draws, dict):
-                raise ValueError(
-                    f"the guide has the latent sites {', '.join(draws)}; aggregate_posterior shows a single one."
-                )
-            if not draws.is_floating_point():
-                raise ValueError("the latent site is discrete; aggregate_posterior shows a continuous one.")
-            q.append(draws.flatten(0, 1))
+            q.append(single_site(draws).flatten(0, 1))
             p += [model.sample_latents(len(x_part), *rest) for _ in range(num_samples)]
     n = len(data) * num_samples
     return torch.cat(q).reshape(n, -1).cpu(), torch.cat(p).reshape(n, -1).cpu()

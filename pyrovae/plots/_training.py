@@ -1,4 +1,4 @@
-"""Training."""
+"""Plots of training."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from pyrovae.plots._axes import new_axes, styles
 from pyrovae.training import FitResult
 
-_LABELS = {
+_COLUMN_LABELS = {
     "val_loss": "validation bound (nats)",
     "loss": "training bound (nats)",
     "rate": "rate (nats)",
@@ -18,7 +18,7 @@ _LABELS = {
 
 
 def curves(runs: Mapping[str, FitResult | pd.DataFrame], *, column: str = "val_loss", ax: Axes | None = None) -> Axes:
-    """Training curves: a column of every run's history over epochs. Losses are drawn as bounds, in nats per datum.
+    """Plot training curves: a column of every run's history over epochs. Losses are drawn as bounds, in nats per datum.
 
     Args:
         runs: runs of :func:`~pyrovae.fit`, or their histories, by name.
@@ -50,8 +50,7 @@ def curves(runs: Mapping[str, FitResult | pd.DataFrame], *, column: str = "val_l
         top = max(line.get_ydata().max() for line in ax.get_lines())  # type: ignore[union-attr]
         bottom = min(lowest)
         ax.set_ylim(bottom - 0.05 * (top - bottom), top + 0.08 * (top - bottom))
-    ax.set_xlabel("epoch")
-    ax.set_ylabel(_LABELS.get(column, column))
+    ax.set(xlabel="epoch", ylabel=_COLUMN_LABELS.get(column, column))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize="small")
     return ax

@@ -1,4 +1,4 @@
-"""Importance weights: whether their tail lets log p̂(x) be believed."""
+"""Plots of importance weights: whether their tail lets log p̂(x) be believed."""
 
 import math
 from typing import Any
@@ -13,13 +13,13 @@ from torch import Tensor
 from pyrovae._checks import as_tensor
 from pyrovae.evaluation import MarginalResult, khat_threshold
 from pyrovae.evaluation.marginal._tail import pareto_tail, tail_length
-from pyrovae.plots._axes import BLUE, FLAGGED, GREEN, GREY, new_axes
+from pyrovae.plots._axes import BLUE, FLAGGED, GREEN, GREY, legend_above, new_axes
 
-_BINS = 60
+_NUM_BINS = 60
 
 
 def log_weights(log_weight: Float[Tensor, "draws"] | Any, *, ax: Axes | None = None) -> Axes:
-    """Histogram of one datum's log-weights, with the generalised Pareto tail that k̂ is the shape of.
+    """Plot a histogram of one datum's log-weights, with the generalised Pareto tail that k̂ is the shape of.
 
     The steps are what the fit expects in each bin above the threshold, up to the weight that half a draw in K exceeds.
     Where they run on far to the right of the last bar, weights are likely to be missing that would decide the sum.
@@ -52,7 +52,7 @@ def log_weights(log_weight: Float[Tensor, "draws"] | Any, *, ax: Axes | None = N
     label = f"{k} draws" + (f", {zero} of weight 0 not shown" if zero else "")
     # The threshold is an edge, so that bars and fit are counts of the same bins.
     start = threshold if math.isfinite(threshold) else float(finite.min())
-    width = (top - float(finite.min())) / _BINS or 1.0
+    width = (top - float(finite.min())) / _NUM_BINS or 1.0
     # One bin more on either side, lest rounding lose the extremes.
     below, above = math.ceil((start - finite.min()) / width) + 1, math.ceil((top - start) / width) + 1
     ax.hist(finite, (start + width * np.arange(-below, above + 1)).tolist(), color=BLUE, alpha=0.55, label=label)
@@ -67,17 +67,15 @@ def log_weights(log_weight: Float[Tensor, "draws"] | Any, *, ax: Axes | None = N
         ax.axvline(threshold, color="0.3", linestyle="--", linewidth=1, label=f"threshold of the {m} largest")
     log_px = float(w.logsumexp(0)) - math.log(k)
     ax.axvline(log_px, color="black", linewidth=1.2, label=f"log p̂(x) = {log_px:.2f}")
-    ax.set_yscale("log")
+    ax.set(yscale="log", xlabel="log-weight (nats)", ylabel="draws")
     ax.set_ylim(bottom=0.1)
-    ax.set_xlabel("log-weight (nats)")
-    ax.set_ylabel("draws")
     ax.legend(frameon=False, fontsize="small", loc="best")
     ax.set_title(_title(khat, limit, k), color="black" if good else FLAGGED, fontsize="medium")
     return ax
 
 
 def khats(result: MarginalResult, *, ax: Axes | None = None) -> Axes:
-    """k̂ of every datum, in the order of the data, with the threshold of K draws.
+    """Plot k̂ of every datum, in the order of the data, with the threshold of K draws.
 
     Data that are unreliable for whatever reason are marked. Values that are not finite stand at the edges: infinite or
     undefined k̂ above, -inf (weights all equal in the tail) below.
@@ -114,35 +112,28 @@ def khats(result: MarginalResult, *, ax: Axes | None = None) -> Axes:
                 label = f"{verdict}{suffix} ({len(data)})"
                 ax.scatter(data, heights, s=size, color=color, marker=marker, alpha=0.8, linewidths=0, label=label)
     if math.isfinite(limit):
-        ax.axhline(
-            limit,
-            color="0.3",
-            linestyle="--",
-            linewidth=1,
-            label=f"threshold {limit:.2f} of {result.num_samples} draws",
-        )
+        label = f"threshold {limit:.2f} of {result.num_samples} draws"
+        ax.axhline(limit, color="0.3", linestyle="--", linewidth=1, label=label)
     ax.axhline(0.5, color=GREY, linestyle=":", linewidth=1, label="½: infinite variance above")
     ax.set_ylim(min(low, 0.5) - 2 * pad, max(high, 0.5) + 2 * pad)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("datum")
-    ax.set_ylabel("Pareto k̂")
+    ax.set(xlabel="datum", ylabel="Pareto k̂")
     ax.grid(axis="y", alpha=0.3)
-    ax.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    legend_above(ax)
     return ax
 
 
 def _one_datum(log_weight: Any) -> Float[Tensor, "draws"]:
+    """The log-weights ``(K,)`` of one datum, checked, in float64 on the CPU."""
     w = as_tensor(log_weight, "log_weight").detach().cpu().double()
-    if w.dim() == 2 and w.shape[1] == 1:
-        w = w.squeeze(1)
+    w = w.squeeze(1) if w.dim() == 2 else w  # of one datum
     if w.dim() != 1:
         raise ValueError(
             f"log_weight has shape {tuple(w.shape)}; the weights (K,) of one datum are needed. Pass log_weight[:, i]."
         )
     if len(w) < 2:
         raise ValueError(f"log_weight has {len(w)} draw(s); at least 2 are needed.")
-    bad = int((w.isnan() | (w == math.inf)).sum())
-    if bad:
+    if bad := int((w.isnan() | (w == math.inf)).sum()):
         raise ValueError(f"log_weight holds {bad} value(s) that are NaN or +inf; find the draws where the model fails.")
     if not bool(w.isfinite().any()):
         raise ValueError("log_weight is -inf for every draw: no draw has a weight above 0 to show.")
@@ -150,6 +141,7 @@ def _one_datum(log_weight: Any) -> Float[Tensor, "draws"]:
 
 
 def _title(khat: float, limit: float, k: int) -> str:
+    """The title: k̂, and whether it is over its threshold."""
     if math.isnan(khat):
         return f"k̂ undefined: {k} draws are too few for a fit"
     value = f"k̂ = {khat:.2f}".replace("-", "−").replace("inf", "∞")

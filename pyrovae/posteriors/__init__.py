@@ -4,25 +4,30 @@ Every family is built as ``cls(latent_dim=Z, context_dim=C)``; its options are k
 write its file, add its line to ``POSTERIORS`` and its case to ``tests/cases.py``.
 """
 
+from torch import nn
+
+from pyrovae._parts import Registry
 from pyrovae.posteriors._autoregressive import IAF, NeuralSpline
-from pyrovae.posteriors._base import FlowPosterior, Posterior
+from pyrovae.posteriors._base import FlowPosterior, Posterior, softplus_scale
 from pyrovae.posteriors._full_rank import FullRankNormal
 from pyrovae.posteriors._mean_field import MeanFieldNormal
 from pyrovae.posteriors._planar import Planar
 from pyrovae.posteriors._radial import Radial
 from pyrovae.posteriors._sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 
-POSTERIORS: dict[str, type[Posterior]] = {
-    "mean_field": MeanFieldNormal,
-    "full_rank": FullRankNormal,
-    "planar": Planar,
-    "radial": Radial,
-    "sylvester": OrthogonalSylvester,
-    "householder_sylvester": HouseholderSylvester,
-    "triangular_sylvester": TriangularSylvester,
-    "iaf": IAF,
-    "neural_spline": NeuralSpline,
-}
+POSTERIORS: Registry[Posterior] = Registry(
+    "posterior",
+    nn.Module,
+    mean_field=MeanFieldNormal,
+    full_rank=FullRankNormal,
+    planar=Planar,
+    radial=Radial,
+    sylvester=OrthogonalSylvester,
+    householder_sylvester=HouseholderSylvester,
+    triangular_sylvester=TriangularSylvester,
+    iaf=IAF,
+    neural_spline=NeuralSpline,
+)
 
 __all__ = [
     "IAF",
@@ -37,4 +42,5 @@ __all__ = [
     "Posterior",
     "Radial",
     "TriangularSylvester",
+    "softplus_scale",
 ]

@@ -1,7 +1,7 @@
-"""Autoregressive flows, drawn in one pass: zuko's masked transforms run from base to latent space."""
+"""Autoregressive flows that draw in one pass: zuko's masked transforms run from base to latent space."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,27 +13,23 @@ from pyrovae.posteriors._base import FlowPosterior
 
 
 class InverseAutoregressive(FlowPosterior):
-    """z_i = f(u_i; u_{<i}, h): drawing and scoring a draw is one pass; scoring another point takes Z passes.
+    """An inverse autoregressive flow, z_i = f(u_i; u_{<i}, h): drawing and scoring a draw is one pass; scoring another
+    point takes Z passes.
 
     The order of the dimensions is reversed from one transform to the next. Every transform starts near the
     same map for all inputs, since the last layer of its network starts small.
     """
 
+    family: ClassVar[Any]  # a flow of zuko's
+
     def __init__(
-        self,
-        latent_dim: int,
-        context_dim: int,
-        *,
-        num_flows: int,
-        hidden: Sequence[int],
-        family: Any,
-        **options: Any,
+        self, latent_dim: int, context_dim: int, *, num_flows: int, hidden: Sequence[int], **options: Any
     ) -> None:
         super().__init__(latent_dim, context_dim, num_flows=num_flows)
         # The masked networks see every draw; a narrow summary of the context keeps them cheap.
         width = min(context_dim, 64)
         self.summary = nn.Linear(context_dim, width)
-        flow = family(latent_dim, width, transforms=num_flows, hidden_features=tuple(hidden), **options)
+        flow = self.family(latent_dim, width, transforms=num_flows, hidden_features=tuple(hidden), **options)
         self.steps = flow.transform.transforms
         with torch.no_grad():
             for step in self.steps:
@@ -46,7 +42,7 @@ class InverseAutoregressive(FlowPosterior):
 
 
 class IAF(InverseAutoregressive):
-    """Inverse autoregressive flow with affine steps, Kingma et al. (2016, arXiv:1606.04934).
+    """An inverse autoregressive flow of affine steps, Kingma et al. (2016, arXiv:1606.04934).
 
     Args:
         latent_dim: Z.
@@ -55,14 +51,16 @@ class IAF(InverseAutoregressive):
         hidden: hidden layers of each masked network.
     """
 
+    family = zuko.flows.MAF
+
     def __init__(
         self, latent_dim: int, context_dim: int, *, num_flows: int = 4, hidden: Sequence[int] = (128, 128)
     ) -> None:
-        super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden, family=zuko.flows.MAF)
+        super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden)
 
 
 class NeuralSpline(InverseAutoregressive):
-    """Autoregressive rational-quadratic splines, Durkan et al. (2019, arXiv:1906.04032).
+    """An inverse autoregressive flow of rational-quadratic splines, Durkan et al. (2019, arXiv:1906.04032).
 
     The splines act on [-5, 5] and are the identity outside.
 
@@ -74,6 +72,8 @@ class NeuralSpline(InverseAutoregressive):
         bins: spline bins per dimension.
     """
 
+    family = zuko.flows.NSF
+
     def __init__(
         self,
         latent_dim: int,
@@ -83,4 +83,4 @@ class NeuralSpline(InverseAutoregressive):
         hidden: Sequence[int] = (128, 128),
         bins: int = 8,
     ) -> None:
-        super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden, family=zuko.flows.NSF, bins=bins)
+        super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden, bins=bins)

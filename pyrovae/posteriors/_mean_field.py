@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import one_of
-from pyrovae.posteriors._base import NormalHead, Posterior, positive
+from pyrovae._checks import require_one_of
+from pyrovae.posteriors._base import NormalHead, Posterior, softplus_scale
 
 
 class MeanFieldNormal(Posterior):
-    """q(z|x) = N(μ(x), diag σ²(x)).
+    """A mean-field normal, q(z | x) = N(μ(x), diag σ²(x)).
 
     Args:
         latent_dim: Z.
@@ -28,7 +28,7 @@ class MeanFieldNormal(Posterior):
         self, latent_dim: int, context_dim: int, *, scale: Literal["amortized", "constant"] = "amortized"
     ) -> None:
         super().__init__(latent_dim, context_dim)
-        one_of(("amortized", "constant"), scale=scale)
+        require_one_of(("amortized", "constant"), scale=scale)
         self.scale = scale
         if scale == "amortized":
             self.head: nn.Linear = NormalHead(latent_dim, context_dim)
@@ -36,8 +36,8 @@ class MeanFieldNormal(Posterior):
             self.head = nn.Linear(context_dim, latent_dim)
             self.raw_scale = nn.Parameter(torch.zeros(latent_dim))
 
-    def forward(self, context: Float[Tensor, "*batch context"]) -> dist.TorchDistribution:
+    def forward(self, context: Float[Tensor, "*batch context"]) -> dist.Distribution:
         if self.scale == "amortized":
             return self.head(context)
         loc = self.head(context)
-        return dist.Normal(loc, positive(self.raw_scale).expand_as(loc)).to_event(1)
+        return dist.Normal(loc, softplus_scale(self.raw_scale).expand_as(loc)).to_event(1)

@@ -9,7 +9,7 @@ from pyrovae.posteriors._base import FlowPosterior
 
 
 class Planar(FlowPosterior):
-    """Amortised planar transforms z + û tanh(wᵀz + b), eq. 10 of the paper.
+    """A flow of amortised planar transforms z + û tanh(wᵀz + b), eq. 10 of the paper.
 
     Args:
         latent_dim: Z.

@@ -9,7 +9,7 @@ from pyrovae.posteriors._base import FlowPosterior
 
 
 class Radial(FlowPosterior):
-    """Amortised radial transforms z + β (z - z₀) / (α + |z - z₀|), eq. 14 of the paper.
+    """A flow of amortised radial transforms z + β (z - z₀) / (α + |z - z₀|), eq. 14 of the paper.
 
     Args:
         latent_dim: Z.

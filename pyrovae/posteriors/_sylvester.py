@@ -1,4 +1,4 @@
-"""Amortised Sylvester flows, van den Berg et al. (2018, arXiv:1803.05649): one family, three ways to build Q."""
+"""Amortised Sylvester flows, van den Berg et al. (2018, arXiv:1803.05649), with Q built in three ways."""
 
 from abc import abstractmethod
 
@@ -7,14 +7,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.distributions import SylvesterTransform
 from pyrovae.distributions._sylvester import orthonormal
 from pyrovae.posteriors._base import FlowPosterior
 
 
 class Sylvester(FlowPosterior):
-    """Transforms z + Q R tanh(R̃ Qᵀ z + b) with Q, R, R̃ and b from the context.
+    """A flow of amortised Sylvester transforms z + Q R tanh(R̃ Qᵀ z + b), with Q, R, R̃ and b from the context.
 
     ``R`` takes the upper triangle of one amortised matrix and ``R̃`` the lower triangle, transposed; their
     diagonals are tanh-bounded so that every transform is invertible (Theorem 2 of the paper).
@@ -30,7 +30,7 @@ class Sylvester(FlowPosterior):
 
     def __init__(self, latent_dim: int, context_dim: int, *, num_flows: int, bottleneck: int) -> None:
         super().__init__(latent_dim, context_dim, num_flows=num_flows)
-        at_least(1, bottleneck=bottleneck)
+        require_at_least(1, bottleneck=bottleneck)
         if bottleneck > latent_dim:
             raise ValueError(f"bottleneck must be at most latent_dim={latent_dim}; got {bottleneck}.")
         self.bottleneck = bottleneck
@@ -39,7 +39,7 @@ class Sylvester(FlowPosterior):
 
     @abstractmethod
     def orthonormal(self, context: Float[Tensor, "*batch context"]) -> list[Tensor]:
-        """One ``(*batch, Z, M)`` with orthonormal columns for every flow."""
+        """A matrix ``(*batch, Z, M)`` with orthonormal columns for every flow."""
 
     def transforms(self, context: Float[Tensor, "*batch context"]) -> list[Transform]:
         n, m = self.num_flows, self.bottleneck
@@ -54,8 +54,8 @@ class Sylvester(FlowPosterior):
 
 
 class OrthogonalSylvester(Sylvester):
-    """O-SNF: Q is the orthonormal factor of an amortised Z×M matrix, here by QR, so that it is orthonormal
-    to rounding (the paper iterates towards it).
+    """O-SNF: a Sylvester flow whose Q is the orthonormal factor of an amortised Z×M matrix, here by QR, so that it is
+    orthonormal to rounding (the paper iterates towards it).
 
     Args:
         latent_dim: Z.
@@ -76,7 +76,7 @@ class OrthogonalSylvester(Sylvester):
 
 
 class HouseholderSylvester(Sylvester):
-    """H-SNF: Q is a product of Householder reflections, Z×Z.
+    """H-SNF: a Sylvester flow whose Q is a product of Householder reflections, Z×Z.
 
     Args:
         latent_dim: Z.
@@ -87,7 +87,7 @@ class HouseholderSylvester(Sylvester):
 
     def __init__(self, latent_dim: int, context_dim: int, *, num_flows: int = 4, num_reflections: int = 8) -> None:
         super().__init__(latent_dim, context_dim, num_flows=num_flows, bottleneck=latent_dim)
-        at_least(1, num_reflections=num_reflections)
+        require_at_least(1, num_reflections=num_reflections)
         self.num_reflections = num_reflections
         self.vectors = nn.Linear(context_dim, num_flows * num_reflections * latent_dim)
         nn.init.normal_(self.vectors.bias)  # a reflection needs a vector other than zero
@@ -102,7 +102,8 @@ class HouseholderSylvester(Sylvester):
 
 
 class TriangularSylvester(Sylvester):
-    """T-SNF: Q alternates between the identity and the permutation that reverses the latent dimensions.
+    """T-SNF: a Sylvester flow whose Q alternates between the identity and the permutation that reverses the latent
+    dimensions.
 
     Args:
         latent_dim: Z.

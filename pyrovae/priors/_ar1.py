@@ -4,15 +4,16 @@ import math
 
 import torch
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.distributions import AR1 as AR1Process
 from pyrovae.priors._base import PosteriorAt, Prior
 
-_MIN_INNOVATION = 1e-6  # least 1 - α²: float32 resolves steps of √(1 - α²), a thousandth of what they are steps of
+# Least 1 - α²: float32 still resolves steps of √(1 - α²), a thousandth of what they are steps of.
+_MIN_INNOVATION_VARIANCE = 1e-6
 
 
 class AR1(Prior):
-    """p(z): C stationary Gaussian chains of length n = Z/C, at least δ nats from every factorised posterior.
+    """The AR(1) prior: C stationary Gaussian chains of length n = Z/C, at least δ nats from every factorised posterior.
 
     In each chain z₁ ~ N(0, 1), z_t = α z_{t-1} + √(1 - α²) ε_t; the latent vector holds one chain after the other.
 
@@ -50,7 +51,7 @@ class AR1(Prior):
 
     def __init__(self, latent_dim: int, *, delta: float = 1.0, channels: int = 1) -> None:
         super().__init__(latent_dim)
-        at_least(1, channels=channels)
+        require_at_least(1, channels=channels)
         length, rest = divmod(latent_dim, channels)
         if rest or length < 2:
             raise ValueError(
@@ -61,7 +62,7 @@ class AR1(Prior):
             delta = float(delta)
         except (TypeError, ValueError) as error:
             raise ValueError(f"delta must be a number of nats; got {delta!r}.") from error
-        most = channels * minimum_rate(-math.log(_MIN_INNOVATION), length)
+        most = channels * minimum_rate(-math.log(_MIN_INNOVATION_VARIANCE), length)
         if not 0.0 < delta <= most:
             raise ValueError(
                 f"delta must be in (0, {most:.4g}] nats for {channels} chain(s) of length {length}; got {delta}. "
@@ -82,12 +83,12 @@ class AR1(Prior):
 
 
 def minimum_rate(decay: float, length: int) -> float:
-    """½ [(n - 2) ln(1 + α²) - ln(1 - α²)] of one chain, in nats, by ``decay`` = -ln(1 - α²)."""
+    """The least KL of one chain, ½ [(n - 2) ln(1 + α²) - ln(1 - α²)], in nats, by ``decay`` = -ln(1 - α²)."""
     return 0.5 * ((length - 2) * math.log1p(-math.expm1(-decay)) + decay)
 
 
 def _decay(rate: float, length: int) -> float:
-    """The decay at which the minimum rate, which rises with it, is ``rate``; by bisection."""
+    """The decay at which the minimum rate, which rises with it, is ``rate``, by bisection."""
     low, high = 0.0, 2.0 * rate
     for _ in range(100):
         middle = 0.5 * (low + high)

@@ -1,4 +1,4 @@
-"""What every prior is."""
+"""``Prior``, the base class."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from collections.abc import Callable
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 
-PosteriorAt = Callable[[Tensor], dist.TorchDistribution]
+PosteriorAt = Callable[[Tensor], dist.Distribution]
 """Data ``(N, *event_shape)`` to q(z|x), batch ``(N,)``, event ``(Z,)``."""
 
 
 class Prior(nn.Module, ABC):
-    """p(z) as a module.
+    """A prior p(z) as a module.
 
     Args:
         latent_dim: Z.
@@ -26,9 +26,9 @@ class Prior(nn.Module, ABC):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        at_least(1, latent_dim=latent_dim)
+        require_at_least(1, latent_dim=latent_dim)
         self.latent_dim = latent_dim
 
     @abstractmethod
-    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.TorchDistribution:
+    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.Distribution:
         """The distribution p(z): batch ``()``, event ``(Z,)``."""

@@ -4,13 +4,13 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyrovae._checks import at_least
-from pyrovae.posteriors._base import positive
+from pyrovae._checks import require_at_least
+from pyrovae.posteriors._base import softplus_scale
 from pyrovae.priors._base import PosteriorAt, Prior
 
 
 class MixtureOfGaussians(Prior):
-    """p(z) = Σ_k π_k N(μ_k, diag σ_k²) with learnt weights, means and scales.
+    """A mixture of Gaussians, p(z) = Σ_k π_k N(μ_k, diag σ_k²), with learnt weights, means and scales.
 
     Args:
         latent_dim: Z.
@@ -19,13 +19,11 @@ class MixtureOfGaussians(Prior):
 
     def __init__(self, latent_dim: int, *, num_components: int = 10) -> None:
         super().__init__(latent_dim)
-        at_least(1, num_components=num_components)
+        require_at_least(1, num_components=num_components)
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
         self.raw_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
 
-    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.TorchDistribution:
-        return dist.MixtureSameFamily(
-            dist.Categorical(logits=self.logits),
-            dist.Normal(self.loc, positive(self.raw_scale)).to_event(1),
-        )
+    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.Distribution:
+        components = dist.Normal(self.loc, softplus_scale(self.raw_scale)).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)

@@ -7,7 +7,7 @@ from pyrovae.priors._base import PosteriorAt, Prior
 
 
 class StandardNormal(Prior):
-    """p(z) = N(0, I).
+    """The standard normal prior, p(z) = N(0, I).
 
     Args:
         latent_dim: Z.
@@ -19,5 +19,5 @@ class StandardNormal(Prior):
         super().__init__(latent_dim)
         self.register_buffer("zeros", torch.zeros(latent_dim), persistent=False)
 
-    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.TorchDistribution:
+    def forward(self, posterior_at: PosteriorAt | None = None) -> dist.Distribution:
         return dist.Normal(self.zeros, torch.ones_like(self.zeros)).to_event(1)

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from pyro.infer import ELBO as PyroELBO
 
-from pyrovae._checks import at_least, one_of
+from pyrovae._checks import require_at_least, require_one_of
 from pyrovae._distributed import num_processes
 from pyrovae._files import replaced
 from pyrovae.training.batches import Batches
@@ -59,8 +59,8 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if not isinstance(self.folder, (str, os.PathLike)):
             raise TypeError(f"folder must be a str or a path; got {type(self.folder).__name__}.")
-        at_least(1, every=self.every, keep=self.keep)
-        one_of(get_args(Resume), resume=self.resume)
+        require_at_least(1, every=self.every, keep=self.keep)
+        require_one_of(get_args(Resume), resume=self.resume)
 
 
 class CheckpointFolder:

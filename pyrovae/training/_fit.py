@@ -10,7 +10,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyrovae._checks import at_least, one_of
+from pyrovae._checks import require_at_least, require_one_of
 from pyrovae._distributed import connect, rank
 from pyrovae._random import seeded
 from pyrovae.model._modes import local_parameters
@@ -106,15 +106,15 @@ def fit(
     connect()
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed), local_parameters():
         objective = checked_objective(model, objective)
-        at_least(0, epochs=epochs)
-        one_of(tuple(ENGINES), compile=compile)
+        require_at_least(0, epochs=epochs)
+        require_one_of(tuple(ENGINES), compile=compile)
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive; got {clip_norm}.")
         target = checked_device(device, precision)
         folder = None if checkpoint is None else CheckpointFolder(checkpoint)
         data, validation, transform = with_splits(data, validation, batch_transform)
         if patience is not None:
-            at_least(1, patience=patience)
+            require_at_least(1, patience=patience)
             if validation is None:
                 raise ValueError("patience needs validation data: pass validation=0.1 to hold out a tenth.")
         model.to(target)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, positive
+from pyrovae._checks import require_at_least, require_positive
 
 
 class LaggingAdam(torch.optim.Adam):
@@ -32,9 +32,9 @@ class LaggingAdam(torch.optim.Adam):
         steps: int,
         learning_rate: float = 1e-3,
     ) -> None:
-        at_least(1, every=every)
-        at_least(0, steps=steps)
-        positive(learning_rate=learning_rate)
+        require_at_least(1, every=every)
+        require_at_least(0, steps=steps)
+        require_positive(learning_rate=learning_rate)
         chosen = {id(p) for p in slow}
         everything = list(parameters)
         fast = [p for p in everything if id(p) not in chosen]
@@ -82,9 +82,9 @@ def lagging_inference(
     Raises:
         ValueError: bad arguments; from the function, if ``slow`` holds none or all of the parameters.
     """
-    at_least(1, every=every)
-    at_least(0, steps=steps)
-    positive(learning_rate=learning_rate)
+    require_at_least(1, every=every)
+    require_at_least(0, steps=steps)
+    require_positive(learning_rate=learning_rate)
     if not slow:
         raise ValueError("lagging_inference needs the modules whose updates wait: lagging_inference(vae.decoder).")
     waiting = [p for part in slow for p in (part.parameters() if isinstance(part, nn.Module) else [part])]

@@ -9,11 +9,11 @@ from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyrovae._checks import one_of, placed, positive, resolve_device
+from pyrovae._checks import placed, require_one_of, require_positive, resolve_device
 from pyrovae._distributed import check_same_everywhere, from_main, num_processes, rank
 from pyrovae._random import reseed
 from pyrovae.model import LossModel, VAEModel
-from pyrovae.model._inputs import columns_kept
+from pyrovae.model._inputs import keep_columns
 from pyrovae.model._support import narrower_sites
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.training._checkpoint import CheckpointFolder
@@ -75,7 +75,7 @@ def checked_objective(model: Model, objective: PyroELBO | None) -> PyroELBO | No
 
 def checked_device(device: str | torch.device, precision: str) -> torch.device:
     """Where to train."""
-    one_of(("float32", "bfloat16"), precision=precision)
+    require_one_of(("float32", "bfloat16"), precision=precision)
     target = resolve_device(device)
     if precision == "bfloat16" and target.type != "cuda":
         raise ValueError(f"precision='bfloat16' is for CUDA devices; the device is {target}. Use precision='float32'.")
@@ -86,7 +86,7 @@ def make_batches(
     model: Model, data: Any, validation: Any, transform: Transform | None, batch_size: int, objective: PyroELBO | None
 ) -> tuple[Batches, Batches | None]:
     """Batches to train on and to validate on, once the model has run on both."""
-    with columns_kept(model, as_fields(data)):
+    with keep_columns(model, as_fields(data)):
         if isinstance(validation, float):
             data, (x, *rest) = hold_out(model, data, validation)
             x = placed(x, model.like())
@@ -122,7 +122,7 @@ def make_optimizer(model: Model, make: Callable[[Any], Optimizer] | None, learni
     """The optimiser of the parameters that are not frozen: Adam, if none is given."""
     parameters = trainable(model)
     if make is None:
-        positive(learning_rate=learning_rate)
+        require_positive(learning_rate=learning_rate)
         fused = model.like().device.type in ("cpu", "cuda")
         optimizer: Optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
     else:

@@ -1,26 +1,26 @@
-"""Priors over grids of codes: the uniform one, and a PixelCNN."""
+"""Priors over grids of codes: a uniform one, and a PixelCNN."""
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.distributions import Autoregressive
 from pyrovae.model import LossModel
 from pyrovae.networks import GatedPixelCNN
 
 
 def _checked(grid_shape: tuple[int, int], num_codes: int) -> tuple[int, int]:
-    at_least(2, num_codes=num_codes)
+    """The grid's sides; a ``ValueError`` unless they are positive and there are at least two codes."""
+    require_at_least(2, num_codes=num_codes)
     height, width = grid_shape
-    at_least(1, grid_shape=height)
-    at_least(1, grid_shape=width)
+    require_at_least(1, grid_shape=(height, width))
     return height, width
 
 
 class UniformCodes(nn.Module):
-    """p(z) = K^(-H·W): every code equally likely at every position of a grid.
+    """The uniform prior over grids of codes: p(z) = K^(-H·W).
 
     Args:
         grid_shape: ``(H, W)``.
@@ -37,14 +37,15 @@ class UniformCodes(nn.Module):
         self.grid_shape, self.num_codes = _checked(grid_shape, num_codes), num_codes
         self.register_buffer("logits", torch.zeros(*grid_shape, num_codes), persistent=False)
 
-    def forward(self) -> dist.TorchDistribution:
+    def forward(self) -> dist.Distribution:
         """The distribution p(z): batch ``()``, event ``(H, W)``."""
         return dist.Categorical(logits=self.logits).to_event(2)
 
 
 class PixelCNNPrior(LossModel):
-    """p(z) = Π p(z_ij | codes before it in raster order) by a :class:`~pyrovae.networks.GatedPixelCNN`, as the second
-    stage of a VQ-VAE has it (van den Oord et al. 2017, arXiv:1711.00937, sec. 3.2).
+    """An autoregressive prior over grids of codes, p(z) = Π p(z_ij | codes before it in raster order), by a
+    :class:`~pyrovae.networks.GatedPixelCNN`: the second stage of a VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937,
+    sec. 3.2).
 
     ``fit`` trains it on codes by maximum likelihood: its loss is -log p(z), exact, in nats. Codes go in as floats,
     as all data do, ``fit(prior, codes.float())``.
@@ -72,7 +73,7 @@ class PixelCNNPrior(LossModel):
         kernel_size: int = 3,
     ) -> None:
         super().__init__()
-        at_least(1, embedding_dim=embedding_dim)
+        require_at_least(1, embedding_dim=embedding_dim)
         self.grid_shape, self.num_codes = _checked(grid_shape, num_codes), num_codes
         self.event_shape = self.grid_shape
         self.embedding = nn.Embedding(num_codes, embedding_dim)
@@ -93,9 +94,9 @@ class PixelCNNPrior(LossModel):
             like=torch.empty(0, dtype=torch.long, device=self.embedding.weight.device),
         )
 
-    def _conditional(self, codes: Int[Tensor, "*batch rows width"]) -> dist.TorchDistribution:
+    def _conditional(self, codes: Int[Tensor, "*batch rows width"]) -> dist.Distribution:
         return dist.Categorical(logits=self.logits(codes).movedim(-3, -1), validate_args=False).to_event(2)
 
     def loss(self, x: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch"]:
-        """-log p(z) of codes, in nats."""
+        """The negative log-probability of codes, -log p(z), in nats."""
         return -self().log_prob(x.long())

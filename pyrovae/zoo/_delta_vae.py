@@ -1,4 +1,4 @@
-"""The δ-VAE: a rate that the posterior cannot fall under."""
+"""The δ-VAE, whose posterior keeps a committed distance from the prior."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from pyrovae.posteriors import POSTERIORS, MeanFieldNormal
 
 
 def delta_vae(event_shape: Sequence[int], latent_dim: int, *, delta: float, channels: int = 1, **options: Any) -> VAE:
-    """A VAE whose KL(q(z | x) ‖ p(z)) is at least ``delta`` for every x, whatever the weights (Razavi et al. 2019,
-    "Preventing posterior collapse with δ-VAEs", arXiv:1901.03416).
+    """Build a δ-VAE, in which KL(q(z | x) ‖ p(z)) is at least ``delta`` for every x, whatever the weights (Razavi et
+    al. 2019, "Preventing posterior collapse with δ-VAEs", arXiv:1901.03416).
 
     The prior is :class:`~pyrovae.priors.AR1` and the posterior mean-field; the derivation is there. Nothing is
     constrained in training, so every objective, network and likelihood fits. The rate is spent, but nothing makes the

@@ -11,16 +11,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, lookup
+from pyrovae._checks import as_event_shape, require_at_least
 from pyrovae.distributions import product_of_normals
-from pyrovae.likelihoods import LIKELIHOODS
+from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAEModel
 from pyrovae.networks import MLP
 from pyrovae.posteriors import MeanFieldNormal
 
 
-class _Layered(VAEModel):
-    """p(z_L) p(z_{L-1} | z_L) ... p(z_1 | z_2) p(x | z_1), every factor but the last a diagonal normal."""
+class _Hierarchy(VAEModel):
+    """A VAE of several layers, p(z_L) p(z_{L-1} | z_L) ... p(x | z_1), of which all factors but the last are diagonal
+    normals.
+    """
+
+    _layer_norm = False  # by default
 
     def __init__(
         self,
@@ -28,43 +32,32 @@ class _Layered(VAEModel):
         latent_dims: Sequence[int] = (40, 20),
         *,
         hidden: Sequence[int] = (200, 200),
-        layer_norm: bool = False,
-        likelihood: str = "bernoulli",
+        layer_norm: bool | None = None,
+        likelihood: str | Likelihood = "bernoulli",
         likelihood_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.event_shape, dims, hidden = tuple(event_shape), tuple(latent_dims), tuple(hidden)
-        if not self.event_shape:
-            raise ValueError("event_shape must hold positive sizes, e.g. (784,); got ().")
+        self.event_shape, dims, hidden = as_event_shape(event_shape), tuple(latent_dims), tuple(hidden)
         if not dims:
             raise ValueError("latent_dims must name at least one layer's size, e.g. (40, 20) for two; got none.")
-        for size in self.event_shape:
-            at_least(1, event_shape=size)
-        for size in dims:
-            at_least(1, latent_dims=size)
-        for size in hidden:
-            at_least(1, hidden=size)
+        require_at_least(1, latent_dims=dims, hidden=hidden)
+        layer_norm = self._layer_norm if layer_norm is None else layer_norm
         self.latent_dims = dims
         self.sites = tuple(f"z{layer}" for layer in range(1, len(dims) + 1))
-        options = dict(likelihood_options or {})
-        self.likelihood = lookup(LIKELIHOODS, likelihood, "likelihood")(event_dim=len(self.event_shape), **options)
-        self.priors = nn.ModuleList(
-            nn.Sequential(_trunk(above, hidden, layer_norm), MeanFieldNormal(here, _width(above, hidden)))
-            for here, above in pairwise(dims)
-        )
+        self.likelihood = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=len(self.event_shape))
+        self.priors = nn.ModuleList(_conditional(above, here, hidden, layer_norm) for here, above in pairwise(dims))
         outputs = self.likelihood.num_params * prod(self.event_shape)
         self.decoder = MLP(dims[0], hidden[::-1], outputs, layer_norm=layer_norm)
         self._build_guide(prod(self.event_shape), hidden, layer_norm)
 
     def _build_guide(self, size: int, hidden: tuple[int, ...], layer_norm: bool) -> None:
-        """The networks of the posterior, for data of so many numbers."""
+        """Build the posterior's networks, for data of ``size`` numbers."""
         raise NotImplementedError
 
-    def p(self, z: Float[Tensor, "*batch latent"]) -> dist.TorchDistribution:
-        """p(x | z_1): batch ``(...)`` for ``z`` of shape ``(..., Z_1)``."""
+    def p(self, z: Float[Tensor, "*batch latent"]) -> dist.Distribution:
+        """The distribution p(x | z_1): batch ``(...)`` for ``z`` of shape ``(..., Z_1)``."""
         assert self.event_shape is not None
-        params = self.decoder(z)
-        return self.likelihood(params.reshape(*z.shape[:-1], self.likelihood.num_params, *self.event_shape))
+        return self.likelihood.distribution(self.decoder(z), z.shape[:-1], self.event_shape)
 
     def model(self, x: Tensor) -> None:
         *lower, top = self.sites
@@ -75,9 +68,9 @@ class _Layered(VAEModel):
             pyro.sample("x", self.p(z), obs=x)
 
 
-class HierarchicalVAE(_Layered):
-    """Several stochastic layers, inferred bottom-up: q(z_1 | x) q(z_2 | z_1) ... q(z_L | z_{L-1}), as in Rezende et al.
-    (2014, arXiv:1401.4082) and Burda et al. (2016, arXiv:1509.00519).
+class HierarchicalVAE(_Hierarchy):
+    """A VAE of several stochastic layers, inferred bottom-up: q(z_1 | x) q(z_2 | z_1) ... q(z_L | z_{L-1}), as in
+    Rezende et al. (2014, arXiv:1401.4082) and Burda et al. (2016, arXiv:1509.00519).
 
     Sites are ``z1``, next to the data, to ``zL``; with one layer this is a mean-field :class:`~pyrovae.VAE`.
 
@@ -93,19 +86,20 @@ class HierarchicalVAE(_Layered):
         event_shape: shape of one datum.
         latent_dims: sizes of the layers, from the one next to the data upwards.
         hidden: widths of the hidden layers of every network; none makes every conditional affine.
-        layer_norm: normalise the hidden layers over their features.
-        likelihood: a name in ``likelihoods.LIKELIHOODS``.
-        likelihood_options: of its constructor.
+        layer_norm: normalise the hidden layers over their features; by default no.
+        likelihood: a name in ``likelihoods.LIKELIHOODS``, or a :class:`~pyrovae.likelihoods.Likelihood`.
+        likelihood_options: options of a likelihood given by name.
 
     Raises:
-        ValueError: no layer, a size that is not positive, an unknown likelihood.
+        TypeError: a likelihood that is neither a name nor a module of its class.
+        ValueError: no layer, a size that is not positive, an unknown likelihood, options that it does not have, a built
+            one for data of other dimensions.
     """
 
     def _build_guide(self, size: int, hidden: tuple[int, ...], layer_norm: bool) -> None:
         below = (size, *self.latent_dims[:-1])
         self.encoders = nn.ModuleList(
-            nn.Sequential(_trunk(source, hidden, layer_norm), MeanFieldNormal(here, _width(source, hidden)))
-            for source, here in zip(below, self.latent_dims, strict=True)
+            _conditional(source, here, hidden, layer_norm) for source, here in zip(below, self.latent_dims, strict=True)
         )
 
     def guide(self, x: Tensor) -> None:
@@ -115,7 +109,7 @@ class HierarchicalVAE(_Layered):
                 h = pyro.sample(site, encoder(h))
 
 
-class LadderVAE(_Layered):
+class LadderVAE(_Hierarchy):
     """The ladder VAE (Sønderby et al. 2016, arXiv:1602.02282): a deterministic pass upwards, then a posterior downwards
     that shares the generative path.
 
@@ -131,38 +125,22 @@ class LadderVAE(_Layered):
         event_shape: shape of one datum.
         latent_dims: sizes of the layers, from the one next to the data upwards.
         hidden: widths of the hidden layers of every network; none makes every conditional affine.
-        layer_norm: normalise the hidden layers over their features.
-        likelihood: a name in ``likelihoods.LIKELIHOODS``.
-        likelihood_options: of its constructor.
+        layer_norm: normalise the hidden layers over their features; by default yes.
+        likelihood: a name in ``likelihoods.LIKELIHOODS``, or a :class:`~pyrovae.likelihoods.Likelihood`.
+        likelihood_options: options of a likelihood given by name.
 
     Raises:
-        ValueError: no layer, a size that is not positive, an unknown likelihood.
+        TypeError: a likelihood that is neither a name nor a module of its class.
+        ValueError: as of :class:`HierarchicalVAE`.
     """
 
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        latent_dims: Sequence[int] = (40, 20),
-        *,
-        hidden: Sequence[int] = (200, 200),
-        layer_norm: bool = True,
-        likelihood: str = "bernoulli",
-        likelihood_options: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(
-            event_shape,
-            latent_dims,
-            hidden=hidden,
-            layer_norm=layer_norm,
-            likelihood=likelihood,
-            likelihood_options=likelihood_options,
-        )
+    _layer_norm = True
 
     def _build_guide(self, size: int, hidden: tuple[int, ...], layer_norm: bool) -> None:
         ups, heads = [], []
         for here in self.latent_dims:
             ups.append(_trunk(size, hidden, layer_norm))
-            size = _width(size, hidden)
+            size = (size, *hidden)[-1]
             heads.append(_narrow(MeanFieldNormal(here, size)))
         self.ups, self.heads = nn.ModuleList(ups), nn.ModuleList(heads)
 
@@ -179,17 +157,21 @@ class LadderVAE(_Layered):
 
 
 def _narrow(q: MeanFieldNormal) -> MeanFieldNormal:
-    """Start at a scale of 0.21 in place of 1, the prior's, which would drown what the upward pass says."""
+    """Start a posterior at scales of 0.21 instead of the prior's 1, which would drown what the upward pass says."""
     with torch.no_grad():
         q.head.bias[q.latent_dim :] -= 2.0
     return q
 
 
+def _conditional(in_features: int, latent_dim: int, hidden: Sequence[int], layer_norm: bool) -> nn.Module:
+    """An amortised diagonal normal over one layer's latents, given another layer's or the data."""
+    return nn.Sequential(
+        _trunk(in_features, hidden, layer_norm), MeanFieldNormal(latent_dim, (in_features, *hidden)[-1])
+    )
+
+
 def _trunk(in_features: int, hidden: Sequence[int], layer_norm: bool) -> nn.Module:
+    """The hidden layers of a network, activated; the identity where there are none."""
     if not hidden:
         return nn.Identity()
     return MLP(in_features, hidden[:-1], hidden[-1], final_activation=True, layer_norm=layer_norm)
-
-
-def _width(in_features: int, hidden: Sequence[int]) -> int:
-    return hidden[-1] if hidden else in_features

@@ -8,7 +8,8 @@ from pyrovae.model import VAE
 
 
 def linear_vae(event_shape: Sequence[int], latent_dim: int, *, scale: float | Literal["shared"] = "shared") -> VAE:
-    """z ~ N(0, I), x ~ N(W z + b, σ² I), q(z|x) = N(V x + c, diag s²) (Lucas et al. 2019, arXiv:1911.02469, eq. 6).
+    """Build the linear VAE: z ~ N(0, I), x ~ N(W z + b, σ² I), q(z|x) = N(V x + c, diag s²) (Lucas et al. 2019,
+    arXiv:1911.02469, eq. 6).
 
     Its ELBO has no local maxima beside the global ones, which are those of probabilistic PCA: there the ELBO equals
     log p(x), W has orthogonal columns, and the active latents are those whose eigenvalue of the data's covariance is

@@ -1,4 +1,4 @@
-"""Variational inference without amortisation: every datum has variational parameters of its own."""
+"""Variational inference without amortisation: a table of variational parameters in place of an encoder."""
 
 import copy
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, lookup
+from pyrovae._checks import require_at_least
 from pyrovae.model import VAE, VAEModel
 from pyrovae.model._modes import local_parameters
-from pyrovae.posteriors import POSTERIORS
+from pyrovae.posteriors import POSTERIORS, Posterior
 
 
 class NonAmortizedVAE(VAEModel):
@@ -25,15 +25,17 @@ class NonAmortizedVAE(VAEModel):
     Args:
         generative: a :class:`~pyrovae.VAE`, of which prior, decoder and likelihood are copied.
         num_data: N, rows of the table.
-        posterior: a name in ``posteriors.POSTERIORS``.
-        context_dim: C, width of a row; by default 2Z, as many numbers as a factorised normal has.
+        posterior: a name in ``posteriors.POSTERIORS``, or a module ``(..., C) -> distribution``.
+        context_dim: C, width of a row; by default that of a built posterior, else 2Z, as many numbers as a factorised
+            normal has.
         train_decoder: train prior, decoder and likelihood as well; by default they stay as they are, for a comparison
             with amortised inference at an equal decoder.
-        posterior_options: options of the posterior.
+        posterior_options: options of a posterior given by name.
 
     Raises:
-        TypeError: ``generative`` is not a :class:`~pyrovae.VAE`.
-        ValueError: a prior that is made of the encoder's posteriors (VampPrior), an unknown posterior, N < 1.
+        TypeError: ``generative`` is not a :class:`~pyrovae.VAE`, ``posterior`` neither a name nor a module.
+        ValueError: a prior that is made of the encoder's posteriors (VampPrior), an unknown posterior, options that it
+            does not have, a built one of another size, N < 1.
     """
 
     def __init__(
@@ -41,14 +43,13 @@ class NonAmortizedVAE(VAEModel):
         generative: VAE,
         num_data: int,
         *,
-        posterior: str = "mean_field",
+        posterior: str | Posterior = "mean_field",
         context_dim: int | None = None,
         train_decoder: bool = False,
         posterior_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        at_least(1, num_data=num_data)
-        family = lookup(POSTERIORS, posterior, "posterior")
+        require_at_least(1, num_data=num_data)
         if not isinstance(generative, VAE):
             raise TypeError(
                 f"generative must be a pyrovae.VAE, whose prior and decoder are used; got {type(generative).__name__}."
@@ -58,14 +59,16 @@ class NonAmortizedVAE(VAEModel):
                 f"the prior of generative, {type(generative.prior).__name__}, is made of the encoder's posteriors, and "
                 f"here is no encoder: use prior='standard_normal' or 'mixture'."
             )
-        width = 2 * generative.latent_dim if context_dim is None else context_dim
-        at_least(1, context_dim=width)
+        if context_dim is None:
+            context_dim = getattr(posterior, "context_dim", 2 * generative.latent_dim)
+        require_at_least(1, context_dim=context_dim)
+        sizes = {"latent_dim": generative.latent_dim, "context_dim": context_dim}
         self.event_shape = generative.event_shape
         with local_parameters():
             self.generative = copy.deepcopy(generative).requires_grad_(train_decoder)
             del self.generative.encoder, self.generative.posterior
-            self.context = nn.Embedding(num_data, width)
-            self.posterior = family(generative.latent_dim, width, **(posterior_options or {}))
+            self.context = nn.Embedding(num_data, context_dim)
+            self.posterior = POSTERIORS.build(posterior, posterior_options, **sizes)
 
     def model(self, x: Tensor, index: Tensor | None = None) -> None:
         with pyro.plate("data", len(x)):

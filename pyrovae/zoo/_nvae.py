@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, lookup, not_negative
+from pyrovae._checks import require_at_least, require_not_negative
 from pyrovae.distributions import residual_normal
-from pyrovae.likelihoods import LIKELIHOODS
+from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAEModel
 from pyrovae.networks._conv import as_image_shape, over_leading
 from pyrovae.networks._residual import ConvCell, DepthwiseCell
 from pyrovae.networks._spectral import SpectralSum
 
-_LOG_SCALE = 5.0  # no scale leaves (e⁻⁵, e⁵), however far a head drifts
+_MAX_LOG_SCALE = 5.0  # no scale leaves (e⁻⁵, e⁵), however far a head drifts
 
 
 class NVAE(VAEModel):
@@ -45,13 +45,15 @@ class NVAE(VAEModel):
         channels: of the networks at the finest resolution of latents; every halving doubles them.
         expansion: of the depthwise cells.
         cells: residual cells per group, in the encoder and on the path.
-        likelihood: a name in ``likelihoods.LIKELIHOODS``.
-        likelihood_options: of its constructor.
+        likelihood: a name in ``likelihoods.LIKELIHOODS``, or a :class:`~pyrovae.likelihoods.Likelihood`.
+        likelihood_options: options of a likelihood given by name.
         spectral_weight: λ in nats; 0 leaves the regularisation out.
 
     Raises:
+        TypeError: a likelihood that is neither a name nor a module of its class.
         ValueError: an image that the halvings do not divide, no groups, sizes that are not positive, a
-            ``spectral_weight`` that is negative, NaN or infinite, an unknown likelihood.
+            ``spectral_weight`` that is negative, NaN or infinite, an unknown likelihood, options that it does not have,
+            a built one for data of other dimensions.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class NVAE(VAEModel):
         channels: int = 16,
         expansion: int = 3,
         cells: int = 1,
-        likelihood: str = "bernoulli",
+        likelihood: str | Likelihood = "bernoulli",
         likelihood_options: dict[str, Any] | None = None,
         spectral_weight: float = 1e-2,
     ) -> None:
@@ -71,18 +73,16 @@ class NVAE(VAEModel):
         groups = tuple(groups)
         if not groups:
             raise ValueError("groups must name at least one resolution's number of groups, e.g. (1, 2); got none.")
-        for count in groups:
-            at_least(1, groups=count)
+        require_at_least(1, groups=groups)
         halvings = len(groups)
         shrunk = 2**halvings
         needs = f" with height and width divisible by {shrunk}, for {halvings} resolutions"
         self.event_shape = as_image_shape(event_shape, shrunk, needs=needs, fix=", pad them, or pass fewer groups")
         image_channels, height, width = self.event_shape
-        at_least(1, latent_channels=latent_channels, channels=channels, expansion=expansion, cells=cells)
-        not_negative(spectral_weight=spectral_weight)
+        require_at_least(1, latent_channels=latent_channels, channels=channels, expansion=expansion, cells=cells)
+        require_not_negative(spectral_weight=spectral_weight)
         self.spectral_weight = float(spectral_weight)
-        options = dict(likelihood_options or {})
-        self.likelihood = lookup(LIKELIHOODS, likelihood, "likelihood")(event_dim=3, **options)
+        self.likelihood = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=3)
 
         widths = [channels * 2**i for i in reversed(range(halvings))]  # from the top
         self.start = nn.Parameter(0.1 * torch.randn(widths[0], height // shrunk, width // shrunk))
@@ -107,7 +107,7 @@ class NVAE(VAEModel):
         self.spectral = SpectralSum(self) if spectral_weight else None
 
     def penalty(self) -> Tensor | None:
-        """λ Σ σ_max(W), in nats."""
+        """The spectral regulariser λ Σ σ_max(W), in nats."""
         return None if self.spectral is None else self.spectral_weight * self.spectral(self)
 
     def model(self, x: Tensor) -> None:
@@ -116,9 +116,8 @@ class NVAE(VAEModel):
             for site, group in self._groups():
                 h = group.grow(h)
                 h = group.merge(h, pyro.sample(site, group.prior(h, x)))
-            params = over_leading(self.out, h, 3)
-            params = params.reshape(*h.shape[:-3], self.likelihood.num_params, *x.shape[1:])
-            pyro.sample("x", self.likelihood(params), obs=x)
+            out = over_leading(self.out, h, 3)
+            pyro.sample("x", self.likelihood.distribution(out, h.shape[:-3], x.shape[1:]), obs=x)
 
     def guide(self, x: Tensor) -> None:
         features = self._features(x)
@@ -136,7 +135,7 @@ class NVAE(VAEModel):
         return list(zip(self.sites, path, strict=True))
 
     def _features(self, x: Float[Tensor, "batch c h w"]) -> list[Tensor]:
-        """What the encoder says to every group, from the top."""
+        """The encoder's features for every group, from the top."""
         h, features = self.stem(2.0 * x - 1.0), []
         for stage in reversed(self.encoder):
             h = stage(h)
@@ -145,7 +144,7 @@ class NVAE(VAEModel):
 
 
 class _Group(nn.Module):
-    """A group of latents on the path, ``channels`` wide; ``grown`` is the width above, where the resolution doubles."""
+    """A group of latents on the path, ``channels`` wide. ``grown`` is the width above, where the resolution doubles."""
 
     def __init__(
         self, latents: int, channels: int, grown: int | None, is_top: bool, expansion: int, cells: int
@@ -154,45 +153,49 @@ class _Group(nn.Module):
         self.grower = None
         if grown is not None:
             self.grower = nn.Sequential(nn.Conv2d(grown, channels, 1), nn.Upsample(scale_factor=2))
-        self.prior_head = None if is_top else nn.Sequential(nn.ELU(), nn.Conv2d(channels, 2 * latents, 1))
+        self.prior_head = None if is_top else _head(channels, latents, 1)
         self.latents = latents
         self.of_path = nn.Conv2d(channels, channels, 1)
-        self.delta_head = nn.Sequential(nn.ELU(), nn.Conv2d(channels, 2 * latents, 3, padding=1))
+        self.delta_head = _head(channels, latents, 3)
         self.merger = nn.Sequential(
             nn.Conv2d(channels + latents, channels, 1),
             *(DepthwiseCell(channels, expansion=expansion) for _ in range(cells)),
         )
-        for head in (self.prior_head, self.delta_head):
-            if head is not None:  # posterior and prior start near N(0, 1)
-                last: Any = head[1]
-                with torch.no_grad():
-                    last.weight.mul_(0.1)
-                    last.bias.zero_()
 
     def grow(self, h: Tensor) -> Tensor:
-        """The path at this group's resolution."""
+        """Bring the path to this group's resolution."""
         return h if self.grower is None else over_leading(self.grower, h, 3)
 
-    def prior(self, h: Tensor, like: Tensor) -> dist.TorchDistribution:
-        """p(z | what is above), from the path; N(0, I) at the top."""
+    def prior(self, h: Tensor, like: Tensor) -> dist.Distribution:
+        """The prior of the group given the groups above, read off the path; N(0, I) at the top."""
         if self.prior_head is None:
             return dist.Normal(like.new_zeros(self.latents, *h.shape[-2:]), 1.0).to_event(3)
         loc, scale = _loc_and_scale(over_leading(self.prior_head, h, 3))
         return dist.Normal(loc, scale).to_event(3)
 
-    def posterior(self, h: Tensor, feature: Tensor, like: Tensor) -> dist.TorchDistribution:
-        """q(z | what is above, x), relative to the prior."""
+    def posterior(self, h: Tensor, feature: Tensor, like: Tensor) -> dist.Distribution:
+        """The posterior of the group given the groups above and x, relative to the prior."""
         # The path may have particles, which the encoder's features lack.
         both = feature + over_leading(self.of_path, h, 3)
         return residual_normal(self.prior(h, like), *_loc_and_scale(over_leading(self.delta_head, both, 3)))
 
     def merge(self, h: Tensor, z: Tensor) -> Tensor:
-        """The path below the draw."""
+        """Continue the path with the group's draw."""
         lead = torch.broadcast_shapes(h.shape[:-3], z.shape[:-3])
         h, z = h.expand(*lead, *h.shape[-3:]), z.expand(*lead, *z.shape[-3:])
         return over_leading(self.merger, torch.cat([h, z], -3), 3)
 
 
+def _head(channels: int, latents: int, kernel_size: int) -> nn.Module:
+    """A layer that gives the parameters of a normal over maps, near N(0, 1) at the start."""
+    last: Any = nn.Conv2d(channels, 2 * latents, kernel_size, padding=kernel_size // 2)
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+        last.bias.zero_()
+    return nn.Sequential(nn.ELU(), last)
+
+
 def _loc_and_scale(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Location and scale of a normal over maps, from their head."""
     loc, log_scale = raw.chunk(2, -3)
-    return loc, (_LOG_SCALE * (log_scale / _LOG_SCALE).tanh()).exp()
+    return loc, (_MAX_LOG_SCALE * (log_scale / _MAX_LOG_SCALE).tanh()).exp()

@@ -1,8 +1,6 @@
 """Autoregressive models of images: a PixelCNN alone, and as the decoder of a VAE."""
 
-import inspect
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import pyro
@@ -11,21 +9,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, lookup, one_of, placed
+from pyrovae._checks import lookup, placed, require_at_least, require_one_of
+from pyrovae._parts import Registry
 from pyrovae.distributions import Autoregressive
 from pyrovae.distributions._capabilities import innermost
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAE, VAEModel
-from pyrovae.networks import MLP, ConvDecoder, GatedMLP, GatedPixelCNN, RowGRU
+from pyrovae.networks import MLP, NETWORKS, GatedPixelCNN, RowGRU, StridedDecoder
+from pyrovae.networks._architectures import build_decoder
 from pyrovae.networks._conv import as_image_shape
 
-DECODERS: dict[str, type[GatedPixelCNN] | type[RowGRU]] = {"pixelcnn": GatedPixelCNN, "gru": RowGRU}
-_SET_HERE = ("in_channels", "out_channels", "width", "context_dim", "spatial_context")  # not options of a decoder
-CONDITIONING = ("map", "vector")
+DECODERS: Registry[nn.Module] = Registry("decoder", nn.Module, pixelcnn=GatedPixelCNN, gru=RowGRU)
 
 
 class PixelDecoder(nn.Module):
-    """p(x | z) as a distribution over images whose pixels are drawn one after another.
+    """A decoder p(x | z) that is a distribution over images whose pixels are drawn one after another.
 
     The autoregressive network is told a vector of ``context_dim`` numbers at every pixel: where the pixel is (learnt)
     plus what z says, the same everywhere (van den Oord et al. 2016, arXiv:1606.05328, sec. 2.3) or pixel by pixel
@@ -34,9 +32,9 @@ class PixelDecoder(nn.Module):
     Args:
         event_shape: ``(C, H, W)``.
         likelihood: of one pixel, given the network's output.
-        network: ``"pixelcnn"`` (:class:`~pyrovae.networks.GatedPixelCNN`) or ``"gru"``
-            (:class:`~pyrovae.networks.RowGRU`).
-        network_options: their options.
+        network: ``"pixelcnn"`` (:class:`~pyrovae.networks.GatedPixelCNN`), ``"gru"``
+            (:class:`~pyrovae.networks.RowGRU`), or a module that is called as they are, with a spatial context.
+        network_options: options of a network given by name.
         upsample: what z says: ``(..., Z)`` to vectors ``(..., context_dim)`` or to maps ``(..., context_dim, H, W)``,
             which may come with those last dimensions flattened in any way; ``None`` where there is no z.
         context_dim: numbers that the network is told at a pixel.
@@ -44,7 +42,9 @@ class PixelDecoder(nn.Module):
             arXiv:1511.06349, "word dropout"). What it is to predict stays.
 
     Raises:
-        ValueError: an ``event_shape`` that is no image's, an unknown network, bad options.
+        TypeError: a network that is neither a name nor a module.
+        ValueError: an ``event_shape`` that is no image's, an unknown network, bad options, a built network of other
+            sizes.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class PixelDecoder(nn.Module):
         event_shape: Sequence[int],
         likelihood: Likelihood,
         *,
-        network: str = "pixelcnn",
+        network: str | nn.Module = "pixelcnn",
         network_options: dict[str, Any] | None = None,
         upsample: nn.Module | None = None,
         context_dim: int = 8,
@@ -60,45 +60,34 @@ class PixelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = self.event_shape = _as_image(event_shape)
-        at_least(1, context_dim=context_dim)
+        require_at_least(1, context_dim=context_dim)
         if not 0 <= input_dropout < 1:
             raise ValueError(f"input_dropout must be in [0, 1); got {input_dropout}.")
-        cls: Any = lookup(DECODERS, network, "decoder")
-        options = dict(network_options or {})
-        allowed = [name for name in inspect.signature(cls).parameters if name not in _SET_HERE]
-        for name in options:
-            if name not in allowed:
-                own = " Pass context_dim=... to the model itself." if name == "context_dim" else ""
-                raise ValueError(f"decoder {network!r} has options {', '.join(allowed)}; got {name!r}.{own}")
-        options |= {"context_dim": context_dim, "spatial_context": True}
-        if cls is RowGRU:
-            options["width"] = width
         self.likelihood, self.upsample, self.input_dropout = likelihood, upsample, input_dropout
         self.position = nn.Parameter(0.1 * torch.randn(context_dim, height, width))
-        outputs = likelihood.num_params * channels
-        self.network: nn.Module = cls(channels, outputs, **options)
+        sizes = {"in_channels": channels, "out_channels": likelihood.num_params * channels, "width": width}
+        self.network = DECODERS.build(network, network_options, **sizes, context_dim=context_dim, spatial_context=True)
         some = likelihood(torch.zeros(likelihood.num_params, *self.event_shape))
         self._support = innermost(some).support
 
-    def forward(self, z: Float[Tensor, "*batch latent"] | None, batch_shape: tuple[int, ...] = ()) -> Autoregressive:
-        """p(x | z), batch ``(...)``; without z of the ``batch_shape``."""
+    def forward(self, z: Float[Tensor, "*batch latent"] | None) -> Autoregressive:
+        """The distribution p(x | z) with batch ``(...)``; without z, p(x) with batch ``()``."""
         context: Tensor = self.position
-        if self.upsample is not None:
-            assert z is not None
+        batch_shape: tuple[int, ...] = ()
+        if self.upsample is not None and z is not None:
             batch_shape = z.shape[:-1]
             said = self.upsample(z).reshape(*batch_shape, len(context), -1)  # one number a channel, or one a pixel
             said = said.unsqueeze(-1) if said.shape[-1] == 1 else said.reshape(*batch_shape, *context.shape)
             context = context + said
 
-        def conditional(x: Tensor) -> dist.TorchDistribution:
+        def conditional(x: Tensor) -> dist.Distribution:
             params = self.network(self._seen(x), context)
-            return self.likelihood(params.unflatten(-3, (self.likelihood.num_params, self.event_shape[0])))
+            return self.likelihood.distribution(params, params.shape[:-3], x.shape[-3:])
 
-        shape = tuple(batch_shape)
-        return Autoregressive(conditional, self.event_shape, shape, support=self._support, like=self.position)
+        return Autoregressive(conditional, self.event_shape, batch_shape, support=self._support, like=self.position)
 
     def _seen(self, x: Tensor) -> Tensor:
-        """Pixels in [-1, 1]; 0, as beyond the border, for those that are dropped."""
+        """The pixels that the network sees, in [-1, 1]; 0, as beyond the border, for those that are dropped."""
         x = 2 * x - 1
         if not (self.training and self.input_dropout):
             return x
@@ -112,34 +101,34 @@ class PixelCNN(VAEModel):
 
     Args:
         event_shape: ``(C, H, W)``.
-        likelihood: a name in ``likelihoods.LIKELIHOODS``, of one pixel.
-        likelihood_options: its options.
-        decoder: ``"pixelcnn"`` or ``"gru"``.
+        likelihood: a name in ``likelihoods.LIKELIHOODS``, of one pixel, or a :class:`~pyrovae.likelihoods.Likelihood`.
+        likelihood_options: options of a likelihood given by name.
+        decoder: ``"pixelcnn"``, ``"gru"``, or a network as :class:`PixelDecoder` takes it, of ``context_dim=8``.
         decoder_options: of :class:`~pyrovae.networks.GatedPixelCNN` (``hidden``, ``num_layers``, ``kernel_size``) or
             of :class:`~pyrovae.networks.RowGRU` (``hidden``).
 
     Raises:
-        ValueError: an ``event_shape`` that is no image's, an unknown name, decoder options that it does not have,
-            values of options out of range.
-        TypeError: likelihood options that it does not have.
+        TypeError: a part that is neither a name nor a module.
+        ValueError: an ``event_shape`` that is no image's, an unknown name, options that a part does not have or that
+            are out of range, a built part of another size.
     """
 
     def __init__(
         self,
         event_shape: Sequence[int],
         *,
-        likelihood: str = "bernoulli",
+        likelihood: str | Likelihood = "bernoulli",
         likelihood_options: dict[str, Any] | None = None,
-        decoder: str = "pixelcnn",
+        decoder: str | nn.Module = "pixelcnn",
         decoder_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.event_shape = _as_image(event_shape)
-        pixel = lookup(LIKELIHOODS, likelihood, "likelihood")(event_dim=3, **(likelihood_options or {}))
+        pixel = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=3)
         self.decoder = PixelDecoder(self.event_shape, pixel, network=decoder, network_options=decoder_options)
 
     def log_prob(self, x: Float[Tensor, "*batch channels height width"]) -> Float[Tensor, "*batch"]:
-        """log p(x) in nats: exact, and differentiable."""
+        """The log-density log p(x) in nats: exact, and differentiable."""
         return self.decoder(None).log_prob(placed(x, self.like()))
 
     def model(self, x: Tensor) -> None:
@@ -147,7 +136,7 @@ class PixelCNN(VAEModel):
             pyro.sample("x", self.decoder(None), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """There is nothing to infer."""
+        """Draw nothing: there are no latents to infer."""
 
 
 class PixelVAE(VAE):
@@ -162,7 +151,7 @@ class PixelVAE(VAE):
     Args:
         event_shape: ``(C, H, W)``.
         latent_dim: Z.
-        decoder: ``"pixelcnn"`` or ``"gru"``.
+        decoder: ``"pixelcnn"``, ``"gru"``, or a network as :class:`PixelDecoder` takes it.
         decoder_options: of :class:`~pyrovae.networks.GatedPixelCNN` (``hidden``, ``num_layers``, ``kernel_size``: few
             layers and a small kernel limit what it sees) or of :class:`~pyrovae.networks.RowGRU` (``hidden``).
         conditioning: how the decoder is told z: ``"map"``, as that paper does, through networks as of
@@ -177,9 +166,9 @@ class PixelVAE(VAE):
         parts: ``posterior``, ``prior``, ``encoder`` and options, as in :class:`~pyrovae.VAE`.
 
     Raises:
-        ValueError: an ``event_shape`` that is no image's, an unknown name, decoder options that it does not have,
-            values of options out of range.
-        TypeError: other parts' options that they do not have.
+        TypeError: a part that is neither a name nor a module.
+        ValueError: an ``event_shape`` that is no image's, an unknown name, options that a part does not have or that
+            are out of range, a built part of another size.
     """
 
     def __init__(
@@ -187,7 +176,7 @@ class PixelVAE(VAE):
         event_shape: Sequence[int],
         latent_dim: int,
         *,
-        decoder: str = "pixelcnn",
+        decoder: str | nn.Module = "pixelcnn",
         decoder_options: dict[str, Any] | None = None,
         conditioning: str = "map",
         context_dim: int = 8,
@@ -199,40 +188,30 @@ class PixelVAE(VAE):
         **parts: Any,
     ) -> None:
         shape = _as_image(event_shape)
-        at_least(1, context_dim=context_dim)
-        one_of(CONDITIONING, conditioning=conditioning)
-        # The decoder that VAE makes is replaced below: with one parameter a pixel it is small, which with this model's
-        # likelihood (a categorical has hundreds) it need not be.
-        super().__init__(shape, latent_dim, likelihood="bernoulli", network=network, hidden=hidden, **parts)
-        if isinstance(likelihood, str):
-            cls = lookup(LIKELIHOODS, likelihood, "likelihood")
-            self.likelihood = cls(event_dim=3, **(likelihood_options or {}))
-        elif likelihood_options:
-            raise ValueError("likelihood_options are for a likelihood given by name; this one is already built.")
-        else:
-            self.likelihood = likelihood
-        outputs = context_dim * prod(shape[1:])
-        upsample: nn.Module
+        require_at_least(1, latent_dim=latent_dim, context_dim=context_dim)
+        require_one_of(("map", "vector"), conditioning=conditioning)
+        pixel = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=3)
         if conditioning == "vector":
-            upsample = nn.Linear(latent_dim, context_dim)
-        elif network == "conv":
-            upsample = ConvDecoder(latent_dim, shape, context_dim)
+            upsample: nn.Module = nn.Linear(latent_dim, context_dim)
         else:
-            mlp = GatedMLP if isinstance(self.decoder, GatedMLP) else MLP
-            upsample = mlp(latent_dim, tuple(hidden)[::-1], outputs)
-        self.decoder = PixelDecoder(
+            _, cls = lookup(NETWORKS, network, "network")
+            cls = MLP if cls is StridedDecoder else cls
+            upsample = build_decoder(cls, latent_dim, (context_dim, *shape[1:]), tuple(hidden))
+        pixels = PixelDecoder(
             shape,
-            self.likelihood,
+            pixel,
             network=decoder,
             network_options=decoder_options,
             upsample=upsample,
             context_dim=context_dim,
             input_dropout=input_dropout,
         )
+        super().__init__(shape, latent_dim, likelihood=pixel, network=network, hidden=hidden, decoder=pixels, **parts)
 
-    def p(self, z: Float[Tensor, "*batch latent"]) -> dist.TorchDistribution:
+    def p(self, z: Float[Tensor, "*batch latent"]) -> dist.Distribution:
         return self.decoder(z)
 
 
 def _as_image(event_shape: Sequence[int]) -> tuple[int, int, int]:
+    """An ``event_shape`` as ``(C, H, W)``; a ``ValueError`` if it is no image's."""
     return as_image_shape(event_shape, 1, needs=", because pixels are drawn in raster order", fix="")

@@ -1,6 +1,5 @@
 """VQ-VAE: a grid of discrete codes as latents, and a prior over them learnt in a second stage."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pyrovae._checks import as_data, at_least, lookup, placed
+from pyrovae._checks import as_data, as_event_shape, placed, require_at_least, require_positive
+from pyrovae._parts import check_sizes
 from pyrovae.distributions import PointMass
-from pyrovae.likelihoods import LIKELIHOODS
+from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAEModel
 from pyrovae.model._modes import evaluation_mode
 from pyrovae.networks import GridDecoder, GridEncoder, Quantized, VectorQuantizer, code_counts
@@ -21,7 +21,7 @@ from pyrovae.training import FitResult, fit
 from pyrovae.training.batches import Transform, with_splits
 from pyrovae.zoo._code_prior import PixelCNNPrior, UniformCodes
 
-_AT_ONCE = 1000  # data encoded at once
+_ENCODING_BATCH = 1000  # images that are encoded together
 
 
 class VQVAE(VAEModel):
@@ -45,8 +45,8 @@ class VQVAE(VAEModel):
         downsampling: f, a power of 2; the grid is H' = H / f by W' = W / f.
         hidden: channels of encoder and decoder.
         num_blocks: residual blocks in each.
-        likelihood: a name in ``likelihoods.LIKELIHOODS``.
-        likelihood_options: its options.
+        likelihood: a name in ``likelihoods.LIKELIHOODS``, or a :class:`~pyrovae.likelihoods.Likelihood`.
+        likelihood_options: options of a likelihood given by name.
         commitment: β, what the squared distance between encoder output and code costs, in nats.
         decay: of the codebook's running means.
         dead_below: fraction of an equal share of use under which a code is restarted; 0 for never.
@@ -58,8 +58,9 @@ class VQVAE(VAEModel):
         prior: p(z).
 
     Raises:
-        ValueError: strides that do not fit the image, an unknown likelihood, bad sizes, a prior of another grid or
-            number of codes, or that is no module that returns a distribution over grids.
+        TypeError: a likelihood that is neither a name nor a module of its class.
+        ValueError: strides that do not fit the image, an unknown likelihood, options that it does not have, bad sizes,
+            a likelihood or a prior of others, a prior that is no module that returns a distribution over grids.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class VQVAE(VAEModel):
         downsampling: int = 4,
         hidden: int = 64,
         num_blocks: int = 2,
-        likelihood: str = "bernoulli",
+        likelihood: str | Likelihood = "bernoulli",
         likelihood_options: Mapping[str, Any] | None = None,
         commitment: float = 0.25,
         decay: float = 0.99,
@@ -79,21 +80,16 @@ class VQVAE(VAEModel):
         prior: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        at_least(2, num_codes=num_codes)
-        at_least(1, code_dim=code_dim)
-        if not 0 < commitment < math.inf:
-            raise ValueError(
-                f"commitment must be positive and finite, or the encoder's output can drift off; got {commitment}."
-            )
+        require_at_least(2, num_codes=num_codes)
+        require_at_least(1, code_dim=code_dim)
+        require_positive(commitment=commitment)
         self.grid_shape = grid_shape(tuple(event_shape), downsampling)
-        channels, height, width = (int(n) for n in event_shape)
-        self.event_shape = (channels, height, width)
+        self.event_shape = shape = as_event_shape(event_shape)
         self.num_codes, self.commitment = num_codes, commitment
-        options = dict(likelihood_options or {})
-        self.likelihood = lookup(LIKELIHOODS, likelihood, "likelihood")(3, **options)
+        self.likelihood = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=3)
         sizes = {"downsampling": downsampling, "hidden": hidden, "num_blocks": num_blocks}
-        self.encoder = GridEncoder(self.event_shape, code_dim, **sizes)
-        self.decoder = GridDecoder(code_dim, self.event_shape, self.likelihood.num_params * channels, **sizes)
+        self.encoder = GridEncoder(shape, code_dim, **sizes)
+        self.decoder = GridDecoder(code_dim, shape, self.likelihood.num_params * shape[0], **sizes)
         self.quantizer = VectorQuantizer(num_codes, code_dim, decay=decay, dead_below=dead_below)
         self.prior = UniformCodes(self.grid_shape, num_codes) if prior is None else prior
 
@@ -103,24 +99,20 @@ class VQVAE(VAEModel):
             self._set_argument("prior", None if isinstance(value, UniformCodes) else value)
         super().__setattr__(name, value)
 
-    def _check_prior(self, value: Any) -> None:
-        if isinstance(value, (PixelCNNPrior, UniformCodes)):
-            ours, theirs = (self.grid_shape, self.num_codes), (value.grid_shape, value.num_codes)
-            if ours != theirs:
-                raise ValueError(
-                    f"prior is over a grid {theirs[0]} of {theirs[1]} codes; this model has a grid {ours[0]} of "
-                    f"{ours[1]}. Build it with the model's grid_shape and num_codes, or call fit_prior."
-                )
+    def _check_prior(self, prior: Any) -> None:
+        """Raise a ``ValueError`` unless this is a module that returns a distribution over the model's grids."""
+        check_sizes("prior", prior, grid_shape=self.grid_shape, num_codes=self.num_codes)
+        if isinstance(prior, (PixelCNNPrior, UniformCodes)):
             return
-        p: Any = type(value).__name__
-        if isinstance(value, nn.Module):
+        p, came = None, type(prior).__name__
+        if isinstance(prior, nn.Module):
             try:
                 with torch.no_grad():
-                    p = value()
+                    p = prior()
+                came = f"one that returns {p}"
             except TypeError:  # it wants an input
-                p = f"{p}, which cannot be called without arguments"
-        if not isinstance(p, torch.distributions.Distribution) or tuple(p.event_shape) != self.grid_shape:
-            came = f"one that returns {p}" if isinstance(value, nn.Module) and not isinstance(p, str) else p
+                came = f"{came}, which cannot be called without arguments"
+        if tuple(getattr(p, "event_shape", ())) != self.grid_shape:
             raise ValueError(
                 f"prior must be a module that returns a distribution of event shape {self.grid_shape}; got {came}. "
                 f"Leave it out and call fit_prior after training, or pass PixelCNNPrior({self.grid_shape}, "
@@ -129,12 +121,12 @@ class VQVAE(VAEModel):
 
     # -- the pair ----------------------------------------------------------------------------------------
 
-    def q(self, x: Float[Tensor, "*batch channels height width"]) -> dist.TorchDistribution:
-        """q(z | x), all mass on the nearest codes: batch ``(...)``, event ``(H', W')``."""
+    def q(self, x: Float[Tensor, "*batch channels height width"]) -> dist.Distribution:
+        """The posterior q(z | x), all mass on the nearest codes: batch ``(...)``, event ``(H', W')``."""
         return PointMass(self.quantizer.nearest(self._features(x)), self.num_codes).to_event(2)
 
-    def p(self, z: Int[Tensor, "*batch rows columns"]) -> dist.TorchDistribution:
-        """p(x | z): batch ``(...)`` for codes ``(..., H', W')``."""
+    def p(self, z: Int[Tensor, "*batch rows columns"]) -> dist.Distribution:
+        """The distribution p(x | z): batch ``(...)`` for codes ``(..., H', W')``."""
         return self._decoded(self.quantizer.embed(z))
 
     def model(self, x: Tensor) -> None:
@@ -149,14 +141,14 @@ class VQVAE(VAEModel):
     # -- stage one ---------------------------------------------------------------------------------------
 
     def loss(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch"]:
-        """-log p(x | z(x)) + β Σ ‖v - sg[e]‖² over the grid, in nats (eq. 3 without its codebook term, in whose place
-        the running means are). In training mode the codebook moves.
+        """The loss of stage one, -log p(x | z(x)) + β Σ ‖v - sg[e]‖² over the grid, in nats (eq. 3 without its codebook
+        term, in whose place the running means are). In training mode the codebook moves.
         """
         quantized = self.quantize(x)
         return self.commitment * quantized.commitment.sum((-2, -1)) - self._decoded(quantized.vectors).log_prob(x)
 
     def quantize(self, x: Float[Tensor, "batch channels height width"]) -> Quantized:
-        """What the codebook makes of the encoder's outputs, with straight-through gradient."""
+        """Quantise the encoder's outputs, with a straight-through gradient."""
         return self.quantizer(self._features(placed(x, self.like())))
 
     # -- stage two ---------------------------------------------------------------------------------------
@@ -212,20 +204,18 @@ class VQVAE(VAEModel):
         """
         x = as_data(x, "x", self.event_shape)
         with evaluation_mode(self), torch.no_grad():
-            parts = [self.quantizer.nearest(self._features(part.to(self.like()))) for part in x.split(_AT_ONCE)]
+            parts = [self.quantizer.nearest(self._features(part.to(self.like()))) for part in x.split(_ENCODING_BATCH)]
         return torch.cat(parts)
 
     def code_counts(self, x: Float[Tensor, "data channels height width"] | Any) -> Int[Tensor, "codes"]:
-        """How often each code stands for a part of these images, ``(K,)``; see :func:`~pyrovae.networks.perplexity`."""
+        """Count how often each code occurs for these images, ``(K,)``; see :func:`~pyrovae.networks.perplexity`."""
         return code_counts(self.codes(x), self.num_codes)
-
-    # -- inside ------------------------------------------------------------------------------------------
 
     def _features(self, x: Tensor) -> Tensor:
         """The encoder's output, a vector for each position: ``(..., H', W', D)``."""
         return self.encoder(x).movedim(-3, -1)
 
-    def _decoded(self, vectors: Tensor) -> dist.TorchDistribution:
+    def _decoded(self, vectors: Tensor) -> dist.Distribution:
+        """The distribution p(x | z) for the vectors of codes, ``(..., H', W', D)``."""
         assert self.event_shape is not None
-        params = self.decoder(vectors.movedim(-1, -3))
-        return self.likelihood(params.reshape(*vectors.shape[:-3], self.likelihood.num_params, *self.event_shape))
+        return self.likelihood.distribution(self.decoder(vectors.movedim(-1, -3)), vectors.shape[:-3], self.event_shape)

@@ -86,7 +86,7 @@ def test_content_is_pinned() -> None:
 
 @pytest.mark.parametrize("name", [n for n in SIZES if n != "digits"])
 def test_real_data(name: str, real_data: Path) -> None:
-    if not any(real_data.glob(f"{name}*")):
+    if not any(real_data.glob(f"{name.replace('_m', '-m')}*")):
         pytest.skip(f"{name} is not in {real_data}")
     data = pv.datasets.load(name, root=real_data, download=False, flatten=False)
     sizes, image = SIZES[name]

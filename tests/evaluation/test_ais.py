@@ -1,6 +1,7 @@
 """Annealed importance sampling and its sandwich, against exact answers."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -56,7 +57,7 @@ def rising(result: pv.MarginalResult) -> None:
 def test_sixteen_latents_every_estimator_within_four_standard_errors(device: torch.device) -> None:
     model = linear("mean_field").to(device)
     assert model.squared_cv() < 5
-    x = model.sample(20, seed=1)
+    x = model.sample(10, seed=1)
     exact = model.exact_log_px(x).cpu().numpy()
     sampled = pv.log_marginal(model, x, progress=False)
     p, s = sampled.pointwise, sampled.summary()
@@ -73,14 +74,15 @@ def test_sixteen_latents_every_estimator_within_four_standard_errors(device: tor
     rising(sampled)
     # Detuned and from the prior, where the chains have farther to go.
     for other, options in ((linear("detuned"), {}), (linear("mean_field"), {"start": "prior"})):
-        assert abs(standardized(pv.ais(other.to(device), x, progress=False, **options).pointwise, exact)) < 4
+        few = pv.ais(other.to(device), x, num_temperatures=300, progress=False, **options)
+        assert abs(standardized(few.pointwise, exact)) < 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("coupling", [0.12, 0.3])
 def test_sandwich_contains_the_truth_and_is_thin(coupling: float) -> None:
     model = linear("mean_field", coupling)
-    result = pv.bdmc(model, 20, progress=False)
+    result = pv.bdmc(model, 10, progress=False)
     exact, p, s = model.exact_log_px(result.x).numpy(), result.pointwise, result.summary()
     print(f"BDMC gap {s['gap']:.4f}±{s['gap_se']:.4f}: {s['lower']:.4f} to {s['upper']:.4f}, exact {exact.mean():.4f}")
     assert s["lower"] - 4 * s["lower_se"] < exact.mean() < s["upper"] + 4 * s["upper_se"]
@@ -112,8 +114,8 @@ def test_several_modes_where_importance_sampling_is_flagged() -> None:
     assert not sampled.reliable
     assert error < -4 * sampled.summary()["mc_se"]
     for start in ("posterior", "prior"):
-        annealed = pv.ais(model, x, num_chains=64, num_temperatures=400, start=start, progress=False)
-        z = standardized(annealed.pointwise, exact)
+        annealed = pv.ais(model, x[:20], num_chains=64, num_temperatures=400, start=start, progress=False)
+        z = standardized(annealed.pointwise, exact[:20])
         print(f"AIS from the {start}: {z:.2f} standard errors, se {annealed.summary()['mc_se']:.4f}")
         assert abs(z) < 4
         assert annealed.pointwise["reliable"].all()
@@ -121,11 +123,8 @@ def test_several_modes_where_importance_sampling_is_flagged() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("posterior", ["mean_field", "iaf"])
-def test_digits_every_estimator_against_quadrature(posterior: str) -> None:
-    data = pv.datasets.load("digits", binarize="static")
-    vae = pv.VAE(data.event_shape, 2, posterior=posterior, hidden=(64,))
-    pv.fit(vae, data, epochs=40, progress=False, seed=0, device="cpu")
-    x = data.test[:50]
+def test_digits_every_estimator_against_quadrature(posterior: str, digits_vae: Callable[[str], pv.VAE]) -> None:
+    vae, x = digits_vae(posterior), pv.datasets.load("digits", binarize="static").test[:20]
     exact = grid_log_px(vae, x, points=301, half_width=7.0).numpy()
     sampled = pv.log_marginal(vae, x, progress=False)
     annealed = pv.ais(vae, x, num_temperatures=100, progress=False)
@@ -240,10 +239,10 @@ def test_charts_keep_the_density(fn) -> None:
 def test_flows_from_both_starts(posterior: str) -> None:
     torch.manual_seed(1)
     vae = pv.VAE((6,), 2, posterior=posterior, hidden=(16,))
-    x = binary(20)
+    x = binary(10)
     exact = grid_log_px(vae, x, points=201).numpy()
     for start in ("posterior", "prior"):
-        result = run(vae, x, num_temperatures=100, num_chains=16, start=start)
+        result = run(vae, x, num_temperatures=50, num_chains=16, start=start)
         assert abs(standardized(result.pointwise, exact)) < 4
         assert result.pointwise["acceptance"].between(0.4, 0.9).all()
     sandwich = pv.bdmc(vae, 10, num_temperatures=20, num_chains=4, progress=False)

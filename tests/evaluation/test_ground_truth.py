@@ -1,6 +1,7 @@
 """log_marginal against exact answers, within bounds from its own standard errors."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -111,12 +112,10 @@ def test_discrete_latent() -> None:
     assert abs(standardized_error(result, model.exact_log_px(x).detach())) < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("posterior", ["mean_field", "iaf", "sylvester"])
-def test_digits_with_two_latents_against_quadrature(posterior: str) -> None:
-    data = pv.datasets.load("digits", binarize="static")
-    vae = pv.VAE(data.event_shape, 2, posterior=posterior, hidden=(64,))
-    pv.fit(vae, data, epochs=40, progress=False, seed=0, device="cpu")
-    x = data.test[:20]
+def test_digits_with_two_latents_against_quadrature(posterior: str, digits_vae: Callable[[str], pv.VAE]) -> None:
+    vae, x = digits_vae(posterior), pv.datasets.load("digits", binarize="static").test[:20]
     exact, finer = grid_log_px(vae, x, points=201, half_width=7.0), grid_log_px(vae, x, points=301, half_width=7.0)
     assert (exact - finer).abs().max() < 1e-4
     result = pv.log_marginal(vae, x, num_samples=5000, progress=False)

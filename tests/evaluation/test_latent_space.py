@@ -93,7 +93,7 @@ def trained(kind: str, latent_dim: int, seed: int) -> Autoencoder | pv.VAE:
     data = pv.datasets.load("digits", binarize="dynamic")
     torch.manual_seed(seed)
     model = Autoencoder(latent_dim) if kind == "ae" else pv.VAE((64,), latent_dim, hidden=(128, 128))
-    pv.fit(model, data, epochs=60, seed=seed, device="cpu", progress=False)
+    pv.fit(model, data, epochs=40, seed=seed, device="cpu", progress=False)
     return model
 
 

@@ -15,7 +15,7 @@ from torch.distributions import Bernoulli, kl_divergence
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import pyrovae as pv
-from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CORRUPTIONS
+from pyrovae.zoo.autoencoder import ACTIVATIONS, CORRUPTIONS
 
 zoo = pv.zoo
 DIGITS = pv.datasets.load("digits")
@@ -23,8 +23,8 @@ RECIPES: dict[str, Callable[[], zoo.Autoencoder]] = {
     "linear": lambda: zoo.linear_autoencoder((64,), 5),
     "deep": lambda: zoo.deep_autoencoder((64,), 5, hidden=(32, 16)),
     "bernoulli": lambda: zoo.deep_autoencoder((64,), 5, hidden=(32,), activation="tanh", reconstruction="bernoulli"),
-    "gaussian_noise": lambda: zoo.denoising_autoencoder((64,), 20, hidden=(32,), noise_options={"scale": 0.2}),
-    "masking_noise": lambda: zoo.denoising_autoencoder((64,), 20, noise="masking", hidden=(), tied=True),
+    "gaussian_noise": lambda: zoo.denoising_autoencoder((64,), 20, hidden=(32,), corruption_options={"scale": 0.2}),
+    "masking_noise": lambda: zoo.denoising_autoencoder((64,), 20, corruption="masking", hidden=(), tied=True),
     "sparse_kl": lambda: zoo.sparse_autoencoder((64,), 40, penalty_options={"target": 0.1}),
     "sparse_l1": lambda: zoo.sparse_autoencoder((64,), 40, penalty="l1", hidden=(32,)),
     "contractive": lambda: zoo.contractive_autoencoder((64,), 20),
@@ -77,7 +77,7 @@ def test_linear_autoencoder_spans_the_principal_components(code_dim: int) -> Non
 def test_denoiser_beats_the_plain_autoencoder_on_noisy_digits(noise: str, options: dict) -> None:
     plain = trained_plain(32, (128,), "identity")
     denoiser = trained(
-        built(zoo.denoising_autoencoder, 32, hidden=(128,), noise=noise, noise_options=options), epochs=100
+        built(zoo.denoising_autoencoder, 32, hidden=(128,), corruption=noise, corruption_options=options), epochs=100
     )
     noisy = CORRUPTIONS[noise](**options)(DIGITS.test)
     gain = plain.reconstruction_error(DIGITS.test, given=noisy) - denoiser.reconstruction_error(
@@ -351,8 +351,14 @@ def test_tied_weights_are_one() -> None:
         ({"corruption": "gausian"}, "Did you mean 'gaussian'"),
         ({"corruption": "gaussian", "corruption_options": {"scale": 0.0}}, "scale must be positive"),
         ({"corruption": "masking", "corruption_options": {"fraction": 1.0}}, "fraction must lie between 0 and 1"),
-        ({"corruption": "masking", "corruption_options": {"scale": 1.0}}, "corruption_options do not fit"),
-        ({"corruption_options": {"scale": 1.0}}, "without a corruption"),
+        (
+            {"corruption": "masking", "corruption_options": {"scale": 1.0}},
+            "has options fraction, rescale; got 'scale'",
+        ),
+        (
+            {"corruption_options": {"scale": 1.0}},
+            "are for a corruption given by name; got NoneType",
+        ),
         ({"penalty": "l2"}, "unknown penalty 'l2'"),
         ({"penalty": "l1", "penalty_options": {"weight": -1.0}}, "weight must be positive"),
         ({"penalty": "kl", "code_activation": "relu"}, "needs code_activation 'sigmoid'"),
@@ -382,7 +388,7 @@ def test_bad_data() -> None:
         model.reconstruction_error(torch.rand(3, 64), given=torch.rand(2, 64))
     with pytest.raises(ValueError, match="num_probes must be at least 1"):
         model.squared_jacobian_norm(torch.rand(3, 64), num_probes=0)
-    with pytest.raises(ValueError, match="penalty must be 'kl' or 'l1'"):
+    with pytest.raises(ValueError, match="penalty must be one of 'kl', 'l1'; got 'contraction'"):
         zoo.sparse_autoencoder((64,), 5, penalty="contraction")
     for train in (pv.fit, zoo.pretrain):
         with pytest.raises(ValueError, match=r"data holds values from 0 to 16; reconstruction='bernoulli'"):

@@ -208,7 +208,7 @@ def test_posterior_collapse_on_digits_and_free_bits_against_it() -> None:
         ({"event_shape": (64,)}, r"event_shape must be \(channels, height, width\).*flatten=False"),
         ({"event_shape": (1, 0, 3)}, "event_shape must be"),
         ({"decoder": "pixelcn"}, "unknown decoder 'pixelcn'. Did you mean 'pixelcnn'"),
-        ({"decoder_options": {"context_dim": 4}}, "got 'context_dim'. Pass context_dim=... to the model"),
+        ({"decoder_options": {"context_dim": 4}}, "got 'context_dim', which follows from the model's own"),
         ({"decoder_options": {"layers": 4}}, "decoder 'pixelcnn' has options hidden, num_layers, kernel_size; got 'la"),
         ({"decoder": "gru", "decoder_options": {"width": 4}}, "decoder 'gru' has options hidden; got 'width'"),
         ({"decoder_options": {"num_layers": 0}}, "num_layers must be at least 1"),
@@ -240,8 +240,8 @@ def test_bad_dropout_context_and_data() -> None:
         pv.log_marginal(PixelCNN(SHAPE), torch.zeros(4, 6), progress=False)
 
 
-def test_no_decoder_of_many_levels_is_made_to_be_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A categorical of 256 levels at 28×28 would have 60 million parameters in a dense decoder."""
+def test_what_is_built_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dense decoder of a categorical of 256 levels at 28×28, to be thrown away, would have 60 million parameters."""
     made, init = [], torch.nn.Linear.__init__
 
     def counted(self, n_in: int, n_out: int, *args: object, **kwargs: object) -> None:
@@ -254,6 +254,6 @@ def test_no_decoder_of_many_levels_is_made_to_be_thrown_away(monkeypatch: pytest
     kept = sum(m.weight.numel() for m in vae.modules() if isinstance(m, torch.nn.Linear))
     assert vae.construction["arguments"]["likelihood_options"] == {"num_levels": 256}
     assert vae.likelihood.num_params == 256
-    assert sum(made) - kept < 300 * (28 * 28 + 300) + 2 * 300 + 1  # the decoder of one parameter a pixel
+    assert sum(made) == kept
     with pytest.raises(ValueError, match="likelihood_options are for a likelihood given by name"):
         PixelVAE(SHAPE, 2, likelihood=vae.likelihood, likelihood_options={"num_levels": 4})

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae._graph import Compile
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.inference._gaps_result import FAMILIES, NUM_PROPOSED, GapsResult, gaps_table, warn
 from pyrovae.evaluation.inference._mean_field import MeanField
 from pyrovae.evaluation.inference._own_family import OwnFamily
-from pyrovae.evaluation.inference._per_datum import Amortised, PerDatum, fit, gradients, log_weight
+from pyrovae.evaluation.inference._per_datum import Amortised, Ascent, PerDatum, gradients, log_weight
 from pyrovae.evaluation.marginal._ais import ais
 from pyrovae.evaluation.marginal._stream import WeightStream
 from pyrovae.model import VAEModel
@@ -91,8 +91,8 @@ def inference_gaps(
         ValueError: bad data (see :func:`~pyrovae.log_marginal`), an unknown family, ``log_px`` of other data, a
             discrete latent site, or for ``"own"`` one that is not reparameterised.
     """
-    at_least(1, steps=steps, num_particles=num_particles)
-    at_least(2, num_samples=num_samples)
+    require_at_least(1, steps=steps, num_particles=num_particles)
+    require_at_least(2, num_samples=num_samples)
     if not families or set(families) - set(FAMILIES):
         raise ValueError(f"families must be some of {', '.join(FAMILIES)}; got {tuple(families)}.")
     if learning_rate is not None and not learning_rate > 0:
@@ -205,10 +205,12 @@ def _fitted(
     with a learning rate of zero, so that what the second one changes is not the noise of the steps.
     """
     found = []
-    for cycle, rate in ((steps - steps // 4, 1.0), (steps // 4, _SECOND)) if q.parameters else ((0, 0.0),):
-        if cycle:
-            settings: Any = {"learning_rate": rate * learning_rate, "num_particles": num_particles}
-            for _ in fit(q, run.model, part, steps=cycle, compile=run.compile, **settings):
+    cycles = ((steps - steps // 4, 1.0), (steps // 4, _SECOND)) if q.parameters else ((0, 0.0),)
+    if q.parameters:
+        ascent = Ascent(q, run.model, part, num_particles=num_particles, compile=run.compile, steps=steps)
+    for count, rate in cycles:
+        if count:
+            for _ in ascent.cycle(count, rate * learning_rate):
                 run.advance(len(part[0]))
         run.reseed(*seeds, 1)
         found.append(_log_weights(q, run.model, part, num_samples))

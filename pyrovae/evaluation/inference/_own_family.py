@@ -76,7 +76,7 @@ class OwnFamily(PerDatum):
         return other
 
     def draw(self, num_particles: int) -> Draws:
-        def one(run: Any) -> Draws:
+        def one(run: Any) -> tuple[Latents, Tensor]:  # of a single datum, without its dimension
             latents, log_q = run(None, num_particles)
             return latents.rows(0), log_q.squeeze(1)
 

@@ -58,41 +58,49 @@ class Amortised(PerDatum):
         return self._model.log_posterior(*self._part, latents=latents)
 
 
-def fit(
-    q: PerDatum,
-    model: VAEModel,
-    part: tuple[Any, ...],
-    *,
-    steps: int,
-    learning_rate: float,
-    num_particles: int,
-    compile: Compile = "off",
-) -> Iterator[None]:
-    """Maximise every datum's ELBO over its own parameters, by Adam with a learning rate that falls to zero (cosine).
-
-    A gradient that is not finite counts as zero, so that one bad draw does not end a datum's fit.
+class Ascent:
+    """Adam on every datum's ELBO over its own parameters.
 
     Args:
         q: the posteriors; changed in place.
         model: the model, which stays as it is.
         part: ``(x, *covariates)``.
-        steps: number of steps; the iterator yields after each.
-        learning_rate: the first step's.
         num_particles: draws per datum and step.
         compile: whether the gradients become machine code.
+        steps: how many there will be in all.
     """
-    parameters = [p for p, _ in q.parameters]
-    groups = [{"params": [p], "lr": learning_rate * factor} for p, factor in q.parameters]
-    optimizer = torch.optim.Adam(groups, fused=parameters[0].device.type in ("cpu", "cuda"))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    slope = Graph(lambda *values: gradients(q.at(values), model, part, num_particles), compile=compile, calls=steps)
-    step = replayed(slope, parameters[0].device)
-    for _ in range(steps):
-        for p, gradient in zip(parameters, step(*(p.detach() for p in parameters)), strict=True):
-            p.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
-        optimizer.step()
-        schedule.step()
-        yield
+
+    def __init__(
+        self,
+        q: PerDatum,
+        model: VAEModel,
+        part: tuple[Any, ...],
+        *,
+        num_particles: int,
+        compile: Compile = "off",
+        steps: int = 0,
+    ) -> None:
+        def slope(*parameters: Tensor) -> tuple[Tensor, ...]:
+            return gradients(q.at(parameters), model, part, num_particles)
+
+        self._parameters = q.parameters
+        self._gradients = replayed(Graph(slope, compile=compile, calls=steps), q.parameters[0][0].device)
+
+    def cycle(self, steps: int, learning_rate: float) -> Iterator[None]:
+        """So many steps, at a learning rate that falls to zero (cosine); the iterator yields after each.
+
+        A gradient that is not finite counts as zero, so that one bad draw does not end a datum's fit.
+        """
+        parameters = [p for p, _ in self._parameters]
+        groups = [{"params": [p], "lr": learning_rate * factor} for p, factor in self._parameters]
+        optimizer = torch.optim.Adam(groups, fused=parameters[0].device.type in ("cpu", "cuda"))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(steps):
+            for p, gradient in zip(parameters, self._gradients(*(p.detach() for p in parameters)), strict=True):
+                p.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
+            optimizer.step()
+            schedule.step()
+            yield
 
 
 def gradients(q: PerDatum, model: VAEModel, part: tuple[Any, ...], num_particles: int) -> tuple[Tensor, ...]:

@@ -7,7 +7,6 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae._checks import lookup
 from pyrovae._random import seeded
 from pyrovae.evaluation._data import require_density
 from pyrovae.model import VAE, VAEModel
@@ -105,22 +104,11 @@ def refit_posterior(
     if isinstance(posterior, VAEModel):
         inference = copy.deepcopy(posterior)  # it may share modules with the model
     elif isinstance(model, VAE):
-        latent_dim, context_dim = model.latent_dim, _width(model)
-        if isinstance(posterior, str):
-            family = lookup(POSTERIORS, posterior, "posterior")
-            with seeded(fit_options.get("seed")):  # its weights too
-                posterior = family(latent_dim, context_dim, **(posterior_options or {}))
-        elif posterior_options:
-            raise ValueError("posterior_options are for a posterior given by name; this one is already built.")
-        if not isinstance(posterior, Posterior):
-            raise TypeError(f"posterior must be a name, a Posterior or a VAEModel; got {type(posterior).__name__}.")
-        if (posterior.latent_dim, posterior.context_dim) != (latent_dim, context_dim):
-            raise ValueError(
-                f"the posterior has latent_dim={posterior.latent_dim}, context_dim={posterior.context_dim}; the model "
-                f"needs latent_dim={latent_dim}, context_dim={context_dim}."
-            )
-        encoder, posterior = copy.deepcopy((model.encoder, posterior))  # it may be the model's own
-        inference = _Guide(encoder.requires_grad_(True), posterior.requires_grad_(True)).to(model.like())
+        sizes = {"latent_dim": model.latent_dim, "context_dim": _width(model)}
+        with seeded(fit_options.get("seed")):  # the weights of a new one too
+            built = POSTERIORS.build(posterior, posterior_options, **sizes)
+        encoder, built = copy.deepcopy((model.encoder, built))  # it may be the model's own
+        inference = _Guide(encoder.requires_grad_(True), built.requires_grad_(True)).to(model.like())
     else:
         raise TypeError(
             f"a posterior by name or module is for a pyrovae.VAE, whose encoder is known; for {type(model).__name__} "

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae._graph import Compile
 from pyrovae.evaluation._result import Result
 from pyrovae.evaluation._run import EvaluationRun
@@ -165,8 +165,8 @@ def collapse(
         ValueError: bad data (see :func:`~pyrovae.log_marginal`) or a single datum, bad arguments, a model without
             latents.
     """
-    at_least(2, num_samples=num_samples, num_data=num_data)
-    at_least(1, num_draws=num_draws)
+    require_at_least(2, num_samples=num_samples, num_data=num_data)
+    require_at_least(1, num_draws=num_draws)
     check_threshold(threshold)
     options: Any = {"seed": seed, "device": device, "memory_budget": memory_budget}
     run = EvaluationRun("collapse", model, x, covariates, **options, compile=compile, progress=progress)

@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.latents._collapse import check_threshold, require_latents
 from pyrovae.evaluation.latents._dimensions import measure
@@ -45,8 +45,8 @@ class CollapseMonitor:
         num_samples: int = 16,
         seed: int = 0,
     ) -> None:
-        at_least(1, every=every)
-        at_least(2, num_samples=num_samples)
+        require_at_least(1, every=every)
+        require_at_least(2, num_samples=num_samples)
         check_threshold(threshold)
         self._fields = x, covariates
         self._every, self._threshold, self._num_samples, self._seed = every, threshold, num_samples, seed
@@ -64,7 +64,7 @@ class CollapseMonitor:
         model: Any = run.model
         options: Any = {"seed": self._seed, "progress": False, "compile": "off"}
         evaluation = EvaluationRun("CollapseMonitor", model, x, covariates, **options)
-        at_least(2, **{"the number of data in x": len(evaluation.data)})
+        require_at_least(2, **{"the number of data in x": len(evaluation.data)})
         with evaluation:
             if run.records is not self._records:
                 self._start(run)

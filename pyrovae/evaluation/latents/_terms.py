@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import at_least
+from pyrovae._checks import require_at_least
 from pyrovae._graph import Compile
 from pyrovae.evaluation._result import Result
 from pyrovae.evaluation._run import EvaluationRun
@@ -90,7 +90,7 @@ def elbo_terms(
         TypeError: ``model`` is not a :class:`~pyrovae.VAEModel`; ``log_px`` of another kind.
         ValueError: bad data or arguments (see :func:`~pyrovae.log_marginal`), ``log_px`` of other data.
     """
-    at_least(1, num_samples=num_samples)
+    require_at_least(1, num_samples=num_samples)
     options: Any = {"seed": seed, "device": device, "memory_budget": memory_budget}
     run = EvaluationRun("elbo_terms", model, x, covariates, **options, compile=compile, progress=progress)
     given = None if log_px is None else run.data.log_px(log_px)[0]

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, at_least
+from pyrovae._checks import as_covariates, require_at_least
 from pyrovae._distributed import common_seed, connect
 from pyrovae._graph import Compile
 from pyrovae._random import seeded
@@ -102,7 +102,7 @@ def bdmc(
         ValueError: as in :func:`ais`; what the model cannot :meth:`~pyrovae.VAEModel.simulate`.
         NotImplementedError: ``start="posterior"`` and a flow without an inverse (``can_score`` is False).
     """
-    at_least(1, num_data=num_data)
+    require_at_least(1, num_data=num_data)
     given: Any = (schedule, target_acceptance)
     chains = Chains(num_temperatures, num_chains, num_leapfrog, "posterior" if start == "auto" else start, *given)
     require_density("bdmc", model)

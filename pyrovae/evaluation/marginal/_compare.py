@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pyrovae._checks import positive
+from pyrovae._checks import require_positive
 from pyrovae.evaluation._result import Result
 from pyrovae.evaluation.marginal._paired import Difference, simultaneous
 from pyrovae.evaluation.marginal._result import MarginalResult
@@ -118,7 +118,7 @@ def _table(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1; got {confidence}.")
     if resolve is not None:
-        positive(resolve=resolve)
+        require_positive(resolve=resolve)
     _check(runs, reference)
     base = runs[reference]
     differences = {

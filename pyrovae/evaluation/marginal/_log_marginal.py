@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import at_least, one_of
+from pyrovae._checks import require_at_least, require_one_of
 from pyrovae._graph import Compile
 from pyrovae._random import seeded
 from pyrovae.distributions._capabilities import capabilities
@@ -81,10 +81,10 @@ def log_marginal(
             of another length, ``num_samples < 1``, a ``target_mc_se`` that is not positive, an unknown proposal
             or ``compile``, a device that is not there.
     """
-    at_least(1, num_samples=num_samples)
+    require_at_least(1, num_samples=num_samples)
     for k in bounds:
-        at_least(1, bounds=k)
-    one_of(("posterior", "prior"), proposal=proposal)
+        require_at_least(1, bounds=k)
+    require_one_of(("posterior", "prior"), proposal=proposal)
     if target_mc_se is not None and not target_mc_se > 0:
         raise ValueError(f"target_mc_se must be positive, in nats; got {target_mc_se}.")
     sizes = tuple(sorted({k for k in bounds if k < num_samples} | {1, max(num_samples // 10, 1), num_samples}))

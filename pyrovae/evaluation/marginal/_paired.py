@@ -80,7 +80,7 @@ class Difference:
     known: bool = True
 
     @classmethod
-    def of(cls, ours: Values, theirs: Values, *, together: bool, pool_seeds: bool) -> Self:
+    def of(cls, ours: Values, theirs: Float[np.ndarray, "_ data"], *, together: bool, pool_seeds: bool) -> Self:
         """The difference of two models.
 
         Args:

@@ -15,7 +15,7 @@ from pyrovae.evaluation.marginal._result import MarginalResult
 from pyrovae.evaluation.marginal._verdict import judge
 
 
-def pool(results: Sequence[MarginalResult]) -> MarginalResult:
+def pool(results: MarginalResult | Sequence[MarginalResult]) -> MarginalResult:
     """One result of a trained model from several: of the draws on the same data, of the data where they differ.
 
     On the same data log p̂(x) is the logarithm of the mean weight of all draws, and ``mc_se``, ``ess``, ``L_k`` and

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import at_least, one_of
+from pyrovae._checks import require_at_least, require_one_of
 from pyrovae._graph import Compile
 from pyrovae.evaluation._memory import BLOCK, SLICE, default_budget, plan, probe, within_memory
 from pyrovae.evaluation._run import EvaluationRun
@@ -121,8 +121,8 @@ def log_weights(
         TypeError: ``model`` is not a :class:`~pyrovae.VAEModel`.
         ValueError: as :func:`~pyrovae.log_marginal`.
     """
-    at_least(1, num_samples=num_samples)
-    one_of(("posterior", "prior"), proposal=proposal)
+    require_at_least(1, num_samples=num_samples)
+    require_one_of(("posterior", "prior"), proposal=proposal)
     options: Any = {"seed": seed, "device": device, "memory_budget": memory_budget}
     with EvaluationRun("log_weights", model, x, covariates, **options, compile=compile, progress=progress) as run:
         weights = LogWeights(run, num_samples, proposal)

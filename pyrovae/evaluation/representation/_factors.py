@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pyrovae._checks import as_tensor, at_least
+from pyrovae._checks import as_tensor, require_at_least
 
 _TREES, _LEAF = 20, 5  # of the forest; data in a leaf, so that noise is not learnt by heart
 
@@ -22,7 +22,7 @@ def mutual_information(codes: Any, factors: Any, *, num_bins: int = 20) -> np.nd
     They are biased upwards, by about (bins in use - 1)(values - 1) / (2 N) nats where code and factor are independent.
     """
     codes, factors = as_arrays(codes, factors)
-    at_least(2, num_bins=num_bins)
+    require_at_least(2, num_bins=num_bins)
     return np.array([[_information(z, v) for v in factors.T] for z in _binned(codes, num_bins).T])
 
 
@@ -175,8 +175,8 @@ def factor_vae_score(
         seed: seed of the votes.
     """
     codes, factors = as_arrays(codes, factors)
-    at_least(1, num_votes=num_votes)
-    at_least(2, num_fixed=num_fixed)
+    require_at_least(1, num_votes=num_votes)
+    require_at_least(2, num_fixed=num_fixed)
     variance = codes.var(0)
     active = variance > min_variance
     num_factors = factors.shape[1]

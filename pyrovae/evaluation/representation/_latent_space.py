@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import as_data, at_least
+from pyrovae._checks import as_data, require_at_least
 from pyrovae._random import seeded
 
 _AT_ONCE = 2**22  # numbers decoded, or compared, at once
@@ -51,8 +51,8 @@ def continuity(
     Raises:
         ValueError: fewer than two codes, values that are not finite, or arguments under their minimum.
     """
-    at_least(1, num_pairs=num_pairs)
-    at_least(2, steps=steps)
+    require_at_least(1, num_pairs=num_pairs)
+    require_at_least(2, steps=steps)
     codes = _flat(codes, "codes")
     if len(codes) < 2:
         raise ValueError("codes holds one code; pairs need at least two.")

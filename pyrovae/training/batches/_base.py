@@ -10,14 +10,14 @@ import pyro
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyrovae._checks import as_covariates, as_data, differentiable, placed
+from pyrovae._checks import as_covariates, as_data, as_normal_tensor, placed
 from pyrovae._compat.pyro import reason
 from pyrovae._random import restored_state
 from pyrovae.model import LogTerms, LossModel, VAEModel
-from pyrovae.model._inputs import num_covariates, takes
+from pyrovae.model._inputs import num_covariates, program
 from pyrovae.model._modes import inference
 from pyrovae.model._pairing import NotAPair
-from pyrovae.model._support import check_densities, check_observed, check_values, checked_terms, same_for_all
+from pyrovae.model._support import check_densities, check_observed, check_values, checked_terms, fixed_support
 
 Tensors = tuple[Tensor, ...]
 Transform = Callable[[Tensor], Tensor]
@@ -71,7 +71,7 @@ class Batches(ABC):
 
     def _on_device(self, tensors: Tensors) -> Tensors:
         x, *covariates = tensors
-        return differentiable(placed(x, self.like)), *as_covariates(tuple(covariates), len(x), self.like)
+        return as_normal_tensor(placed(x, self.like)), *as_covariates(tuple(covariates), len(x), self.like)
 
     def check(self, model: Model, num_particles: int = 1, *, paired: bool = True) -> LogTerms | None:
         """Run the model on the first batch with validation on; it learns its ``event_shape`` if it has none.
@@ -98,7 +98,7 @@ class Batches(ABC):
         needed = num_covariates(model)[0]
         if len(first) - 1 < needed:
             raise ValueError(
-                f"{type(model).__name__}.{takes(model).__name__} takes {needed} covariate(s) and {self.name} has "
+                f"{type(model).__name__}.{program(model).__name__} takes {needed} covariate(s) and {self.name} has "
                 f"{len(first) - 1}: pass a tuple (x, covariate, ...) or a Dataset of such."
             )
         if model.event_shape is None:
@@ -144,7 +144,7 @@ class Batches(ABC):
         with inference(model, 0), pyro.distributions.validation_enabled(False):
             if self._paired:
                 terms = checked_terms(model, *tensors, name=self.name)
-                self._observed = same_for_all(terms, tensors[0])
+                self._observed = fixed_support(terms, tensors[0])
             else:
                 check_observed(model, *tensors, name=self.name)
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
-from pyrovae._checks import ARRAYS, at_least, check_kind
+from pyrovae._checks import ARRAYS, check_container, require_at_least
 from pyrovae._distributed import from_main, num_processes
-from pyrovae.model._inputs import as_inputs, num_covariates, takes
+from pyrovae.model._inputs import as_inputs, num_covariates, program
 from pyrovae.training.batches._base import Batches, Model, Tensors, Transform
 from pyrovae.training.batches._kinds import MAX_NUMBERS_AT_ONCE, LoaderBatches, TensorBatches
 
@@ -39,7 +39,7 @@ def as_batches(
         ValueError: wrong shape, integer, NaN or empty data, covariates of another length or index, a tuple with more
             fields than the model takes.
     """
-    at_least(1, batch_size=batch_size)
+    require_at_least(1, batch_size=batch_size)
     name = "validation" if held_out else "data"
     if isinstance(data, DataLoader):
         return LoaderBatches(data, model, transform, name)
@@ -58,7 +58,7 @@ def as_batches(
         else:
             loader = DataLoader(data, batch_size, shuffle=not isinstance(data, IterableDataset))
         return LoaderBatches(loader, model, transform, name)
-    check_kind(data, name)
+    check_container(data, name)
     raise TypeError(
         f"{name} must be a tensor, array, DataFrame, tuple of them, Dataset, DataLoader or datasets.load(...); "
         f"got {type(data).__name__}."
@@ -76,7 +76,7 @@ def in_memory(model: Model, data: Any, name: str) -> Tensors:
     if len(fields) > most:
         fix = f"{name}[:{most}]" if most > 1 else f"{name}[0]"
         raise ValueError(
-            f"{name} is a tuple of {len(fields)} fields, and {type(model).__name__}.{takes(model).__name__} takes x "
+            f"{name} is a tuple of {len(fields)} fields, and {type(model).__name__}.{program(model).__name__} takes x "
             f"and {most - 1} covariate(s): pass {fix}, or torch.cat({name}) if these are batches of x."
         )
     if not fields:
@@ -95,7 +95,7 @@ def hold_out(model: Model, data: Any, fraction: float) -> tuple[Tensors, Tensors
     """Hold out a random ``fraction`` of tensors, arrays or DataFrames: (training, validation)."""
     if not 0 < fraction < 1:
         raise ValueError(f"validation as a fraction must be between 0 and 1; got {fraction}.")
-    check_kind(None if isinstance(data, tuple) else data, "data")
+    check_container(None if isinstance(data, tuple) else data, "data")
     if not isinstance(data, (*ARRAYS, tuple)):
         raise ValueError("validation as a fraction needs tensors, arrays or DataFrames; pass the validation set.")
     tensors = in_memory(model, data, "data")

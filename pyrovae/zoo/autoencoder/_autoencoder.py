@@ -1,6 +1,7 @@
-"""``Autoencoder``: an encoder and a decoder trained on reconstruction, without a density."""
+"""``Autoencoder``: an encoder and a decoder that are trained on reconstruction."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any, cast
 
@@ -8,19 +9,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import as_data, at_least, lookup, one_of
+from pyrovae._checks import as_data, as_event_shape, lookup, require_at_least, require_one_of
 from pyrovae._random import seeded
 from pyrovae.model import LossModel
 from pyrovae.model._modes import evaluation_mode
 from pyrovae.networks import MLP
-from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CORRUPTIONS, ERRORS, Transposed, affine_layers, build
-from pyrovae.zoo.autoencoder._penalties import PENALTIES, hutchinson, squared_jacobian_norm
+from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CORRUPTIONS, ERRORS, Corruption, Transposed, affine_layers
+from pyrovae.zoo.autoencoder._penalties import PENALTIES, Penalty, hutchinson, squared_jacobian_norm
 
-_AT_ONCE = 256  # data whose Jacobian is taken at once
+_JACOBIAN_BATCH = 256  # data whose Jacobians are in memory together
 
 
 class Autoencoder(LossModel):
-    """x ↦ code h ↦ reconstruction of x, by two multilayer perceptrons that mirror each other.
+    """An autoencoder: x ↦ code h ↦ reconstruction of x, by two multilayer perceptrons that mirror each other.
 
     The linear, deep, denoising, sparse and contractive autoencoders are this class with other parts; the functions
     beside it (:func:`linear_autoencoder`, ...) choose them. ``pv.fit(model, data)`` trains it.
@@ -29,20 +30,22 @@ class Autoencoder(LossModel):
         event_shape: shape of one datum, e.g. ``(784,)`` or ``(1, 28, 28)``.
         code_dim: size of the code.
         hidden: widths of the encoder's hidden layers; the decoder mirrors them. Empty: one layer each.
-        activation: after every hidden layer: a name in ``autoencoder_parts.ACTIVATIONS``.
+        activation: after every hidden layer: a name in ``zoo.autoencoder.ACTIVATIONS``.
         code_activation: after the code; a name of the same.
         reconstruction: the error of a datum. ``"squared_error"``: ½‖x − x̂‖², which is −log N(x; x̂, 1) in nats without
             its constant. ``"bernoulli"``: −Σ x log x̂ + (1 − x) log(1 − x̂) in nats, for data in [0, 1].
         tied: the decoder's weights are the encoder's, transposed.
-        corruption: ``"gaussian"`` or ``"masking"``: noise on what is encoded, in training mode only; the error is
-            against x without noise.
-        penalty: ``"l1"``, ``"kl"`` or ``"contraction"``: added to the error, in training and in validation.
-        corruption_options: of the corruption, see :class:`GaussianNoise`, :class:`MaskingNoise`.
-        penalty_options: of the penalty, see :class:`L1Penalty`, :class:`KLPenalty`, :class:`ContractionPenalty`.
+        corruption: noise on what is encoded, in training mode only; the error is against x without noise.
+            ``"gaussian"`` (:class:`GaussianNoise`), ``"masking"`` (:class:`MaskingNoise`), or a :class:`Corruption`.
+        penalty: added to the error, in training and in validation. ``"l1"`` (:class:`L1Penalty`), ``"kl"``
+            (:class:`KLPenalty`), ``"contraction"`` (:class:`ContractionPenalty`), or a :class:`Penalty`.
+        corruption_options: options of a corruption given by name.
+        penalty_options: options of a penalty given by name.
 
     Raises:
-        ValueError: an unknown name, sizes that are not positive, options out of range, a penalty that the code's
-            activation does not allow.
+        ValueError: an unknown name, sizes that are not positive, options that a part does not have or that are
+            out of range, a penalty that the code's activation does not allow.
+        TypeError: a part that is neither a name nor a module of its class.
     """
 
     encoder: nn.Sequential
@@ -58,17 +61,15 @@ class Autoencoder(LossModel):
         code_activation: str = "identity",
         reconstruction: str = "squared_error",
         tied: bool = False,
-        corruption: str | None = None,
-        penalty: str | None = None,
+        corruption: str | Corruption | None = None,
+        penalty: str | Penalty | None = None,
         corruption_options: dict[str, Any] | None = None,
         penalty_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.event_shape = tuple(int(n) for n in event_shape)
-        if not self.event_shape or min(self.event_shape) < 1:
-            raise ValueError(f"event_shape must hold positive sizes, e.g. (784,); got {tuple(event_shape)}.")
-        at_least(1, code_dim=code_dim)
-        one_of(tuple(ERRORS), reconstruction=reconstruction)
+        self.event_shape = as_event_shape(event_shape)
+        require_at_least(1, code_dim=code_dim)
+        require_one_of(tuple(ERRORS), reconstruction=reconstruction)
         names = {name: name for name in ACTIVATIONS}
         activation = lookup(names, activation, "activation")
         code_activation = lookup(names, code_activation, "activation")
@@ -83,21 +84,25 @@ class Autoencoder(LossModel):
             self.decoder = nn.Sequential(*layers[:-1])
         else:
             self.decoder = MLP(self.code_dim, hidden[::-1], prod(self.event_shape), activation=layer)
-        self.corruption = build(CORRUPTIONS, "corruption", corruption, corruption_options)
-        self.penalty = build(PENALTIES, "penalty", penalty, penalty_options)
+        self.corruption = self.penalty = None
+        if corruption is not None or corruption_options:
+            self.corruption = CORRUPTIONS.build(corruption, corruption_options)
+        if penalty is not None or penalty_options:
+            self.penalty = PENALTIES.build(penalty, penalty_options)
         if self.penalty is not None and code_activation not in self.penalty.code_activations:
+            allowed = " or ".join(map(repr, self.penalty.code_activations))
             raise ValueError(
-                f"penalty {penalty!r} needs code_activation {' or '.join(map(repr, self.penalty.code_activations))}, "
-                f"whose values are those of a probability; got {code_activation!r}."
+                f"{type(self.penalty).__name__} needs code_activation {allowed}, whose values are those of a "
+                f"probability; got {code_activation!r}."
             )
 
     def loss(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch"]:
-        """Error of the reconstruction plus penalty, one value for each datum."""
+        """The error of the reconstruction plus the penalty, one value for each datum."""
         given = x if self.corruption is None or not self.training else self.corruption(x)
-        before = self.encoder(given.flatten(1))
-        loss = ERRORS[self.reconstruction](self.decoder(self.code_activation(before)), x.flatten(1))
+        pre_activation = self.encoder(given.flatten(1))
+        loss = ERRORS[self.reconstruction](self.decoder(self.code_activation(pre_activation)), x.flatten(1))
         if self.penalty is not None:
-            loss = loss + self.penalty.weight * self.penalty(self, given.flatten(1), before)
+            loss = loss + self.penalty.weight * self.penalty(self, given.flatten(1), pre_activation)
         return loss
 
     def check_values(self, x: Float[Tensor, "batch *event"], name: str = "x") -> None:
@@ -110,7 +115,7 @@ class Autoencoder(LossModel):
     # -- in evaluation mode, without gradients -------------------------------------------------------------
 
     def transform(self, x: Float[Tensor, "data *event"] | Any) -> Float[Tensor, "data code"]:
-        """The codes of data, on the model's device.
+        """Encode data, in evaluation mode; the codes are on the model's device.
 
         Args:
             x: data ``(N, *event_shape)``: tensor, array or DataFrame.
@@ -123,7 +128,7 @@ class Autoencoder(LossModel):
             return self._encode(x.flatten(1))
 
     def inverse_transform(self, code: Float[Tensor, "data code"] | Any) -> Float[Tensor, "data *event"]:
-        """The data that codes stand for: with Bernoulli errors, probabilities.
+        """Decode codes, in evaluation mode; with Bernoulli errors, to probabilities.
 
         Args:
             code: codes ``(N, code_dim)``: tensor, array or DataFrame.
@@ -140,7 +145,7 @@ class Autoencoder(LossModel):
     encode, decode = transform, inverse_transform  # as a VAE calls them
 
     def reconstruct(self, x: Float[Tensor, "data *event"] | Any) -> Float[Tensor, "data *event"]:
-        """:meth:`inverse_transform` of :meth:`transform`."""
+        """Encode data and decode their codes."""
         return self.inverse_transform(self.transform(x))
 
     def reconstruction_error(
@@ -166,7 +171,7 @@ class Autoencoder(LossModel):
     def squared_jacobian_norm(
         self, x: Float[Tensor, "data *event"] | Any, *, num_probes: int | None = None, seed: int | None = 0
     ) -> Float[Tensor, "data"]:
-        """‖∂code/∂x‖²_F at every datum: how far codes move with the data.
+        """The squared norm ‖∂code/∂x‖²_F at every datum: how far codes move with the data.
 
         Args:
             x: data ``(N, *event_shape)``.
@@ -179,20 +184,13 @@ class Autoencoder(LossModel):
         """
         x = self._data(x, "x").flatten(1)
         if num_probes is not None:
-            at_least(1, num_probes=num_probes)
+            require_at_least(1, num_probes=num_probes)
+        norm = squared_jacobian_norm if num_probes is None else partial(hutchinson, num_probes=num_probes)
         with evaluation_mode(self), torch.no_grad(), seeded(seed):
-            parts = [
-                squared_jacobian_norm(self._encode, part)
-                if num_probes is None
-                else hutchinson(self._encode, part, num_probes)
-                for part in x.split(_AT_ONCE)
-            ]
-        return torch.cat(parts).detach()
-
-    # -- inside ------------------------------------------------------------------------------------------
+            return torch.cat([norm(self._encode, part) for part in x.split(_JACOBIAN_BATCH)]).detach()
 
     def _data(self, x: Any, name: str) -> Tensor:
         return as_data(x, name, self.event_shape, self.columns).to(self.like())
 
-    def _encode(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch code"]:
+    def _encode(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch code"]:
         return self.code_activation(self.encoder(x))

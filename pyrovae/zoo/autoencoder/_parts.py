@@ -1,20 +1,19 @@
-"""What an autoencoder is made of besides its two networks: activations, errors, tied layers, corruptions."""
+"""The parts of an autoencoder besides its two networks: activations, errors, tied layers, corruptions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import lookup, positive
-
-Part = TypeVar("Part", bound=nn.Module)
+from pyrovae._checks import require_positive
+from pyrovae._parts import Registry
 
 
 class Activation(NamedTuple):
-    """A layer's class and, for the Jacobian by formula, its derivative as a function of what comes in."""
+    """An activation: its layer's class and, for the Jacobian by formula, its derivative."""
 
     layer: Callable[[], nn.Module]
     derivative: Callable[[Tensor], Tensor]
@@ -30,16 +29,32 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def squared_error(out: Float[Tensor, "batch features"], x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch"]:
-    """½‖x − out‖²: −log N(x; out, 1) in nats, without its constant."""
+    """Half the squared error, ½‖x − out‖²: −log N(x; out, 1) in nats, without its constant."""
     return 0.5 * (out - x).square().sum(-1)
 
 
 def bernoulli_error(out: Float[Tensor, "batch features"], x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch"]:
-    """−log p(x) in nats under Bernoullis with logits ``out``."""
+    """The negative log-likelihood −log p(x), in nats, of Bernoullis with logits ``out``."""
     return nn.functional.binary_cross_entropy_with_logits(out, x, reduction="none").sum(-1)
 
 
 ERRORS = {"squared_error": squared_error, "bernoulli": bernoulli_error}
+
+
+class CodeNetworks(Protocol):
+    """The networks of an autoencoder, as far as a penalty may depend on them.
+
+    Attributes:
+        encoder: ``(..., features)`` to the code before its activation.
+        decoder: ``(..., code)`` to the reconstruction's parameters.
+        code_activation: what turns the encoder's output into the code; a layer of ``ACTIVATIONS``.
+        code_activation_name: its name there.
+    """
+
+    encoder: nn.Sequential
+    decoder: nn.Sequential
+    code_activation: nn.Module
+    code_activation_name: str
 
 
 class Transposed(nn.Module):
@@ -52,7 +67,7 @@ class Transposed(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """``(out_features, in_features)``, as a ``Linear`` has it."""
+        """The transposed weights ``(out_features, in_features)``, shaped as those of a ``Linear``."""
         return self.theirs.T
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,17 +80,17 @@ def affine_layers(network: nn.Sequential) -> list[nn.Linear | Transposed]:
 
 
 class Corruption(nn.Module, ABC):
-    """Noise that a denoising autoencoder is trained to undo (Vincent et al. 2008, ICML). Calling it always corrupts;
-    an :class:`Autoencoder` calls it in training mode only.
+    """Noise that a denoising autoencoder is trained to undo (Vincent et al. 2008, ICML). Calling it always corrupts; an
+    :class:`Autoencoder` calls it in training mode only.
     """
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "*batch_event"]) -> Float[Tensor, "*batch_event"]:
-        """``x`` with noise, drawn by torch's generator."""
+        """Corrupt ``x``, with draws of torch's generator."""
 
 
 class GaussianNoise(Corruption):
-    """x + ε, ε ~ N(0, scale²) for every number.
+    """Gaussian noise: x + ε with ε ~ N(0, scale²), independent for every number.
 
     Args:
         scale: standard deviation, in the data's unit.
@@ -83,7 +98,7 @@ class GaussianNoise(Corruption):
 
     def __init__(self, *, scale: float = 0.3) -> None:
         super().__init__()
-        positive(scale=scale)
+        require_positive(scale=scale)
         self.scale = float(scale)
 
     def forward(self, x: Float[Tensor, "*batch_event"]) -> Float[Tensor, "*batch_event"]:
@@ -91,7 +106,7 @@ class GaussianNoise(Corruption):
 
 
 class MaskingNoise(Corruption):
-    """Every number becomes 0 with probability ``fraction``.
+    """Masking noise: every number becomes 0 with probability ``fraction``.
 
     Args:
         fraction: of the numbers that are lost.
@@ -101,35 +116,18 @@ class MaskingNoise(Corruption):
 
     def __init__(self, *, fraction: float = 0.3, rescale: bool = False) -> None:
         super().__init__()
-        self.fraction, self.rescale = between("fraction", fraction), rescale
+        self.fraction, self.rescale = as_proportion("fraction", fraction), rescale
 
     def forward(self, x: Float[Tensor, "*batch_event"]) -> Float[Tensor, "*batch_event"]:
         kept = x * (torch.rand_like(x) >= self.fraction)
         return kept / (1 - self.fraction) if self.rescale else kept
 
 
-CORRUPTIONS: dict[str, type[Corruption]] = {"gaussian": GaussianNoise, "masking": MaskingNoise}
+CORRUPTIONS: Registry[Corruption] = Registry("corruption", Corruption, gaussian=GaussianNoise, masking=MaskingNoise)
 
 
-def build(registry: dict[str, type[Part]], kind: str, name: str | None, options: dict[str, Any] | None) -> Part | None:
-    """The part called ``name`` with its options, or ``None`` for ``None``.
-
-    Raises:
-        ValueError: an unknown name, an unknown option, a value out of range.
-    """
-    if name is None:
-        if options:
-            raise ValueError(f"{kind}_options are given without a {kind}: name one of {', '.join(registry)}.")
-        return None
-    cls = lookup(registry, name, kind)
-    try:
-        return cls(**(options or {}))
-    except TypeError as error:
-        raise ValueError(f"{kind}_options do not fit {kind} {name!r}: {error}") from error
-
-
-def between(name: str, value: float) -> float:
-    """The value as a float, or a ``ValueError`` unless it lies strictly between 0 and 1."""
+def as_proportion(name: str, value: float) -> float:
+    """Check that a value lies strictly between 0 and 1, and return it as a float; a ``ValueError`` otherwise."""
     if not 0 < value < 1:
         raise ValueError(f"{name} must lie between 0 and 1, without either; got {value}.")
     return float(value)

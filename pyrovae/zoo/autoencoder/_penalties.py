@@ -3,21 +3,19 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import at_least, positive
-from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, affine_layers, between
-
-if TYPE_CHECKING:
-    from pyrovae.zoo.autoencoder._autoencoder import Autoencoder
+from pyrovae._checks import require_at_least, require_positive
+from pyrovae._parts import Registry
+from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CodeNetworks, affine_layers, as_proportion
 
 
 class Penalty(nn.Module, ABC):
-    """What is added to the reconstruction error of every datum, times ``weight``.
+    """A penalty on the code, added to the reconstruction error of every datum, times ``weight``.
 
     Args:
         weight: λ.
@@ -27,24 +25,24 @@ class Penalty(nn.Module, ABC):
 
     def __init__(self, *, weight: float) -> None:
         super().__init__()
-        positive(weight=weight)
+        require_positive(weight=weight)
         self.weight = float(weight)
 
     @abstractmethod
     def forward(
-        self, model: "Autoencoder", x: Float[Tensor, "batch features"], before: Float[Tensor, "batch code"]
+        self, networks: CodeNetworks, x: Float[Tensor, "batch features"], pre_activation: Float[Tensor, "batch code"]
     ) -> Tensor:
-        """``(batch,)``, or a number for all, without the weight.
+        """The penalty without its weight: ``(batch,)``, or one number for the whole batch.
 
         Args:
-            model: the autoencoder.
+            networks: the autoencoder.
             x: what was encoded.
-            before: the code before its activation.
+            pre_activation: its code before the activation.
         """
 
 
 class L1Penalty(Penalty):
-    """Σ_j |h_j| ‖d_j‖, where d_j is what unit j of the code feeds into the decoder's first layer.
+    """An L1 penalty on the code: Σ_j |h_j| ‖d_j‖, where d_j are the decoder's weights from unit j of the code.
 
     With ‖d_j‖ the penalty cannot be escaped by a smaller code and larger decoder weights: for a decoder of one layer,
     the loss depends on h_j d_j alone.
@@ -56,13 +54,14 @@ class L1Penalty(Penalty):
     def __init__(self, *, weight: float = 0.05) -> None:
         super().__init__(weight=weight)
 
-    def forward(self, model: "Autoencoder", x: Tensor, before: Tensor) -> Float[Tensor, "batch"]:
-        sizes = affine_layers(model.decoder)[0].weight.norm(dim=0)
-        return (model.code_activation(before).abs() * sizes).sum(-1)
+    def forward(self, networks: CodeNetworks, x: Tensor, pre_activation: Tensor) -> Float[Tensor, "batch"]:
+        sizes = affine_layers(networks.decoder)[0].weight.norm(dim=0)
+        return (networks.code_activation(pre_activation).abs() * sizes).sum(-1)
 
 
 class KLPenalty(Penalty):
-    """Σ_j KL(Bernoulli(ρ) ‖ Bernoulli(ρ̂_j)) in nats, where ρ̂_j is the mean activation of unit j over the batch.
+    """A sparsity penalty: Σ_j KL(Bernoulli(ρ) ‖ Bernoulli(ρ̂_j)) in nats, where ρ̂_j is the mean activation of unit j
+    over the batch.
 
     Ng 2011, CS294A lecture notes, "Sparse autoencoder". Activations must lie between 0 and 1: a sigmoid's.
 
@@ -75,19 +74,19 @@ class KLPenalty(Penalty):
 
     def __init__(self, *, weight: float = 1.0, target: float = 0.05) -> None:
         super().__init__(weight=weight)
-        self.target = between("target", target)
+        self.target = as_proportion("target", target)
 
-    def forward(self, model: "Autoencoder", x: Tensor, before: Tensor) -> Float[Tensor, ""]:
+    def forward(self, networks: CodeNetworks, x: Tensor, pre_activation: Tensor) -> Float[Tensor, ""]:
         # By logarithms: a unit that is off for the whole batch has a finite KL and a gradient.
-        off_by = math.log(len(before))
-        on = nn.functional.logsigmoid(before).logsumexp(0) - off_by
-        off = nn.functional.logsigmoid(-before).logsumexp(0) - off_by
+        off_by = math.log(len(pre_activation))
+        on = nn.functional.logsigmoid(pre_activation).logsumexp(0) - off_by
+        off = nn.functional.logsigmoid(-pre_activation).logsumexp(0) - off_by
         p = self.target
         return (p * (math.log(p) - on) + (1 - p) * (math.log1p(-p) - off)).sum()
 
 
 class ContractionPenalty(Penalty):
-    """‖∂h/∂x‖²_F, the squared Frobenius norm of the encoder's Jacobian.
+    """The contractive penalty ‖∂h/∂x‖²_F, the squared Frobenius norm of the encoder's Jacobian.
 
     For an encoder of one layer by its formula, Σ_j s'(a_j)² ‖W_j‖² (Rifai et al. 2011, ICML, eq. 7); for a deep one by
     Hutchinson's unbiased estimate E‖Jᵀv‖² over random signs v. Tie the weights, or the decoder will make up for a code
@@ -100,14 +99,14 @@ class ContractionPenalty(Penalty):
 
     def __init__(self, *, weight: float = 0.1, num_probes: int = 1) -> None:
         super().__init__(weight=weight)
-        at_least(1, num_probes=num_probes)
+        require_at_least(1, num_probes=num_probes)
         self.num_probes = num_probes
 
-    def forward(self, model: "Autoencoder", x: Tensor, before: Tensor) -> Float[Tensor, "batch"]:
-        if len(model.encoder) == 1:
-            slopes = ACTIVATIONS[model.code_activation_name].derivative(before)
-            return slopes.square() @ affine_layers(model.encoder)[0].weight.square().sum(1)
-        return hutchinson(lambda given: model.code_activation(model.encoder(given)), x, self.num_probes)
+    def forward(self, networks: CodeNetworks, x: Tensor, pre_activation: Tensor) -> Float[Tensor, "batch"]:
+        if len(networks.encoder) == 1:
+            slopes = ACTIVATIONS[networks.code_activation_name].derivative(pre_activation)
+            return slopes.square() @ affine_layers(networks.encoder)[0].weight.square().sum(1)
+        return hutchinson(lambda given: networks.code_activation(networks.encoder(given)), x, self.num_probes)
 
 
 def hutchinson(
@@ -128,10 +127,10 @@ def hutchinson(
 def squared_jacobian_norm(
     function: Callable[[Tensor], Tensor], x: Float[Tensor, "batch features"]
 ) -> Float[Tensor, "batch"]:
-    """‖∂f/∂x‖²_F for every datum, exactly: one pass back for each number that comes out."""
+    """The exact ‖∂f/∂x‖²_F for every datum, by one backward pass for each output."""
     out, pull, *_ = torch.func.vjp(function, x)
     units = torch.eye(out.shape[1], dtype=out.dtype, device=out.device)
     return sum((pull(unit.expand_as(out))[0].square().sum(-1) for unit in units), torch.zeros_like(out[:, 0]))
 
 
-PENALTIES: dict[str, type[Penalty]] = {"l1": L1Penalty, "kl": KLPenalty, "contraction": ContractionPenalty}
+PENALTIES: Registry[Penalty] = Registry("penalty", Penalty, l1=L1Penalty, kl=KLPenalty, contraction=ContractionPenalty)

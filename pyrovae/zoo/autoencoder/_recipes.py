@@ -1,4 +1,4 @@
-"""The autoencoders of the lecture, each as an :class:`Autoencoder` with its parts; and greedy pretraining."""
+"""Recipes for the autoencoders of the lecture, and greedy pretraining."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,20 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae._checks import as_data, at_least
+from pyrovae._checks import as_data, require_at_least, require_one_of
 from pyrovae._random import seeded
 from pyrovae.model import LossModel
-from pyrovae.model._inputs import columns_kept
+from pyrovae.model._inputs import keep_columns
 from pyrovae.model._modes import evaluation_mode
 from pyrovae.training import FitResult, fit
 from pyrovae.training.batches import as_fields, with_splits
 from pyrovae.zoo.autoencoder._autoencoder import Autoencoder
-from pyrovae.zoo.autoencoder._parts import ERRORS, affine_layers
+from pyrovae.zoo.autoencoder._parts import ERRORS, Corruption, affine_layers
+from pyrovae.zoo.autoencoder._penalties import KLPenalty, Penalty
 
 
 def linear_autoencoder(event_shape: Sequence[int], code_dim: int, **options: Any) -> Autoencoder:
-    """One affine layer each way and squared error: its optimum spans the first principal components (Baldi & Hornik
-    1989, Neural Networks 2), though its codes are not theirs.
+    """Build an autoencoder of one affine layer each way and squared error, whose optimum spans the first principal
+    components (Baldi & Hornik 1989, Neural Networks 2), though its codes are not theirs.
 
     Args:
         event_shape: shape of one datum.
@@ -32,7 +33,8 @@ def linear_autoencoder(event_shape: Sequence[int], code_dim: int, **options: Any
 def deep_autoencoder(
     event_shape: Sequence[int], code_dim: int, *, hidden: Sequence[int] = (256, 64), **options: Any
 ) -> Autoencoder:
-    """Several layers each way (Hinton & Salakhutdinov 2006, Science 313). Stack it by :func:`pretrain`.
+    """Build an autoencoder of several layers each way (Hinton & Salakhutdinov 2006, Science 313), which
+    :func:`pretrain` can stack.
 
     Args:
         event_shape: shape of one datum.
@@ -47,76 +49,58 @@ def denoising_autoencoder(
     event_shape: Sequence[int],
     code_dim: int,
     *,
-    noise: str = "gaussian",
+    corruption: str | Corruption = "gaussian",
     hidden: Sequence[int] = (256,),
-    noise_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Autoencoder:
-    """Trained to give x back from x with noise (Vincent et al. 2008, ICML; 2010, JMLR 11).
+    """Build an autoencoder that is trained to undo noise (Vincent et al. 2008, ICML; 2010, JMLR 11).
 
     Args:
         event_shape: shape of one datum.
         code_dim: size of the code, which may be larger than the data's.
-        noise: ``"gaussian"`` or ``"masking"``.
+        corruption: ``"gaussian"``, ``"masking"``, or a :class:`Corruption`.
         hidden: widths of the encoder's hidden layers.
-        noise_options: ``scale`` of Gaussian noise, ``fraction`` and ``rescale`` of masking.
-        options: of :class:`Autoencoder`.
+        options: of :class:`Autoencoder`, such as ``corruption_options``.
     """
-    return Autoencoder(
-        event_shape, code_dim, hidden=hidden, corruption=noise, corruption_options=noise_options, **options
-    )
+    return Autoencoder(event_shape, code_dim, hidden=hidden, corruption=corruption, **options)
 
 
 def sparse_autoencoder(
-    event_shape: Sequence[int],
-    code_dim: int,
-    *,
-    penalty: str = "kl",
-    penalty_options: dict[str, Any] | None = None,
-    **options: Any,
+    event_shape: Sequence[int], code_dim: int, *, penalty: str | Penalty = "kl", **options: Any
 ) -> Autoencoder:
-    """Few units of the code are active at a time: by L1 on a rectified code, or by the KL of a sigmoid code's mean
-    activations to a target.
+    """Build an autoencoder whose code has few active units at a time: by L1 on a rectified code, or by the KL of a
+    sigmoid code's mean activations to a target.
 
     Args:
         event_shape: shape of one datum.
         code_dim: size of the code, which may be larger than the data's.
-        penalty: ``"kl"`` or ``"l1"``.
-        penalty_options: ``weight``, and ``target`` for ``"kl"``.
-        options: of :class:`Autoencoder`.
+        penalty: ``"kl"``, ``"l1"``, or a :class:`Penalty`.
+        options: of :class:`Autoencoder`, such as ``penalty_options``.
     """
-    if penalty not in ("kl", "l1"):
-        raise ValueError(f"penalty must be 'kl' or 'l1'; got {penalty!r}.")
-    options.setdefault("code_activation", "sigmoid" if penalty == "kl" else "relu")
-    return Autoencoder(event_shape, code_dim, penalty=penalty, penalty_options=penalty_options, **options)
+    if isinstance(penalty, str):
+        require_one_of(("kl", "l1"), penalty=penalty)
+    by_kl = penalty == "kl" or isinstance(penalty, KLPenalty)
+    options.setdefault("code_activation", "sigmoid" if by_kl else "relu")
+    return Autoencoder(event_shape, code_dim, penalty=penalty, **options)
 
 
-def contractive_autoencoder(
-    event_shape: Sequence[int],
-    code_dim: int,
-    *,
-    hidden: Sequence[int] = (),
-    penalty_options: dict[str, Any] | None = None,
-    **options: Any,
-) -> Autoencoder:
-    """Codes that move little with the data (Rifai et al. 2011, ICML): sigmoid code, tied weights, and the squared norm
-    of the encoder's Jacobian as penalty, exact for one layer and by Hutchinson's estimate for several.
+def contractive_autoencoder(event_shape: Sequence[int], code_dim: int, **options: Any) -> Autoencoder:
+    """Build an autoencoder whose codes move little with the data (Rifai et al. 2011, ICML): sigmoid code, tied weights,
+    and the squared norm of the encoder's Jacobian as penalty, exact for one layer and by Hutchinson's estimate for
+    several.
 
     Args:
         event_shape: shape of one datum.
         code_dim: size of the code.
-        hidden: widths of the encoder's hidden layers.
-        penalty_options: ``weight``, and ``num_probes`` for a deep encoder.
-        options: of :class:`Autoencoder`.
+        options: of :class:`Autoencoder`, such as ``hidden`` and ``penalty_options``.
     """
-    options = {"code_activation": "sigmoid", "tied": True, **options}
     return Autoencoder(
-        event_shape, code_dim, hidden=hidden, penalty="contraction", penalty_options=penalty_options, **options
+        event_shape, code_dim, **{"code_activation": "sigmoid", "tied": True, "penalty": "contraction", **options}
     )
 
 
-class _Level(LossModel):
-    """One layer of the encoder and its mirror image in the decoder, which are the whole model's own."""
+class _LayerPair(LossModel):
+    """A layer of an autoencoder's encoder and its mirror image in the decoder, as an autoencoder of their own."""
 
     def __init__(self, model: Autoencoder, index: int) -> None:
         super().__init__()
@@ -139,7 +123,8 @@ class _Level(LossModel):
 def pretrain(
     model: Autoencoder, data: Any, *, epochs: int = 20, seed: int | None = None, **options: Any
 ) -> list[FitResult]:
-    """Greedy layer-wise pretraining (Bengio et al. 2006, NeurIPS; with a corruption, Vincent et al. 2010, JMLR 11).
+    """Pretrain an autoencoder greedily, layer by layer (Bengio et al. 2006, NeurIPS; with a corruption, Vincent et al.
+    2010, JMLR 11).
 
     Layer by layer from the data inwards, each layer of the encoder and its mirror image in the decoder are trained
     to reconstruct what the layers before give out: the data by the model's own error, codes by squared error. A
@@ -148,7 +133,7 @@ def pretrain(
     Args:
         model: an autoencoder, trained in place.
         data: tensor, array or DataFrame ``(N, *event_shape)``, or ``datasets.load(...)``, of which the training split.
-        epochs: of every level.
+        epochs: of every pair.
         seed: seed of every level's ``fit``.
         options: passed to ``fit``: ``learning_rate``, ``batch_size``, ``compile``, ``progress``, ...
 
@@ -161,19 +146,19 @@ def pretrain(
     """
     if not isinstance(model, Autoencoder):
         raise TypeError(f"pretrain needs a pyrovae.zoo.Autoencoder; got {type(model).__name__}.")
-    at_least(0, epochs=epochs)
+    require_at_least(0, epochs=epochs)
     data, _, transform = with_splits(data, transform=options.pop("batch_transform", None))
-    with columns_kept(model, as_fields(data)):
+    with keep_columns(model, as_fields(data)):
         x = as_data(data, "data", model.event_shape, model.columns)
     model.check(x.to(model.like()), name="data")
     if options.get("validation") is not None:
         raise ValueError("pretrain takes no validation data, which deeper levels would need encoded: leave it out.")
     runs = []
     for index in range(len(affine_layers(model.encoder))):
-        level = _Level(model, index)
-        runs.append(fit(level, x, epochs=epochs, seed=seed, batch_transform=transform, **options))
-        with evaluation_mode(level), torch.no_grad(), seeded(0 if seed is None else seed):
-            x = x.to(level.like())
-            x = level.encode((x if transform is None else transform(x)).flatten(1))
+        pair = _LayerPair(model, index)
+        runs.append(fit(pair, x, epochs=epochs, seed=seed, batch_transform=transform, **options))
+        with evaluation_mode(pair), torch.no_grad(), seeded(0 if seed is None else seed):
+            x = x.to(pair.like())
+            x = pair.encode((x if transform is None else transform(x)).flatten(1))
         transform = None
     return runs

@@ -1,4 +1,4 @@
-"""What every model has that ``fit`` trains: a place among dtypes and devices, and a file to be kept in."""
+"""``SaveableModule``, the base class of all models: saving and loading, and a place among dtypes and devices."""
 
 import copy
 import os
@@ -22,8 +22,8 @@ from pyrovae.model._state import modules, shapes, state_of, tensors
 _MISSING = {"$not_kept": "missing"}
 
 
-class Stored(nn.Module):
-    """A module that a file can rebuild: from the arguments that its constructor was given, and its weights.
+class SaveableModule(nn.Module):
+    """A module that is saved as the arguments that its constructor was given and its weights, and loaded by calling it.
 
     Arguments are captured by value where the object is made, whatever classes above or below its own do with them.
     Public attributes that JSON can hold (numbers, strings, lists and dicts of them) may change later, those of parts as
@@ -52,7 +52,7 @@ class Stored(nn.Module):
 
     @property
     def construction(self) -> dict[str, Any]:
-        """How the object was made, as JSON: ``class``, ``module``, ``arguments`` by name, and ``event_shape``."""
+        """The constructor's call as JSON: ``class``, ``module``, ``arguments`` by name, and ``event_shape``."""
         shape = None if self.event_shape is None else [int(n) for n in self.event_shape]
         return copy.deepcopy({**self._constructed, "event_shape": shape})
 
@@ -69,7 +69,7 @@ class Stored(nn.Module):
         return torch.empty(0, device=first.device, dtype=first.dtype)
 
     def as_data(self, value: Any, name: str = "x", covariates: tuple[Any, ...] = ()) -> Tensor:
-        """Data ``(N, *event_shape)``, checked; see :func:`pyrovae._checks.as_data`."""
+        """Check data ``(N, *event_shape)``, and return them as a tensor; see :func:`pyrovae._checks.as_data`."""
         return as_data(value, name, self.event_shape, self.columns)
 
     def save(self, path: str | os.PathLike[str], *, exclude: str | Collection[str] = ()) -> Path:
@@ -96,7 +96,7 @@ class Stored(nn.Module):
         if unknown := sorted(excluded - header["arguments"].keys()):
             raise ValueError(f"exclude names {', '.join(unknown)}; arguments are {', '.join(header['arguments'])}.")
         header["arguments"] = {key: kept for key, kept in header["arguments"].items() if key not in excluded}
-        parts = {m._constructed["class"] for m in self.modules() if m is not self and isinstance(m, Stored)}
+        parts = {m._constructed["class"] for m in self.modules() if m is not self and isinstance(m, SaveableModule)}
         for key, kept in header["arguments"].items():
             inner: list[dict[str, Any]] = []
             if reason := not_kept(kept):
@@ -189,7 +189,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     """
     header = read(Path(path))[0]
     try:
-        cls = find(Stored, header["module"], header["class"])
+        cls = find(SaveableModule, header["module"], header["class"])
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
     return cls.load(path)
@@ -197,10 +197,12 @@ def load(path: str | os.PathLike[str]) -> Any:
 
 @undisturbed()  # a constructor that draws builds for load() what it built for save()
 def _rebuilt(made: Mapping[str, Any], cls: Any = None, arguments: Mapping[str, Any] | None = None) -> Any:
-    """A model with new weights from its ``construction``, by a class other than the one named, with other arguments."""
+    """Build a model with new weights from its ``construction``, by another class than the one named, with other
+    arguments.
+    """
     given = dict(arguments or {})
     kept = {key: decode(value, _rebuilt) for key, value in made["arguments"].items() if key not in given}
-    model = build(cls or find(Stored, made["module"], made["class"]), kept | given)
+    model = build(cls or find(SaveableModule, made["module"], made["class"]), kept | given)
     if made["event_shape"] is not None:
         model.event_shape = tuple(made["event_shape"])
     for key, value in made.get("state", {}).items():
@@ -213,7 +215,9 @@ def _rebuilt(made: Mapping[str, Any], cls: Any = None, arguments: Mapping[str, A
 
 
 def _on_meta(*made: Any) -> Any:
-    """The same with no memory taken; ``None`` for a constructor that computes with values."""
+    """Build a model as :func:`_rebuilt` does, with no memory taken; ``None`` for a constructor that computes with
+    values.
+    """
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             return _rebuilt(*made)

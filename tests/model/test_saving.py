@@ -210,7 +210,7 @@ def test_values_come_back_as_they_were(value: Any, back: Any, tmp_path) -> None:
 
 
 def test_nan_comes_back() -> None:
-    assert math.isnan(decode(json.loads(json.dumps(encode(math.nan))), None))
+    assert math.isnan(decode(json.loads(json.dumps(encode(math.nan))), lambda construction: None))
 
 
 def test_arguments_are_captured_by_value(tmp_path) -> None:
@@ -450,7 +450,7 @@ def test_signatures_are_the_constructors_own() -> None:
     import inspect
 
     assert list(inspect.signature(zoo.HierarchicalVAE).parameters)[:2] == ["event_shape", "latent_dims"]
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'latent_dim'"):
+    with pytest.raises(TypeError, match=r"missing (1|a) required (positional )?argument: 'latent_dim'"):
         pv.VAE((6,))
 
 
@@ -461,7 +461,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     **{f"posterior {n}": lambda n=n: pv.VAE((6,), 4, posterior=n, hidden=(8,)) for n in POSTERIORS},
     **{f"prior {n}": lambda n=n: pv.VAE((6,), 4, prior=n, hidden=(8,)) for n in PRIORS},
     **{f"likelihood {n}": lambda n=n: pv.VAE((6,), 4, likelihood=n, hidden=(8,)) for n in LIKELIHOODS},
-    **{f"network {n}": lambda n=n: pv.VAE(IMAGE, 2, network=n, hidden=(8,)) for n in pv.model._vae.NETWORKS},
+    **{f"network {n}": lambda n=n: pv.VAE(IMAGE, 2, network=n, hidden=(8,)) for n in pv.networks.NETWORKS},
     "linear": lambda: zoo.linear_vae((6,), 2),
     "delta": lambda: zoo.delta_vae((6,), 4, delta=0.5, hidden=(8,)),
     "beta": lambda: zoo.beta_vae((1, 16, 16), 3),
