@@ -8,15 +8,11 @@ from torch import Tensor
 
 from pyrovae._compat.torch import tree_flatten, tree_map_only, tree_unflatten
 
-_WARM_UP = 3  # calls on the recording stream before it records, as CUDA graphs need
+_WARM_UP_CALLS = 3  # on the recording stream before it records, as CUDA graphs need
 
 
 class CannotRecord(Exception):
-    """Work that cannot be recorded, for this reason; nothing of it was done."""
-
-    def __init__(self, reason: Exception) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
+    """Work that cannot be recorded, because of the exception that it holds; nothing of it was done."""
 
 
 class Capture:
@@ -34,8 +30,8 @@ class Capture:
     def __init__(self, function: Callable[..., Any], device: torch.device) -> None:
         self._function, self._device = function, device
         self._stream = torch.cuda.Stream(device)
+        self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._warm = 0
         self._inputs: list[Tensor] = []
         self._results: Any = None
 
@@ -52,22 +48,21 @@ class Capture:
         """
         leaves, spec = tree_flatten(inputs)
         with torch.cuda.device(self._device):
-            if self._warm < _WARM_UP:
-                self._warm += 1
+            if self._calls < _WARM_UP_CALLS:
+                self._calls += 1
                 self._stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(self._stream):
                     results = self._function(*inputs)
                 torch.cuda.current_stream().wait_stream(self._stream)
                 return results
             if self._graph is None:
-                self._record(leaves, spec)
+                self._graph = self._recorded(leaves, spec)
             for own, given in zip(self._inputs, leaves, strict=True):
                 own.copy_(given)
-            assert self._graph is not None
             self._graph.replay()
         return self._results
 
-    def _record(self, leaves: list[Tensor], spec: Any) -> None:
+    def _recorded(self, leaves: list[Tensor], spec: Any) -> torch.cuda.CUDAGraph:
         self._inputs = [t.clone() for t in leaves]
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         state = generator.get_state()
@@ -84,7 +79,7 @@ class Capture:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise CannotRecord(error) from error
-        self._graph = graph
+        return graph
 
 
 def replayed(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:

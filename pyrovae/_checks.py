@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyrovae._compat.torch import tree_leaves, tree_map_only
+from pyrovae._compat.torch import tree_map_only
 from pyrovae._frames import Columns, as_numbers, in_order
 
 T = TypeVar("T")
@@ -83,12 +83,10 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is not a torch device; use 'auto', 'cpu' or 'cuda'.") from error
-    if resolved.type == "cuda":
-        count = torch.cuda.device_count()
-        if (resolved.index or 0) >= count:
-            raise ValueError(
-                f"device {str(device)!r} is not there: torch sees {count} CUDA device(s). Use device='auto' or 'cpu'."
-            )
+    if resolved.type == "cuda" and (resolved.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(
+            f"device {str(device)!r} is not there: torch sees {count} CUDA device(s). Use device='auto' or 'cpu'."
+        )
     return resolved
 
 
@@ -210,15 +208,12 @@ def as_data(
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; the model needs (N, {', '.join(map(str, event_shape))}).{fix}"
         )
-    bad, first = 0, None
-    for start in range(0, len(x), _ROWS_PER_CHECK):  # in pieces: a mask of the whole would be a good part of the data
-        finite = torch.isfinite(x[start : start + _ROWS_PER_CHECK])
-        if not bool(finite.all()):
-            bad += int((~finite).sum())
-            first = start + int((~finite).reshape(len(finite), -1).any(1).nonzero()[0]) if first is None else first
-    if bad:
+    parts = x.split(_ROWS_PER_CHECK)  # a mask of the whole would be a good part of the data
+    bad = ~torch.cat([part.isfinite().reshape(len(part), -1).all(1) for part in parts])
+    if bool(bad.any()):
         raise ValueError(
-            f"{name} holds {bad} NaN or infinite value(s), the first in row {first}. Drop or impute such rows."
+            f"{name} holds {int((~x[bad].isfinite()).sum())} NaN or infinite value(s), the first in row "
+            f"{int(bad.nonzero()[0])}. Drop or impute such rows."
         )
     return x
 
@@ -238,8 +233,6 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
 
 def to_device(values: Any, device: torch.device) -> Any:
     """Move the tensors in a nest of anything to a device."""
-    if all(value.device == device for value in tree_leaves(values) if isinstance(value, Tensor)):
-        return values
     return tree_map_only(Tensor, lambda value: value.to(device), values)
 
 

@@ -13,7 +13,7 @@ from pyrovae._compat.torch import machine_code, schema_of
 
 Run = Callable[..., Sequence[Any]]
 _COMPILED: dict[Any, Run] = {}  # by code and shapes: models of one architecture share machine code
-_KEPT = 64  # of them, the last used
+_MAX_KEPT = 64  # of them at most, those used last
 
 
 def compiled(module: GraphModule, *inputs: Tensor) -> Run:
@@ -37,7 +37,7 @@ def compiled(module: GraphModule, *inputs: Tensor) -> Run:
     key = (graph.python_code("self").src, *((t.shape, t.stride(), t.dtype, t.device) for t in every))
     code = _COMPILED.pop(key, None) or _compiled(graph, every)
     _COMPILED[key] = code  # behind those that were used before it
-    if len(_COMPILED) > _KEPT:
+    if len(_COMPILED) > _MAX_KEPT:
         del _COMPILED[next(iter(_COMPILED))]
     return lambda *tensors: code(*constants, *tensors)
 
@@ -127,12 +127,12 @@ def _effects(node: Node, memory: dict[Node, set[Node]]) -> tuple[set[Node], set[
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     writes, shared = set[Node](), set[Node]()
     for argument in schema.arguments:
-        info, inside = argument.alias_info, list[Node]()
-        map_arg(given.get(argument.name), inside.append)
-        if info is not None:
+        if argument.alias_info is not None:
+            inside = list[Node]()
+            map_arg(given.get(argument.name), inside.append)
             own = set[Node]().union(*(memory[n] for n in inside))
             shared |= own
-            writes |= own if info.is_write else set()
+            writes |= own if argument.alias_info.is_write else set()
     return reads, writes, shared or {node}
 
 
@@ -177,6 +177,7 @@ def _prepare(graph: Graph) -> None:
         aten.rand_like.default: aten.rand.default,
         aten.randn_like.default: aten.randn.default,
     }
+    contiguous: dict[str, Any] = {"memory_format": torch.contiguous_format}
     for node in list(graph.nodes):
         with graph.inserting_before(node):
             new: Any
@@ -192,9 +193,7 @@ def _prepare(graph: Graph) -> None:
             elif node.target in (aten.convolution.default, aten.convolution_backward.default):
                 for source in node.all_input_nodes:
                     if "val" in source.meta and not source.meta["val"].is_contiguous():
-                        whole = graph.call_function(
-                            aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
-                        )
+                        whole = graph.call_function(aten.clone.default, (source,), contiguous)
                         whole.meta["val"] = source.meta["val"].contiguous()
                         node.replace_input_with(source, whole)
                 continue

@@ -95,7 +95,7 @@ def summed(tensor: Tensor) -> Tensor:
 def averaged(tensors: list[Tensor]) -> list[Tensor]:
     """Means over processes, everywhere, in one exchange for every dtype."""
     out = list(tensors)
-    for dtype in {t.dtype for t in tensors}:
+    for dtype in dict.fromkeys(t.dtype for t in tensors):  # in the same order everywhere
         places = [i for i, t in enumerate(tensors) if t.dtype == dtype]
         whole = summed(torch.cat([tensors[i].flatten() for i in places])) / num_processes()
         for i, part in zip(places, whole.split([tensors[i].numel() for i in places]), strict=True):

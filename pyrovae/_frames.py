@@ -19,8 +19,7 @@ def column_names(frame: pd.DataFrame, name: str) -> list[str]:
         ValueError: two columns of one name.
     """
     names = [str(column) for column in frame.columns]
-    twice = [n for n, count in Counter(names).items() if count > 1]
-    if twice:
+    if twice := [n for n, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{name} has several columns named {_listed(twice)}: rename them, or pass {name}.to_numpy().")
     return names
 
@@ -63,8 +62,8 @@ def as_numbers(value: pd.DataFrame | pd.Series, name: str) -> np.ndarray:
         ValueError: text, dates, categories, objects, flags among numbers, or missing values of a nullable type; it
             names the column.
     """
-    kinds = [value.dtype] if isinstance(value, pd.Series) else list(value.dtypes)
-    parts = [value] if isinstance(value, pd.Series) else [value.iloc[:, i] for i in range(len(kinds))]
+    parts = [value] if isinstance(value, pd.Series) else [value.iloc[:, i] for i in range(value.shape[1])]
+    kinds = [part.dtype for part in parts]
     flags = [is_bool_dtype(kind) for kind in kinds]
     for part, kind, flag in zip(parts, kinds, flags, strict=True):
         which = name if isinstance(value, pd.Series) else f"column {part.name!r} of {name}"
@@ -73,8 +72,7 @@ def as_numbers(value: pd.DataFrame | pd.Series, name: str) -> np.ndarray:
                 f"{which} has dtype {kind}; numbers are needed. Drop it or encode it: .astype(float) for flags and for "
                 f"numbers kept as objects, .cat.codes or one column per value for categories."
             )
-        missing = part.isna() if is_extension_array_dtype(kind) else None
-        if missing is not None and missing.any():
+        if is_extension_array_dtype(kind) and (missing := part.isna()).any():
             raise ValueError(
                 f"{which} holds {int(missing.sum())} missing value(s), the first in row {int(np.argmax(missing))}. "
                 f"Drop or impute such rows."

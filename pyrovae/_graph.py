@@ -12,16 +12,16 @@ from torch.fx import GraphModule
 
 from pyrovae._code import compiled, fold, move_constants
 from pyrovae._compat.torch import aten_graph, tree_flatten, tree_leaves, tree_unflatten
-from pyrovae._random import others_state, set_others_state
+from pyrovae._random import others_state, restored_state, set_others_state
 
 Compile = Literal["auto", "off", "inductor"]
 COMPILE = get_args(Compile)
 
-_WORTHWHILE = 120.0  # estimated seconds of work from which on compiling pays, which takes 5 to 30
-_PER_CALL = 4e-6  # seconds of launching one operation, and of writing one byte of results: of an ordinary machine
-_PER_BYTE = {"cpu": 1.6e-10, "cuda": 1e-12}
-_WARM_UP = 30  # calls of one shape before tracing pays, on a CPU
-_EARLY = 3  # the same where that many calls are known to come, or every operation has to be launched
+_WORTHWHILE_SECONDS = 120.0  # estimated seconds of work from which on compiling pays, which takes 5 to 30
+_CALL_SECONDS = 4e-6  # of launching one operation, on an ordinary machine
+_BYTE_SECONDS = {"cpu": 1.6e-10, "cuda": 1e-12}  # of writing one byte of results
+_WARM_UP_CALLS = 30  # calls of one shape before tracing pays, on a CPU
+_EARLY_WARM_UP_CALLS = 3  # the same where that many calls are known to come, or every operation has to be launched
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parent)
 
 
@@ -32,13 +32,13 @@ def trace(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
     then; one that draws NumPy's or Python's random numbers, or makes tensors whose shape depends on values, raises a
     ``RuntimeError``. No random number of torch's is drawn, and no tensor changes.
     """
-    numpy_state, python_state = others_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    others = others_state()
+    with restored_state():
         try:
             module = aten_graph(function, *inputs)
         finally:
-            drawn = str(others_state()) != str((numpy_state, python_state))
-            set_others_state(numpy_state, python_state)
+            drawn = others_state() != others
+            set_others_state(others)
     if drawn:
         raise RuntimeError("it draws random numbers that are not torch's")
     results = [t for node in module.graph.nodes for t in tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
@@ -58,8 +58,8 @@ def is_worthwhile(module: GraphModule, calls: int) -> bool:
     """
     operations = [node for node in module.graph.nodes if node.op == "call_function"]
     results = [t for node in operations for t in tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
-    seconds = _PER_CALL * len(operations) + sum(_PER_BYTE.get(t.device.type, 0.0) * t.nbytes for t in results)
-    return calls * seconds > _WORTHWHILE
+    seconds = _CALL_SECONDS * len(operations) + sum(_BYTE_SECONDS.get(t.device.type, 0.0) * t.nbytes for t in results)
+    return calls * seconds > _WORTHWHILE_SECONDS
 
 
 def users_line(error: BaseException) -> str:
@@ -102,8 +102,8 @@ class Graph:
             calls = self._calls[key] = self._calls.get(key, 0) + 1
         except TypeError:  # an argument that cannot be compared
             return self._function(*args)
-        early = self._expected >= _WARM_UP or any(t.is_cuda for t in tensors)
-        if calls < (min(_EARLY, _WARM_UP) if early else _WARM_UP):
+        early = self._expected >= _WARM_UP_CALLS or any(t.is_cuda for t in tensors)
+        if calls < (min(_EARLY_WARM_UP_CALLS, _WARM_UP_CALLS) if early else _WARM_UP_CALLS):
             return self._function(*args)
         if key not in self._graphs:
             self._graphs[key] = self._build(leaves, spec, tensors)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,14 @@ def seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with restored_state():
         torch.manual_seed(seed)
         yield
+
+
+def restored_state() -> AbstractContextManager[None]:
+    """Let the block draw, and put torch's generators back afterwards."""
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
 
 
 @contextmanager
@@ -34,7 +39,7 @@ def undisturbed() -> Iterator[None]:
             random.seed(0)
             yield
         finally:
-            set_others_state(*others)
+            set_others_state(others)
 
 
 def derived(*numbers: int) -> int:
@@ -60,29 +65,25 @@ def set_state(states: list[torch.Tensor]) -> None:
         torch.cuda.set_rng_state(state, i)
 
 
-def others_state() -> tuple[Any, Any]:
-    """The states of NumPy's and Python's global generators."""
-    return np.random.get_state(legacy=True), random.getstate()  # noqa: NPY002
+def others_state() -> dict[str, Any]:
+    """The states of NumPy's and Python's global generators, as numbers."""
+    numpy: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {"numpy": [numpy[1].tolist(), *numpy[2:]], "python": list(random.getstate())}
 
 
-def set_others_state(numpy_state: Any, python_state: Any) -> None:
+def set_others_state(states: dict[str, Any]) -> None:
     """Put back what :func:`others_state` gave."""
-    np.random.set_state(numpy_state)  # noqa: NPY002
-    random.setstate(python_state)
+    np.random.set_state(("MT19937", *states["numpy"]))  # noqa: NPY002
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
 
 
 def get_every_state() -> dict[str, Any]:
     """The states of torch's, NumPy's and Python's generators, as tensors and numbers."""
-    (_, key, pos, has_gauss, gauss), python = others_state()
-    numpy = [torch.from_numpy(key.astype(np.int64)), int(pos), int(has_gauss), float(gauss)]
-    return {"torch": get_state(), "numpy": numpy, "python": list(python)}
+    return {"torch": get_state(), **others_state()}
 
 
 def set_every_state(states: dict[str, Any]) -> None:
     """Put back what :func:`get_every_state` gave."""
     set_state(states["torch"])
-    key, pos, has_gauss, gauss = states["numpy"]
-    version, internal, gauss_next = states["python"]
-    set_others_state(
-        ("MT19937", key.numpy().astype(np.uint32), pos, has_gauss, gauss), (version, tuple(internal), gauss_next)
-    )
+    set_others_state(states)

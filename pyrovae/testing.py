@@ -1,7 +1,7 @@
 """Models whose log p(x) is known, to check estimators against: in closed form, by enumeration or by quadrature."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import require_at_least
+from pyrovae._checks import require_at_least, require_one_of
 from pyrovae.model import VAEModel
+
+Guide = Literal["exact", "mean_field", "detuned"]
 
 
 class LinearGaussian(VAEModel):
@@ -35,13 +37,12 @@ class LinearGaussian(VAEModel):
         b: Float[Tensor, "d"],
         noise: float,
         *,
-        guide: Literal["exact", "mean_field", "detuned"] = "exact",
+        guide: Guide = "exact",
         shift: float = 0.3,
         stretch: float = 1.3,
     ) -> None:
         super().__init__()
-        if guide not in ("exact", "mean_field", "detuned"):
-            raise ValueError(f"guide must be 'exact', 'mean_field' or 'detuned'; got {guide!r}.")
+        require_one_of(get_args(Guide), guide=guide)
         self.event_shape = (len(w),)
         self.w, self.b, self.noise = nn.Parameter(w), nn.Parameter(b), noise
         self.guide_kind = guide
@@ -50,12 +51,7 @@ class LinearGaussian(VAEModel):
     @classmethod
     @torch.no_grad()
     def maximum_likelihood(
-        cls,
-        x: Float[Tensor, "data d"],
-        latent_dim: int,
-        *,
-        noise: float | None = None,
-        guide: Literal["exact", "mean_field", "detuned"] = "mean_field",
+        cls, x: Float[Tensor, "data d"], latent_dim: int, *, noise: float | None = None, guide: Guide = "mean_field"
     ) -> "LinearGaussian":
         """Probabilistic PCA: the model of highest likelihood for ``x`` (Tipping & Bishop 1999, eqs. 7 and 8).
 

@@ -21,7 +21,7 @@ from tests.models import TwoSites, binary
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch) -> Iterator[None]:
-    monkeypatch.setattr(_graph, "_WARM_UP", 2)
+    monkeypatch.setattr(_graph, "_WARM_UP_CALLS", 2)
     with pyro.validation_enabled(False):  # checks of values are control flow
         yield
 
@@ -192,7 +192,7 @@ def test_machine_code_of_the_programs_used_last_is_kept(monkeypatch) -> None:
     made = []
     monkeypatch.setattr(_code, "machine_code", lambda module, inputs, device: made.append(1) or module)
     monkeypatch.setattr(_code, "_COMPILED", {})
-    monkeypatch.setattr(_code, "_KEPT", 2)
+    monkeypatch.setattr(_code, "_MAX_KEPT", 2)
     x = torch.rand(3)
 
     def codes(*factors: float) -> list[Callable]:
@@ -228,7 +228,7 @@ def test_without_a_compiler_graphs_are_traced_and_say_so(monkeypatch) -> None:
 
 def test_auto_compiles_by_the_amount_of_work_alone() -> None:
     module = _graph.trace(lambda x: x.exp() + 1, torch.rand(1000))  # two operations with results of 4000 bytes
-    threshold = int(_graph._WORTHWHILE / (2 * _graph._PER_CALL + 8000 * _graph._PER_BYTE["cpu"]))
+    threshold = int(_graph._WORTHWHILE_SECONDS / (2 * _graph._CALL_SECONDS + 8000 * _graph._BYTE_SECONDS["cpu"]))
     assert not _graph.is_worthwhile(module, threshold - 1)
     assert _graph.is_worthwhile(module, threshold + 1)
 

@@ -3,16 +3,12 @@
 from pyrovae.distributions import _kl as _kl  # registers closed forms
 from pyrovae.distributions._ar1 import AR1
 from pyrovae.distributions._autoregressive import Autoregressive
-from pyrovae.distributions._bernoulli import IndependentBernoulli
+from pyrovae.distributions._bernoulli import ContinuousBernoulli, IndependentBernoulli
 from pyrovae.distributions._capabilities import Capabilities, capabilities
 from pyrovae.distributions._charts import Chart, register_chart
-from pyrovae.distributions._continuous_bernoulli import ContinuousBernoulli
-from pyrovae.distributions._discretized_logistic import DiscretizedLogistic
+from pyrovae.distributions._discrete import DiscretizedLogistic, Levels, PointMass
 from pyrovae.distributions._flow import Flow
-from pyrovae.distributions._levels import Levels
-from pyrovae.distributions._multivariate_normal import MultivariateNormal
-from pyrovae.distributions._normals import product_of_normals, residual_normal
-from pyrovae.distributions._point_mass import PointMass
+from pyrovae.distributions._normals import MultivariateNormal, product_of_normals, residual_normal
 from pyrovae.distributions._sylvester import SylvesterTransform
 
 __all__ = [

@@ -55,14 +55,8 @@ class Autoregressive(TorchDistribution):
 
     def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "Autoregressive":
         # `conditional` broadcasts: only the shape of the draws changes.
-        return Autoregressive(
-            self._conditional,
-            self.event_shape,
-            tuple(batch_shape),
-            support=self._pixel_support,
-            like=self._like,
-            mean_draws=self.mean_draws,
-        )
+        options: dict[str, Any] = {"support": self._pixel_support, "like": self._like, "mean_draws": self.mean_draws}
+        return Autoregressive(self._conditional, self.event_shape, tuple(batch_shape), **options)
 
     def log_prob(self, value: Tensor) -> Tensor:
         lead = torch.broadcast_shapes(value.shape[: value.dim() - len(self.event_shape)], self.batch_shape)

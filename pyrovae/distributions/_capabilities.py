@@ -1,28 +1,90 @@
-"""What a distribution can do: asked for in one place, so that nobody tries and catches."""
+"""What a distribution is made of, where it has mass, and what it can do: asked for, never tried and caught."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pyro.distributions import Delta
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.transforms import BlockAutoregressive, Polynomial, Sylvester
 from pyro.distributions.transforms.planar import ConditionedPlanar
 from pyro.distributions.transforms.radial import ConditionedRadial
 from torch import Tensor
-from torch.distributions import ComposeTransform, Distribution, Transform, TransformedDistribution
+from torch.distributions import (
+    ComposeTransform,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    Transform,
+    TransformedDistribution,
+    constraints,
+)
 
 from pyrovae._compat import zuko
 from pyrovae._compat.torch import has_inverse, is_inverted
+from pyrovae.distributions._discrete import OnLevels, PointMass
 from pyrovae.distributions._flow import Flow
-from pyrovae.distributions._independent import WRAPPERS, element, innermost
-from pyrovae.distributions._point_mass import PointMass
-from pyrovae.distributions._support import support_of
 
 Inverse = Literal["exact", "numerical"]
 
-_MOMENTS = ("mean", "variance")
 # Pyro's transforms that can undo what they have just done, and nothing else.
 _CACHED_ONLY = (BlockAutoregressive, ConditionedPlanar, ConditionedRadial, Polynomial, Sylvester)
 _NUMERICAL = (zuko.transforms.MonotonicTransform, zuko.transforms.FreeFormJacobianTransform)
+WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)  # whose ``base_dist`` is of the same values
+
+
+def innermost(p: Any, wrappers: Any = Independent) -> Any:
+    """The distribution that ``p`` declares independent dimensions of, however often, or wraps in other ``wrappers``."""
+    while isinstance(p, wrappers):
+        p = p.base_dist
+    return p
+
+
+def family(p: Any) -> str:
+    """The name of the innermost distribution's class, for errors."""
+    return type(innermost(p)).__name__
+
+
+def element(p: Any) -> Any:
+    """What lies under independence, masks, expansion and mixing: what every value comes from."""
+    while (base := innermost(p, WRAPPERS)) is not p or isinstance(p, MixtureSameFamily):
+        p = base.component_distribution if isinstance(base, MixtureSameFamily) else base
+    return p
+
+
+def support_of(p: Any) -> Any:
+    """The support that a distribution states, a mixture's being that of its components; or ``None``."""
+    while isinstance(p, MixtureSameFamily):  # whose own can neither be mapped to nor compared
+        p = p.component_distribution
+    stated = getattr(type(p), "support", None) is not Distribution.support
+    return p.support if stated else None
+
+
+def innermost_support(support: Any) -> Any:
+    """The constraint on one element, where independent ones make up an event."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
+def varies(support: Any) -> bool:
+    """Whether the support depends on what the distribution was made from."""
+    return support is not None and any(isinstance(v, Tensor) for v in vars(innermost_support(support)).values())
+
+
+def space(support: Any) -> str:
+    """What a density is taken with respect to: a count, volume, or the volume of a simplex, a sphere, ..."""
+    core = innermost_support(support)
+    if core.is_discrete:
+        return "discrete"
+    return type(core).__name__.strip("_").lower() if core.event_dim else "continuous"
+
+
+def holds_integers(support: Any) -> bool:
+    """Whether values are integers: counts, classes, one-hot vectors. Those of a Bernoulli are kept as floats, as the
+    levels of images are.
+    """
+    core = innermost_support(support)
+    return core is not None and core.is_discrete and core is not constraints.boolean and not isinstance(core, OnLevels)
 
 
 @dataclass(frozen=True)
@@ -54,14 +116,13 @@ def capabilities(p: Any) -> Capabilities:
     """What can be asked of a distribution of torch's, Pyro's, ours or a user's own."""
     support = support_of(p)
     core = element(p)
-    mean, variance = (getattr(type(core), name) is not getattr(Distribution, name) for name in _MOMENTS)
     return Capabilities(
         support=support,
         discrete=support is not None and bool(support.is_discrete),
         point_mass=_is_point_mass(core),
         rsample=p.has_rsample,
-        mean=mean,
-        variance=variance,
+        mean=type(core).mean is not Distribution.mean,
+        variance=type(core).variance is not Distribution.variance,
         inverse=_inverse(core),
     )
 

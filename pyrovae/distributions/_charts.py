@@ -19,6 +19,7 @@ from torch.distributions import (
     Normal,
     TransformedDistribution,
     biject_to,
+    identity_transform,
 )
 
 from pyrovae._compat import zuko
@@ -74,32 +75,12 @@ class _Affine(Chart):
         return -0.5 * u.square() - 0.5 * math.log(2.0 * math.pi)
 
 
-class _Reinterpreted(Chart):
-    """A chart of which the last dimensions of the batch are an event."""
-
-    def __init__(self, base: Chart, dims: int) -> None:
-        self._base, self._dims, self.inverse = base, dims, base.inverse
-
-    def draw(self) -> Tensor:
-        return self._base.draw()
-
-    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        z, log_det = self._base(u)
-        return z, sum_last(log_det, self._dims)
-
-    def locate(self, z: Tensor) -> Tensor:
-        return self._base.locate(z)
-
-    def log_base(self, u: Tensor) -> Tensor:
-        return sum_last(self._base.log_base(u), self._dims)
-
-
-class _Triangular(_Reinterpreted):
+class _Triangular(_Affine):
     """z = μ + L u."""
 
     def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
-        super().__init__(_Affine(loc, scale_tril.diagonal(dim1=-2, dim2=-1)), 1)
-        self._loc, self._log_det = loc, scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        super().__init__(loc, scale_tril.diagonal(dim1=-2, dim2=-1))
+        self._log_det = self._log_det.sum(-1)
         # One matrix for all chains, where that is so: products with an expanded one would copy it.
         self._tril = scale_tril[0] if scale_tril.stride(0) == 0 else scale_tril
 
@@ -109,12 +90,15 @@ class _Triangular(_Reinterpreted):
     def locate(self, z: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self._tril, (z - self._loc).unsqueeze(-1), upper=False).squeeze(-1)
 
+    def log_base(self, u: Tensor) -> Tensor:
+        return super().log_base(u).sum(-1)
+
 
 class _Transformed(Chart):
-    """T after the base distribution's chart."""
+    """T after the chart of a base distribution, whose batch may have dimensions that are the event's."""
 
-    def __init__(self, base: Chart, transform: Any, inverse: Inverse | None) -> None:
-        self._base, self._transform, self.inverse = base, transform, inverse
+    def __init__(self, fn: Distribution, base: Chart, transform: Any, inverse: Inverse | None) -> None:
+        self._fn, self._base, self._transform, self.inverse = fn, base, transform, inverse
 
     def draw(self) -> Tensor:
         return self._base.draw()
@@ -122,8 +106,7 @@ class _Transformed(Chart):
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         y, log_det = self._base(u)
         z, further = self._transform.call_and_ladj(y)
-        dims = log_det.dim() - further.dim()  # an event may come about by the transform, or be there before it
-        return z, sum_last(log_det, max(dims, 0)) + sum_last(further, max(-dims, 0))
+        return z, _over_event(log_det, self._fn) + _over_event(further, self._fn)
 
     def locate(self, z: Tensor) -> Tensor:
         if self.inverse is None:
@@ -131,7 +114,7 @@ class _Transformed(Chart):
         return self._base.locate(self._transform.inv(z))
 
     def log_base(self, u: Tensor) -> Tensor:
-        return self._base.log_base(u)
+        return _over_event(self._base.log_base(u), self._fn)
 
 
 class _Unconstrained(Chart):
@@ -145,8 +128,7 @@ class _Unconstrained(Chart):
 
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         z = self._transform(u)
-        further = self._transform.log_abs_det_jacobian(u, z)
-        return z, sum_last(further, further.dim() - len(self._fn.batch_shape))
+        return z, _over_event(self._transform.log_abs_det_jacobian(u, z), self._fn)
 
     def locate(self, z: Tensor) -> Tensor:
         return self._transform.inv(z.expand(self._fn.batch_shape + self._fn.event_shape))
@@ -171,9 +153,15 @@ def register_chart(distribution: type[Distribution]) -> Callable[[Callable[[Any]
     return as_chart.register(distribution)
 
 
+def _over_event(term: Tensor, p: Distribution) -> Tensor:
+    """A term of a draw from ``p``, summed over whatever dimensions are not its batch's."""
+    return sum_last(term, term.dim() - len(p.batch_shape))
+
+
 @register_chart(Independent)
 def _of_independent(fn: Independent) -> Chart:
-    return _Reinterpreted(as_chart(fn.base_dist), fn.reinterpreted_batch_ndims)
+    base = as_chart(fn.base_dist)
+    return _Transformed(fn, base, identity_transform, base.inverse)
 
 
 @register_chart(Normal)
@@ -188,13 +176,12 @@ def _of_multivariate_normal(fn: MultivariateNormal) -> Chart:
 
 @register_chart(Flow)
 def _of_flow(fn: Flow) -> Chart:
-    return _Transformed(as_chart(fn.base), fn.transform, capabilities(fn).inverse)
+    return _Transformed(fn, as_chart(fn.base), fn.transform, capabilities(fn).inverse)
 
 
 @register_chart(TransformedDistribution)
 def _of_transformed(fn: TransformedDistribution) -> Chart:
     if not all(t.bijective for t in fn.transforms):
         return _Unconstrained(fn)
-    return _Transformed(
-        as_chart(fn.base_dist), zuko.transforms.ComposedTransform(*fn.transforms), capabilities(fn).inverse
-    )
+    transform = zuko.transforms.ComposedTransform(*fn.transforms)
+    return _Transformed(fn, as_chart(fn.base_dist), transform, capabilities(fn).inverse)

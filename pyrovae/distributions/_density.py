@@ -13,9 +13,8 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily, TransformedDistribution, VonMises, constraints
 
-from pyrovae._compat.pyro import own_mask
-from pyrovae.distributions._independent import WRAPPERS, element
-from pyrovae.distributions._support import innermost_support, support_of, varies
+from pyrovae._compat.pyro import own_mask, scale_and_mask
+from pyrovae.distributions._capabilities import WRAPPERS, element, innermost_support, support_of, varies
 
 _REAL = type(constraints.real)
 _CIRCULAR = (VonMises, SineBivariateVonMises)  # which state all reals and are normalised on one turn
@@ -34,10 +33,7 @@ def log_density(p: Any, value: Tensor) -> Tensor:
     if is_everywhere_positive(p):
         return p.log_prob(value)
     if isinstance(p, MaskedDistribution):
-        if own_mask(p) is False:
-            return p.log_prob(value)
-        terms = log_density(p.base_dist, value)
-        return terms if own_mask(p) is True else torch.where(own_mask(p), terms, 0.0)
+        return scale_and_mask(log_density(p.base_dist, value), mask=own_mask(p))
     if isinstance(p, ExpandedDistribution):
         terms = log_density(p.base_dist, value)
         return terms.expand(torch.broadcast_shapes(terms.shape, p.batch_shape))

@@ -46,8 +46,7 @@ class Flow(KeepsLastDraw, TorchDistribution):
         return self._keep(z, self.base.log_prob(u) - log_det)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        known = self._kept(value)
-        if known is not None:
+        if (known := self._kept(value)) is not None:
             return known
         if not self.can_score:
             raise NotImplementedError(

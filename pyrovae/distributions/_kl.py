@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence, register_kl
 
 from pyrovae.distributions._ar1 import AR1
-from pyrovae.distributions._independent import innermost
+from pyrovae.distributions._capabilities import innermost
 
 _BROADCASTING = (Normal, MultivariateNormal)  # whose formulas do
 
@@ -46,7 +46,7 @@ def kl_by_dimension(q: Any, p: Any) -> Tensor | None:
 @register_kl(MultivariateNormal, Independent)
 def _kl_mvn_diagonal(p: MultivariateNormal, q: Independent) -> Tensor:
     """KL(N(m, LLᵀ) ‖ N(μ, diag σ²)) = ½ Σᵢ [ (Σⱼ Lᵢⱼ² + (m-μ)ᵢ²)/σᵢ² - 1 + ln σᵢ² ] - Σᵢ ln Lᵢᵢ."""
-    if not isinstance(q.base_dist, Normal) or q.reinterpreted_batch_ndims != 1:
+    if not _is_diagonal(q):
         raise NotImplementedError
     loc, scale = q.base_dist.loc, q.base_dist.scale
     variance = p.scale_tril.square().sum(-1) + (p.loc - loc).square()
@@ -73,11 +73,6 @@ def _ar1_terms(q: Independent, p: AR1) -> Float[Tensor, "*batch dim"]:
     loc, scale = (v.unflatten(-1, (-1, p.length)) for v in (q.base_dist.loc, q.base_dist.scale))
     alpha, sigma = p.alpha.unsqueeze(-1), p.scale.unsqueeze(-1)
     first, rest, before = scale[..., :1], scale[..., 1:] / sigma, alpha * scale[..., :-1] / sigma
-    terms = torch.cat(
-        [
-            loc[..., :1].square() + first.square() - 2.0 * first.log(),
-            p.steps(loc).square() + rest.square() + before.square() - 2.0 * rest.log(),
-        ],
-        -1,
-    )
-    return (0.5 * (terms - 1.0)).flatten(-2)
+    of_first = loc[..., :1].square() + first.square() - 2.0 * first.log()
+    of_rest = p.steps(loc).square() + rest.square() + before.square() - 2.0 * rest.log()
+    return (0.5 * (torch.cat([of_first, of_rest], -1) - 1.0)).flatten(-2)

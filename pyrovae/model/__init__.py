@@ -7,12 +7,4 @@ from pyrovae.model._loss_model import LossModel
 from pyrovae.model._saving import load
 from pyrovae.model._vae import VAE
 
-__all__ = [
-    "VAE",
-    "Latents",
-    "LogTerms",
-    "LossModel",
-    "VAEModel",
-    "load",
-    "log_terms",
-]
+__all__ = ["VAE", "Latents", "LogTerms", "LossModel", "VAEModel", "load", "log_terms"]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
-from jaxtyping import Float, Num
+from jaxtyping import Num
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
@@ -12,9 +12,9 @@ from pyrovae._checks import rows_of, to_device
 from pyrovae._compat.pyro import param_statements, reason
 from pyrovae._compat.torch import is_outside_support, part_of
 from pyrovae.model._generation import Generation
-from pyrovae.model._latents import Latents
+from pyrovae.model._latents import Data, Latents, PerDatum
 from pyrovae.model._log_terms import LogTerms, draw, log_densities, log_terms, sum_terms
-from pyrovae.model._modes import local_parameters, param_statements_disabled
+from pyrovae.model._modes import inference, local_parameters, param_statements_disabled
 from pyrovae.model._pairing import check_auxiliary, check_precision
 from pyrovae.model._support import checked_terms
 
@@ -67,9 +67,7 @@ class VAEModel(Generation, PyroModule):
                 return part
         return super().__getattr__(name)
 
-    # -- the waist ---------------------------------------------------------------------------------------
-
-    def log_terms(self, x: Num[Tensor, "batch *event"], *covariates: Any, num_particles: int = 1) -> LogTerms:
+    def log_terms(self, x: Data, *covariates: Any, num_particles: int = 1) -> LogTerms:
         """Per-site, per-datum log-densities ``(num_particles, B)``, in nats; see :class:`LogTerms`.
 
         Args:
@@ -80,22 +78,16 @@ class VAEModel(Generation, PyroModule):
         with local_parameters():
             return self._on_waist(log_terms, self.model, self.guide, x, *covariates, num_particles=num_particles).read()
 
-    def log_joint(
-        self, x: Num[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
-    ) -> Float[Tensor, "particles batch"]:
+    def log_joint(self, x: Data, *covariates: Any, latents: Mapping[str, Tensor]) -> PerDatum:
         """The joint log-density log p(x, z), in nats, at given ``latents``, each ``(K, *plates, B, *event)``."""
         return sum_terms(self._on_waist(log_densities, self.model, x, *covariates, latents=latents))
 
-    def log_prior(
-        self, x: Num[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
-    ) -> dict[str, Float[Tensor, "particles batch"]]:
+    def log_prior(self, x: Data, *covariates: Any, latents: Mapping[str, Tensor]) -> dict[str, PerDatum]:
         """The log-density log p(z), in nats, by latent site, given the sites before it, at given ``latents``."""
         terms = self._on_waist(log_densities, self.model, x, *covariates, latents=latents)
         return {site: term for site, term in terms.items() if site in latents}
 
-    def log_posterior(
-        self, x: Num[Tensor, "batch *event"], *covariates: Any, latents: Mapping[str, Tensor]
-    ) -> Float[Tensor, "particles batch"]:
+    def log_posterior(self, x: Data, *covariates: Any, latents: Mapping[str, Tensor]) -> PerDatum:
         """The log-density log q(z | x), in nats, at given ``latents``, each ``(K, *plates, B, *event)``.
 
         Raises:
@@ -103,17 +95,15 @@ class VAEModel(Generation, PyroModule):
         """
         return sum_terms(self._on_waist(log_densities, self.guide, x, *covariates, latents=latents))
 
-    def draw_posterior(
-        self, x: Num[Tensor, "batch *event"], *covariates: Any, num_particles: int
-    ) -> tuple[Latents, Float[Tensor, "particles batch"]]:
+    def draw_posterior(self, x: Data, *covariates: Any, num_particles: int) -> tuple[Latents, PerDatum]:
         """Draw z ~ q(z | x), each site's ``(K, *plates, B, *event)``, with their log q(z | x) in nats. The decoder does
         not run.
         """
         return self._on_waist(draw, self.guide, x, *covariates, num_particles=num_particles)[:2]
 
     def draw_prior(
-        self, x: Num[Tensor, "batch *event"], *covariates: Any, num_particles: int
-    ) -> tuple[Latents, Float[Tensor, "particles batch"], Num[Tensor, "particles batch"]]:
+        self, x: Data, *covariates: Any, num_particles: int
+    ) -> tuple[Latents, PerDatum, Num[Tensor, "particles batch"]]:
         """Draw z ~ p(z), each site's ``(K, *plates, B, *event)``, with their log p(z) and the log p(x | z) of the data,
         in nats.
         """
@@ -141,7 +131,7 @@ class VAEModel(Generation, PyroModule):
         head = rows_of(covariates, slice(2))
         options: dict[str, Any] = {"num_particles": num_particles, "name": name, "whole": x}
         param_statements(self).clear()  # of what tracing has left there
-        with self._inference(0):
+        with inference(self, 0):
             try:
                 with pyro.validation_enabled(True):
                     try:

@@ -8,16 +8,14 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._compat.pyro import Messenger, is_sample_site
-from pyrovae.distributions._capabilities import capabilities
+from pyrovae.distributions._capabilities import capabilities, family
 from pyrovae.distributions._charts import Chart, as_chart
 from pyrovae.distributions._density import mask_of
-from pyrovae.distributions._independent import family
 from pyrovae.model._base import VAEModel
-from pyrovae.model._latents import Latents, over_plates
+from pyrovae.model._latents import Latents, PerDatum, VectorPerDatum, over_plates
 from pyrovae.model._log_terms import PARTICLES
 from pyrovae.model._modes import local_parameters
 
@@ -49,11 +47,11 @@ class BaseSpace:
         #: Whether every point has coordinates that can be found.
         self.invertible = all(chart.inverse is not None for chart in run.charts.values())
 
-    def draw(self) -> Float[Tensor, "chains batch dim"]:
+    def draw(self) -> VectorPerDatum:
         """Draw coordinates from the start, independently for each chain."""
         return self._run(lambda name, chart: chart.draw()).coordinates.flat()
 
-    def locate(self, latents: Latents) -> Float[Tensor, "chains batch dim"]:
+    def locate(self, latents: Latents) -> VectorPerDatum:
         """Find the coordinates of given latents, ``(1, *plates, B, *event)`` by site, the same for every chain.
 
         Raises:
@@ -70,9 +68,7 @@ class BaseSpace:
                 )
         return run.coordinates.flat()
 
-    def log_densities(
-        self, u: Float[Tensor, "chains batch dim"]
-    ) -> tuple[Float[Tensor, "chains batch"], Float[Tensor, "chains batch"]]:
+    def log_densities(self, u: VectorPerDatum) -> tuple[PerDatum, PerDatum]:
         """The log-densities at ``u`` of the start, and of p(x, z) as a function of u, in nats."""
         at = self._arrangement.unflattened(u)
         if self._static is not None:
@@ -84,7 +80,7 @@ class BaseSpace:
             latents, log_start, log_dets = run.latents, run.log_base, run.log_det
         return log_start, self._model.log_joint(*self._part, latents=latents) + log_dets
 
-    def with_gradients(self, u: Float[Tensor, "chains batch dim"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def with_gradients(self, u: VectorPerDatum) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The two :meth:`log_densities`, and the gradient of each with respect to ``u``."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()

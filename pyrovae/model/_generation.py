@@ -1,7 +1,6 @@
 """``Generation``: drawing data, encoding and decoding."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -11,19 +10,15 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae._checks import as_covariates, as_data, as_tensor, placed, require_at_least, rows_of
-from pyrovae._random import seeded
-from pyrovae.distributions._capabilities import capabilities, center, moment
-from pyrovae.distributions._independent import family
-from pyrovae.distributions._support import holds_integers, support_of
+from pyrovae.distributions._capabilities import capabilities, center, family, holds_integers, moment, support_of
 from pyrovae.model._inputs import as_inputs, check_num_covariates
-from pyrovae.model._latents import Latents, of_one_particle
-from pyrovae.model._log_terms import Sites, as_latents, latent_sites, log_terms, sample_sites
-from pyrovae.model._modes import evaluation_mode, local_parameters
+from pyrovae.model._latents import Data, Latents, as_latents, of_one_particle
+from pyrovae.model._log_terms import Sites, latent_sites, log_terms, sample_sites
+from pyrovae.model._modes import inference
 from pyrovae.model._saving import SaveableModule
 from pyrovae.model._without_data import data_site, placeholder, sites_without_data
 
-# 256 draws stand in for the mean of a posterior without a closed-form one.
-_NUM_MEAN_BLOCKS, _DRAWS_PER_BLOCK = 16, 16
+_NUM_MEAN_BLOCKS, _DRAWS_PER_BLOCK = 16, 16  # 256 draws, for the mean of a posterior without a closed-form one
 
 
 class Generation(SaveableModule):
@@ -79,13 +74,7 @@ class Generation(SaveableModule):
         latents = self._from_prior(n, covariates, seed, data=False)[1]
         return _only({name: z[0] for name, z in _data_first(latents).items()})
 
-    def encode(
-        self,
-        x: Num[Tensor, "batch *event"] | Any,
-        *covariates: Any,
-        num_samples: int | None = None,
-        seed: int | None = 0,
-    ) -> Any:
+    def encode(self, x: Data | Any, *covariates: Any, num_samples: int | None = None, seed: int | None = 0) -> Any:
         """Encode data: the posterior mean of the latents, or draws from the posterior.
 
         Args:
@@ -102,10 +91,9 @@ class Generation(SaveableModule):
             ValueError: bad data, or the mean of a site that has none.
         """
         x, *given = self._inputs(x, covariates)
-        if num_samples is not None:
-            require_at_least(1, num_samples=num_samples)
-        with self._inference(seed):
+        with inference(self, seed):
             if num_samples is not None:
+                require_at_least(1, num_samples=num_samples)
                 return _only(_data_first(self.draw_posterior(x, *given, num_particles=num_samples)[0]))
             sites = self._guide_sites(x, *given)
             for name, site in sites.items():
@@ -138,7 +126,7 @@ class Generation(SaveableModule):
             ValueError: a site that the model does not have, latents that are empty, not finite or of another shape, a
                 likelihood that states neither mean nor mode, a model whose distributions depend on the values of x.
         """
-        with self._inference(0):
+        with inference(self, 0):
             hidden = latent_sites(sites_without_data(self, self._covariates(covariates, None))[1])
             if not isinstance(z, Mapping) and len(hidden) != 1:
                 raise ValueError(
@@ -149,7 +137,8 @@ class Generation(SaveableModule):
             for name, value in by_site.items():
                 if name not in hidden:
                     raise ValueError(f"the model has no latent site {name!r}: it has {', '.join(map(repr, hidden))}.")
-                value, (plates, event) = as_tensor(value, name), _latent_shape(hidden[name])
+                value, drawn, event = as_tensor(value, name), hidden[name]["value"], hidden[name]["fn"].event_shape
+                plates = drawn.shape[: drawn.dim() - len(event) - 1]
                 own = value.shape[: max(value.dim() - len(plates + event), 0)]
                 lead = own if lead is None else lead
                 if value.shape != lead + plates + event or (by_site is z and len(lead) != 1):
@@ -159,21 +148,19 @@ class Generation(SaveableModule):
                     raise ValueError(f"latents {name!r} are empty, of shape {tuple(value.shape)}: pass at least one.")
                 if bad := int((~value.isfinite()).sum()):
                     raise ValueError(f"latents {name!r} hold {bad} NaN or infinite value(s): drop them.")
-                values[name] = value.to(hidden[name]["value"]).reshape(-1, *plates, *event).movedim(0, len(plates))
+                values[name] = value.to(drawn).reshape(-1, *plates, *event).movedim(0, len(plates))
             if lead is None:
                 raise ValueError("decode needs a value for at least one latent site; got none.")
             n = lead.numel()
             mean = self._mean_or_mode(placeholder(self, n), self._covariates(covariates, n), values)
         return mean.reshape(*lead, *mean.shape[1:])
 
-    def reconstruct(
-        self, x: Num[Tensor, "batch *event"] | Any, *covariates: Any, seed: int | None = 0
-    ) -> Num[Tensor, "batch *event"]:
+    def reconstruct(self, x: Data | Any, *covariates: Any, seed: int | None = 0) -> Data:
         """Reconstruct data: :meth:`decode` at one draw z ~ q(z | x) per datum. Where the model uses x besides observing
         it (the size of a library, a mask), it is this x.
         """
         x, *given = self._inputs(x, covariates)
-        with self._inference(seed):
+        with inference(self, seed):
             latents = self.draw_posterior(x, *given, num_particles=1)[0]
             if not latents:
                 raise ValueError("the model has no latents: there is nothing to reconstruct from.")
@@ -181,11 +168,7 @@ class Generation(SaveableModule):
             return self._mean_or_mode(x, tuple(given), values)
 
     def interpolate(
-        self,
-        start: Num[Tensor, "batch *event"] | Any,
-        end: Num[Tensor, "batch *event"] | Any,
-        *covariates: Any,
-        steps: int = 8,
+        self, start: Data | Any, end: Data | Any, *covariates: Any, steps: int = 8
     ) -> Num[Tensor, "steps batch *event"]:
         """Decode along the straight lines between the posterior means of ``start`` and ``end``.
 
@@ -204,7 +187,7 @@ class Generation(SaveableModule):
         other = placed(self.as_data(end, "end", tuple(given)), x)
         if len(other) != len(x):
             raise ValueError(f"start has {len(x)} data and end has {len(other)}: each line needs both of its ends.")
-        with self._inference(0):
+        with inference(self, 0):
             sites = self._guide_sites(x, *given)
         for name, site in sites.items():
             if len(sites) > 1:
@@ -239,7 +222,7 @@ class Generation(SaveableModule):
         for candidate in (floats, x):
             part = candidate[:2].to(like.device)
             try:
-                with self._inference(0), pyro.distributions.validation_enabled(False):
+                with inference(self, 0), pyro.distributions.validation_enabled(False):
                     terms = log_terms(self.model, self.guide, part, *head, max_plate_nesting=self.max_plate_nesting)
                     poutine.trace(self.model).get_trace(part, *head)  # draws from the prior, too
             except (IndexError, RuntimeError, TypeError, ValueError) as error:  # whatever networks say of a dtype
@@ -253,14 +236,6 @@ class Generation(SaveableModule):
             f"model and guide run on {name} neither as floats nor as integers ({'; '.join(failed)}). Give networks "
             f"x.float(), look values up by x.long(), and use x.new_zeros(..., dtype=torch.float32)."
         )
-
-    # -- inside ------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _inference(self, seed: int | None) -> Iterator[None]:
-        """Enter evaluation mode, without gradients, with local parameters and a seed; all put back afterwards."""
-        with evaluation_mode(self), torch.no_grad(), local_parameters(), seeded(seed):
-            yield
 
     def _inputs(self, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Any, ...]:
         """Check data and covariates, and return ``(x, *covariates)`` as the model takes them."""
@@ -279,7 +254,7 @@ class Generation(SaveableModule):
         """Draw latents from the prior, with data drawn too, or zeros."""
         require_at_least(1, n=n)
         covariates = self._covariates(covariates, n)
-        with self._inference(seed):
+        with inference(self, seed):
             name = sites_without_data(self, covariates, data=data, labels=data)[0]
             x = placeholder(self, n)
             sites = sample_sites(poutine.trace(self.model).get_trace(x, *covariates))
@@ -302,12 +277,6 @@ class Generation(SaveableModule):
     def _guide_sites(self, x: Tensor, *covariates: Any) -> Sites:
         """The guide's latent sites, without auxiliary ones."""
         return latent_sites(sample_sites(poutine.trace(self.guide).get_trace(x, *covariates)))
-
-
-def _latent_shape(site: dict[str, Any]) -> tuple[torch.Size, torch.Size]:
-    """The shape of one datum's latents at a site: the plates that the site is in, and its event."""
-    event = site["fn"].event_shape
-    return site["value"].shape[: site["value"].dim() - len(event) - 1], event
 
 
 def _data_first(latents: Latents) -> dict[str, Tensor]:

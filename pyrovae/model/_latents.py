@@ -1,16 +1,20 @@
 """``Latents``: the draws of all latent sites, in one shape."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from pyrovae._compat.torch import register_pytree_node
 
+Data = Num[Tensor, "batch *event"]
+PerDatum = Float[Tensor, "particles batch"]  # a number for each particle and datum
+VectorPerDatum = Float[Tensor, "particles batch dim"]
 
-class Latents(Mapping[str, Tensor]):
+
+class Latents(dict[str, Tensor]):
     """Draws by latent site, each ``(K, *plates, B, *event)``: K particles, the plates that the model nests outside the
     data (size 1 at sites outside them), B data. Nobody else needs to know where which dimension is.
 
@@ -20,21 +24,13 @@ class Latents(Mapping[str, Tensor]):
     """
 
     def __init__(self, sites: Mapping[str, Any], num_plates: int) -> None:
-        self._sites, self.num_plates = dict(sites), num_plates
-
-    def __getitem__(self, site: str) -> Tensor:
-        return self._sites[site]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sites)
-
-    def __len__(self) -> int:
-        return len(self._sites)
+        super().__init__(sites)
+        self.num_plates = num_plates
 
     def __repr__(self) -> str:
         return f"Latents({ {site: tuple(z.shape) for site, z in self.items()} })"
 
-    def by_datum(self, site: str, value: Tensor | None = None) -> Float[Tensor, "particles batch dim"]:
+    def by_datum(self, site: str, value: Tensor | None = None) -> VectorPerDatum:
         """The site's draws as a vector for each particle and datum: plates and event flattened.
 
         Args:
@@ -44,19 +40,17 @@ class Latents(Mapping[str, Tensor]):
         z = self[site] if value is None else value.broadcast_to(self[site].shape)
         return z.movedim(self.data_dim, 1).flatten(2) if z.dim() > 2 else z.unsqueeze(2)
 
-    def flat(self) -> Float[Tensor, "particles batch dim"]:
+    def flat(self) -> VectorPerDatum:
         """All sites' draws as one vector for each particle and datum."""
         return torch.cat([self.by_datum(site) for site in self], 2)
 
-    def unflattened(self, flat: Float[Tensor, "particles batch dim"]) -> "Latents":
+    def unflattened(self, flat: VectorPerDatum) -> "Latents":
         """Undo :meth:`flat` for other draws of the same sites, of as many particles and data."""
         data, sites, start = self.data_dim, {}, 0
         for site, z in self.items():
             rest = [n for i, n in enumerate(z.shape) if i not in (0, data)]
             stop = start + torch.Size(rest).numel()
-            sites[site] = (
-                flat[..., start:stop].unflatten(2, rest or (1,)).movedim(1, data) if rest else flat[..., start]
-            )
+            sites[site] = flat[..., start:stop].reshape(*flat.shape[:2], *rest).movedim(1, data)
             start = stop
         return Latents(sites, self.num_plates)
 
@@ -77,12 +71,22 @@ class Latents(Mapping[str, Tensor]):
         return Latents({site: z[index] for site, z in self.items()}, self.num_plates)
 
 
-def over_plates(term: Tensor) -> Float[Tensor, "particles batch"]:
+def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> Latents:
+    """Arrange the values of a trace's sites in one shape, with size 1 for particles and plates that a site lacks."""
+    values = {}
+    for name, site in sites.items():
+        z = site["value"]
+        missing = 1 + max_plate_nesting + len(site["fn"].event_shape) - z.dim()
+        values[name] = z.reshape((1,) * missing + z.shape)
+    return Latents(values, max_plate_nesting - 1)
+
+
+def over_plates(term: Tensor) -> PerDatum:
     """Sum ``(K, *plates, B)`` over the plates between particles and data."""
     return term.flatten(1, -2).sum(1) if term.dim() > 2 else term
 
 
-def per_datum(term: Tensor, num_plates: int) -> Float[Tensor, "particles batch"]:
+def per_datum(term: Tensor, num_plates: int) -> PerDatum:
     """Sum ``(K, *plates, B, ...)`` over the plates and whatever follows the data."""
     return term.movedim(1 + num_plates, 1).flatten(2).sum(2) if term.dim() > 2 else term
 
@@ -99,6 +103,6 @@ def of_one_particle(z: Tensor, max_plate_nesting: int) -> Tensor:
 
 register_pytree_node(
     Latents,
-    lambda latents: (list(latents._sites.values()), (tuple(latents), latents.num_plates)),
+    lambda latents: (list(latents.values()), (tuple(latents), latents.num_plates)),
     lambda sites, context: Latents(dict(zip(context[0], sites, strict=True)), context[1]),
 )

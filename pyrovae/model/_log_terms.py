@@ -7,8 +7,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial, reduce
-from itertools import takewhile
+from functools import cache, cached_property, partial, reduce
 from typing import Any
 
 import pyro
@@ -20,15 +19,14 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyrovae._compat.pyro import is_sample_site, scale_and_mask
-from pyrovae.distributions._capabilities import capabilities
+from pyrovae.distributions._capabilities import capabilities, innermost, innermost_support
 from pyrovae.distributions._density import is_zero_somewhere, log_density, mask_of
-from pyrovae.distributions._independent import innermost
 from pyrovae.distributions._kl import expanded_kl, kl_by_dimension
-from pyrovae.distributions._support import innermost_support
-from pyrovae.model._latents import Latents, of_one_particle, over_plates
+from pyrovae.model._latents import Latents, PerDatum, VectorPerDatum, as_latents, of_one_particle, over_plates
 from pyrovae.model._modes import disable_param_statements
 from pyrovae.model._pairing import NotAPair, Sites, check_pair, masks_of
 
+Program = Callable[..., Any]  # (x, *covariates)
 PARTICLES = "_particles"
 
 
@@ -50,9 +48,9 @@ class LogTerms:
         masks: of the latent sites that have one, those of guide and model.
     """
 
-    log_likelihood: Mapping[str, Float[Tensor, "particles batch"]]
-    log_prior: Mapping[str, Float[Tensor, "particles batch"]]
-    log_posterior: Mapping[str, Float[Tensor, "particles batch"]]
+    log_likelihood: Mapping[str, PerDatum]
+    log_prior: Mapping[str, PerDatum]
+    log_posterior: Mapping[str, PerDatum]
     latents: Latents
     observed: Mapping[str, Tensor]
     likelihood: Mapping[str, Distribution]
@@ -73,12 +71,12 @@ class LogTerms:
         return self
 
     @cached_property
-    def log_weight(self) -> Float[Tensor, "particles batch"]:
+    def log_weight(self) -> PerDatum:
         """The log importance weight, log p(x, z) - log q(z | x)."""
         return sum_terms(self.log_likelihood) + sum_terms(self.log_prior) - sum_terms(self.log_posterior)
 
     @property
-    def reconstruction(self) -> Float[Tensor, "particles batch"]:
+    def reconstruction(self) -> PerDatum:
         """The reconstruction term log p(x | z), summed over observed sites."""
         return sum_terms(self.log_likelihood)
 
@@ -94,11 +92,11 @@ class LogTerms:
         """The guide's sites through whose draws no gradient passes."""
         return [name for name, q in self.posterior.items() if not q.has_rsample]
 
-    def by_datum(self, site: str, value: Tensor | None = None) -> Float[Tensor, "particles batch dim"]:
+    def by_datum(self, site: str, value: Tensor | None = None) -> VectorPerDatum:
         """The draws at ``site``, or a value that broadcasts to them, as :meth:`Latents.by_datum` arranges them."""
         return self.latents.by_datum(site, value)
 
-    def closed_form_kl(self, site: str) -> Float[Tensor, "particles batch"] | None:
+    def closed_form_kl(self, site: str) -> PerDatum | None:
         """The closed-form KL(q(z) ‖ p(z)) at ``site`` given the sites before it, or ``None`` where it is not known.
 
         Valid only where everything that precedes the site in the model also precedes it in the guide:
@@ -106,17 +104,16 @@ class LogTerms:
         """
         if site not in self.prior or site not in self.posterior or site in self.masks:
             return None
-        before_in_model, before_in_guide = (
-            set(takewhile(lambda name: name != site, sites)) for sites in (self.prior, self.posterior)
-        )
-        # The registered formula of a Delta leaves out its log_density.
-        if not before_in_model <= before_in_guide or isinstance(innermost(self.posterior[site]), Delta):
+        in_model, in_guide = list(self.prior), list(self.posterior)
+        if not set(in_model[: in_model.index(site)]) <= set(in_guide[: in_guide.index(site)]):
+            return None
+        if isinstance(innermost(self.posterior[site]), Delta):  # whose registered formula leaves out its log_density
             return None
         kl = expanded_kl(self.posterior[site], self.prior[site])
         # Plates nested between the particles and the data are summed, as in the log-densities.
         return None if kl is None else _to_particles_and_batch(kl, *self.shape)
 
-    def closed_form_kl_by_dimension(self, site: str) -> Float[Tensor, "particles batch dim"] | None:
+    def closed_form_kl_by_dimension(self, site: str) -> VectorPerDatum | None:
         """The terms of :meth:`closed_form_kl` by dimension, where they are known (see
         :func:`~pyrovae.distributions._kl.kl_by_dimension`); else ``None``.
         """
@@ -125,22 +122,16 @@ class LogTerms:
         terms = kl_by_dimension(self.posterior[site], self.prior[site])
         return None if terms is None else self.by_datum(site, terms)
 
-    def kl(self, site: str, *, closed_form: bool = True) -> Float[Tensor, "particles batch"]:
+    def kl(self, site: str, *, closed_form: bool = True) -> PerDatum:
         """The KL at ``site``: in closed form where known and wanted, else log q(z | x) - log p(z) at the draws."""
-        exact = self.closed_form_kl(site) if closed_form else None
-        if exact is not None:
+        if closed_form and (exact := self.closed_form_kl(site)) is not None:
             return exact
         log_q = self.log_posterior[site]
         return log_q - self.log_prior[site] if site in self.log_prior else log_q
 
 
 def log_terms(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    x: Tensor,
-    *covariates: Any,
-    num_particles: int = 1,
-    max_plate_nesting: int = 1,
+    model: Program, guide: Program, x: Tensor, *covariates: Any, num_particles: int = 1, max_plate_nesting: int = 1
 ) -> LogTerms:
     """Run the guide once and the model once, replayed, over a plate of particles outside the model's plates.
 
@@ -165,14 +156,14 @@ def log_terms(
     check_pair(guide_sites, model_sites)
     observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
     hidden = {n: s for n, s in model_sites.items() if not s["is_observed"]}
-    log_likelihood, log_prior, log_posterior = (
-        _LazyTerms({n: partial(_log_prob, n, s, k, b, given=sites is hidden) for n, s in sites.items()})
-        for sites in (observed, hidden, guide_sites)
-    )
+
+    def terms(sites: Sites, *, given: bool = False) -> Mapping[str, PerDatum]:
+        return _LazyTerms({n: partial(_log_prob, n, s, k, b, given=given) for n, s in sites.items()})
+
     return LogTerms(
-        log_likelihood=log_likelihood,
-        log_prior=log_prior,
-        log_posterior=log_posterior,
+        log_likelihood=terms(observed),
+        log_prior=terms(hidden, given=True),
+        log_posterior=terms(guide_sites),
         latents=as_latents(guide_sites, max_plate_nesting),
         observed={n: s["value"] for n, s in observed.items()},
         likelihood={n: s["fn"] for n, s in observed.items()},
@@ -185,8 +176,8 @@ def log_terms(
 
 
 def draw(
-    program: Callable[..., Any], x: Tensor, *covariates: Any, num_particles: int = 1, max_plate_nesting: int = 1
-) -> tuple[Latents, Float[Tensor, "particles batch"], Num[Tensor, "particles batch"]]:
+    program: Program, x: Tensor, *covariates: Any, num_particles: int, max_plate_nesting: int
+) -> tuple[Latents, PerDatum, Num[Tensor, "particles batch"]]:
     """Run a guide, or a model as the proposal that it is: its draws, and how it scores them. Arguments are those of
     :func:`log_terms`.
 
@@ -201,19 +192,9 @@ def draw(
     return as_latents(latent_sites(sites), max_plate_nesting), totals[False], totals[True]
 
 
-def as_latents(sites: Mapping[str, dict[str, Any]], max_plate_nesting: int) -> Latents:
-    """Arrange the values of a trace's sites in one shape, with size 1 for particles and plates that a site lacks."""
-    values = {}
-    for name, site in sites.items():
-        z = site["value"]
-        missing = 1 + max_plate_nesting + len(site["fn"].event_shape) - z.dim()
-        values[name] = z.reshape((1,) * missing + z.shape)
-    return Latents(values, max_plate_nesting - 1)
-
-
 def log_densities(
-    program: Callable[..., Any], x: Tensor, *covariates: Any, latents: Mapping[str, Tensor], max_plate_nesting: int = 1
-) -> dict[str, Float[Tensor, "particles batch"]]:
+    program: Program, x: Tensor, *covariates: Any, latents: Mapping[str, Tensor], max_plate_nesting: int
+) -> dict[str, PerDatum]:
     """Score given latents: log p(x, z) of a model, or log q(z | x) of a guide, by site, in nats. Arguments are those of
     :func:`log_terms`.
 
@@ -247,14 +228,11 @@ def latent_sites(sites: Sites) -> dict[str, dict[str, Any]]:
 class _LazyTerms(Mapping[str, Tensor]):
     """A mapping of terms that are computed when first read, and kept."""
 
-    def __init__(self, compute: dict[str, Callable[[], Tensor]]) -> None:
-        self._compute = compute
-        self._values: dict[str, Tensor] = {}
+    def __init__(self, compute: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._compute = {name: cache(function) for name, function in compute.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._values:
-            self._values[name] = self._compute[name]()
-        return self._values[name]
+        return self._compute[name]()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._compute)
@@ -263,9 +241,7 @@ class _LazyTerms(Mapping[str, Tensor]):
         return len(self._compute)
 
 
-def _run(
-    program: Callable[..., Any], x: Tensor, covariates: tuple[Any, ...], k: int, nesting: int
-) -> tuple[poutine.Trace, dict[str, dict[str, Any]]]:
+def _run(program: Program, x: Tensor, covariates: tuple[Any, ...], k: int, nesting: int) -> tuple[poutine.Trace, Sites]:
     """Trace a program over k particles, and check the plates that its random sites are in."""
     # No plate for one particle: a model that cannot be vectorised can still be trained.
     particles = pyro.plate(PARTICLES, k, dim=-nesting - 1) if k > 1 else nullcontext()

@@ -3,13 +3,11 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import rows_of
-from pyrovae._random import seeded
-from pyrovae.model._modes import evaluation_mode
+from pyrovae.model._modes import inference
 from pyrovae.model._saving import SaveableModule
 
 
@@ -50,7 +48,7 @@ class LossModel(SaveableModule, ABC):
         """
         self.check_values(x, name)
         head = rows_of(covariates, slice(2))
-        with evaluation_mode(self), torch.no_grad(), seeded(0):
+        with inference(self, 0):
             try:
                 loss = self.loss(x[:2], *head)
             except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Modes in which a model is run: with its own parameters, in evaluation mode, in full precision."""
+"""Modes in which a model is run: with its own parameters, in evaluation mode, from a seed, in full precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ import pyro
 import torch
 
 from pyrovae._compat.pyro import Messenger
+from pyrovae._random import seeded
 
 _own_run = _statements_disabled = False
 
@@ -61,3 +62,10 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for m, training in modes.items():
             m.training = training
+
+
+@contextmanager
+def inference(module: torch.nn.Module, seed: int | None) -> Iterator[None]:
+    """Enter evaluation mode, without gradients, with local parameters and a seed; all put back afterwards."""
+    with evaluation_mode(module), torch.no_grad(), local_parameters(), seeded(seed):
+        yield

@@ -9,9 +9,9 @@ from pyro.distributions import Delta, Unit
 from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
+from pyrovae.distributions._capabilities import innermost
 from pyrovae.distributions._density import mask_of
-from pyrovae.distributions._independent import innermost
-from pyrovae.distributions._multivariate_normal import rounding_error
+from pyrovae.distributions._normals import rounding_error
 
 Sites = Mapping[str, dict[str, Any]]
 _NUM_CHECKED_DRAWS = 8  # draws at which a transformation is compared with the density that it states
@@ -121,11 +121,9 @@ def check_auxiliary(guide: Callable[..., Any], prior: Mapping[str, Distribution]
     b, signs = len(args[0]), []
     for _ in range(_NUM_CHECKED_DRAWS):
         drawn = poutine.trace(guide).get_trace(*args).nodes
-        sources = {
-            name: site["value"].detach().clone().requires_grad_()
-            for name, site in drawn.items()
-            if site["type"] == "sample" and site["infer"].get("is_auxiliary")
-        }
+        auxiliary = [n for n, s in drawn.items() if s["type"] == "sample" and s["infer"].get("is_auxiliary")]
+        sources = {name: drawn[name]["value"].detach().clone().requires_grad_() for name in auxiliary}
+        at = list(sources.values())
         with torch.enable_grad():
             trace = poutine.trace(poutine.condition(guide, data=sources)).get_trace(*args)
             made = {n: trace.nodes[n] for n in prior if isinstance(innermost(trace.nodes[n]["fn"]), Delta)}
@@ -138,12 +136,10 @@ def check_auxiliary(guide: Callable[..., Any], prior: Mapping[str, Distribution]
                 density = innermost(site["fn"]).log_density
                 for term in (bijection.log_abs_det_jacobian(u, z), density):
                     stated = stated.to(term) + _by_datum(term, max(term.dim() - (z.dim() - event_dim), 0), b).sum(1)
-            u, n = torch.cat(free, 1), sum(s.numel() for s in sources.values()) // b
+            u, n = torch.cat(free, 1), sum(s.numel() for s in at) // b
             jacobian = torch.zeros(b, n, n).to(u)
             for d in range(n if u.requires_grad and u.shape[1] == n else 0):  # one pass for all data
-                rows = torch.autograd.grad(
-                    u[:, d].sum(), list(sources.values()), retain_graph=True, materialize_grads=True
-                )
+                rows = torch.autograd.grad(u[:, d].sum(), at, retain_graph=True, materialize_grads=True)
                 parts = zip(sources, rows, strict=True)
                 jacobian[:, d] = torch.cat([_by_datum(g, len(drawn[k]["fn"].event_shape), b) for k, g in parts], 1)
         sign, log_det = torch.linalg.slogdet(jacobian)

@@ -8,11 +8,9 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyrovae.distributions._capabilities import capabilities
+from pyrovae.distributions._capabilities import capabilities, family, innermost, space, support_of, varies
 from pyrovae.distributions._density import is_everywhere_positive
-from pyrovae.distributions._independent import family, innermost
-from pyrovae.distributions._levels import OnLevels
-from pyrovae.distributions._support import space, support_of, varies
+from pyrovae.distributions._discrete import OnLevels
 from pyrovae.model._log_terms import LogTerms, log_terms, sample_sites
 from pyrovae.model._modes import local_parameters
 from pyrovae.model._pairing import check_masks
@@ -37,10 +35,8 @@ def checked_terms(
             what :func:`log_terms` finds.
     """
     with local_parameters():
-        nesting = model.max_plate_nesting
-        terms = log_terms(
-            model.model, model.guide, x, *covariates, num_particles=num_particles, max_plate_nesting=nesting
-        )
+        options = {"num_particles": num_particles, "max_plate_nesting": model.max_plate_nesting}
+        terms = log_terms(model.model, model.guide, x, *covariates, **options)
         check_masks(terms.masks)
         for site, p in terms.likelihood.items():
             value = terms.observed[site]

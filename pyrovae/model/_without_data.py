@@ -31,10 +31,9 @@ def data_site(model: Any, sites: Sites, x: Tensor, given: Container[str] = ()) -
     """The name of the site that stands for the data, among those observed and not ``given``."""
     observed = {name: site for name, site in sites.items() if site["is_observed"] and name not in given}
     alike = [n for n, s in observed.items() if tuple(s["fn"].event_shape) == tuple(model.event_shape or ())]
-    for name in [n for n, s in observed.items() if s["value"] is x] or alike or list(observed):
-        if observed[name]["value"].shape == x.shape:
-            return name
-        break
+    candidates = [n for n, s in observed.items() if s["value"] is x] or alike or list(observed)
+    if candidates and observed[candidates[0]]["value"].shape == x.shape:
+        return candidates[0]
     raise ValueError(
         f"no observed site of the model has values of shape (n, {', '.join(map(str, model.event_shape or ()))}), "
         f"as the data have: where x is rearranged before it is observed, sample and decode with Pyro's handlers."

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import require_not_negative
-from pyrovae.distributions._independent import family
+from pyrovae.distributions._capabilities import family
 from pyrovae.model import LogTerms
 from pyrovae.objectives._base import Objective
 from pyrovae.objectives._schedules import Weight

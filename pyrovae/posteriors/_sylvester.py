@@ -9,7 +9,7 @@ from torch.distributions import Transform
 
 from pyrovae._checks import require_at_least
 from pyrovae.distributions import SylvesterTransform
-from pyrovae.distributions._orthonormal import orthonormal
+from pyrovae.distributions._sylvester import orthonormal
 from pyrovae.posteriors._base import FlowPosterior
 
 

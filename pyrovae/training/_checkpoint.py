@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import os
 import pickle
 import re
@@ -12,13 +13,18 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from pyro.infer import ELBO as PyroELBO
 
 from pyrovae._checks import require_at_least, require_one_of
+from pyrovae._distributed import num_processes
 from pyrovae._files import replaced
+from pyrovae.training.batches import Batches
+from pyrovae.training.engines import Task
 
 Resume = Literal["auto", "must", "never"]
-_NAME = re.compile(r"checkpoint-(\d{10})-([0-9a-f]{16})\.pt")
+_NAME = re.compile(r"checkpoint-\d{10}-[0-9a-f]{16}\.pt")  # steps done, digest
 _FORMAT = 2
+_EPOCHS_COMPARED = (0.0, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, math.inf)  # of schedules, in epochs
 
 
 class CheckpointError(RuntimeError):
@@ -146,8 +152,7 @@ class CheckpointFolder:
                 warnings.warn(f"the checkpoint {path} is passed over: {error}", stacklevel=2)
                 self._damaged.append(path)
                 continue
-            differences = _differences(content["identity"], identity)
-            if differences:
+            if differences := _differences(content["identity"], identity):
                 raise CheckpointError(
                     f"{path} is of another run: {'; '.join(differences)}. Pass another folder to "
                     f"checkpoint=, or the arguments of that run."
@@ -159,14 +164,11 @@ class CheckpointFolder:
 
     def _files(self) -> list[Path]:
         """Checkpoints in the order of their steps."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+        return sorted(path for path in self.folder.glob("checkpoint-*") if _NAME.fullmatch(path.name))
 
     def _read(self, path: Path) -> dict[str, Any]:
         content = path.read_bytes()
-        match = _NAME.fullmatch(path.name)
-        if match is None or _digest(content) != match[2]:
+        if not path.stem.endswith(_digest(content)):
             raise ValueError("its content is not what was written (a damaged disk, or a file changed afterwards).")
         try:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -189,4 +191,63 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str
             out += [f"{name}: {difference}" for difference in _differences(a, b)]
         elif a != b:
             out.append(f"{name} was {a} and is {b}")
+    return out
+
+
+def identity(
+    task: Task, train: Batches, held_out: Batches | None, scheduler: Any, *, batch_size: int, seed: int | None
+) -> dict[str, Any]:
+    """Everything that must be as it was for a run to go on: numbers, strings, and containers of them.
+
+    Raises:
+        ValueError: a ``DataLoader`` whose order a checkpoint could not keep.
+    """
+    if train.own_generator:
+        raise ValueError(
+            "the DataLoader draws from a generator of its own, whose state checkpoints do not keep: leave out "
+            "generator=, and seed by fit(seed=...)."
+        )
+    model, objective, optimizer = task.model, task.objective, task.optimizer
+    return {
+        "model": {
+            **{key: model.construction[key] for key in ("class", "arguments")},
+            "weights": {name: list(value.shape) for name, value in model.state_dict().items()},
+            "parts": {name: str(m) for name, m in model.named_modules() if not list(m.children())},
+        },
+        "data": train.hash(),
+        "validation": None if held_out is None else held_out.hash(),
+        "batch_transform": _fingerprint(train.transform),
+        "num_steps": train.num_steps,
+        "objective": None if objective is None else _describe(objective, vars(objective)),
+        "optimizer": _describe(optimizer, optimizer.defaults),
+        "lr_schedule": None if scheduler is None else _describe(scheduler, scheduler.state_dict()),
+        "batch_size": batch_size,
+        "clip_norm": task.clip_norm,
+        "seed": seed,
+        "precision": "bfloat16" if task.autocast else "float32",
+        "processes": num_processes(),
+    }
+
+
+def _fingerprint(function: Any) -> str | None:
+    """Name and bytecode of a function, as far as it has such: not what it closes over."""
+    if function is None:
+        return None
+    name, code = getattr(function, "__qualname__", type(function).__qualname__), getattr(function, "__code__", None)
+    if code is None:
+        return name
+    return f"{name} {hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:8]}"
+
+
+def _describe(thing: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The class and the settings of an objective, optimiser or scheduler, as far as they are numbers or schedules."""
+    out: dict[str, Any] = {"class": type(thing).__qualname__}
+    public = {name: value for name, value in attributes.items() if not name.startswith("_")}
+    for name, value in public.items():
+        if value is None or isinstance(value, (bool, int, float, str)):
+            out[name] = value
+        elif isinstance(value, (tuple, list)) and all(isinstance(v, (int, float)) for v in value):
+            out[name] = list(value)
+        elif isinstance(thing, PyroELBO) and callable(value):
+            out[name] = [float(value(t)) for t in _EPOCHS_COMPARED]
     return out

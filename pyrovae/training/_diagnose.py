@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from pyrovae._random import get_every_state, get_state, set_every_state, set_state
-from pyrovae.model import LossModel, VAEModel
+from pyrovae.model import VAEModel
 from pyrovae.model._pairing import NotAPair
 from pyrovae.training._plan import Plan
 from pyrovae.training._progress import Progress, copied_weights
 from pyrovae.training._result import FitResult, NonFiniteLoss
-from pyrovae.training.batches import Batch, Batches, Tensors
+from pyrovae.training.batches import Batch, Batches, Model, Tensors
 from pyrovae.training.engines import Update
 
 
@@ -74,7 +74,8 @@ class Diagnosis:
         model, own_loss = self._plan.task.model, self._plan.task.objective is None
         set_state(generators)
         cause = explain(model, (of or self._plan.train).prepare(*batch.raw), own_loss=own_loss)
-        if broken_parameters(model) or broken_buffers(model):
+        # Running means and the like are broken if they are NaN: infinities may be meant.
+        if broken_parameters(model) or any(bool(b.isnan().any()) for b in model.buffers()):
             model.load_state_dict(self._weights)
         self._report(cause, step, kind)
 
@@ -84,18 +85,13 @@ class Diagnosis:
         raise NonFiniteLoss(progress.epoch, step, cause, so_far, kind)
 
 
-def broken_parameters(model: VAEModel | LossModel) -> list[str]:
+def broken_parameters(model: Model) -> list[str]:
     """Names of the trained parameters that hold NaN or infinite values."""
     return [name for name, p in model.named_parameters() if p.requires_grad and not bool(p.isfinite().all())]
 
 
-def broken_buffers(model: VAEModel | LossModel) -> list[str]:
-    """Names of the buffers, running means say, that hold NaN: infinities may be meant."""
-    return [name for name, b in model.named_buffers() if bool(b.isnan().any())]
-
-
 @torch.no_grad()
-def explain(model: VAEModel | LossModel, batch: Tensors, *, own_loss: bool = False) -> str:
+def explain(model: Model, batch: Tensors, *, own_loss: bool = False) -> str:
     """One sentence: the parameters that are broken, or else the sites whose terms are, in order of computation.
 
     Args:
@@ -103,13 +99,11 @@ def explain(model: VAEModel | LossModel, batch: Tensors, *, own_loss: bool = Fal
         batch: ``(x, *covariates)``.
         own_loss: whether the model's ``loss`` is what was minimised.
     """
-    broken = broken_parameters(model)
-    if broken:
+    if broken := broken_parameters(model):
         return f"an update made parameters non-finite ({', '.join(broken[:3])}{', …' if len(broken) > 3 else ''})."
     if own_loss:
         loss: Tensor = model.loss(*batch)
-        if not bool(loss.isfinite().all()):
-            bad = int((~loss.isfinite()).sum())
+        if bad := int((~loss.isfinite()).sum()):
             return f"{type(model).__name__}.loss is {_kind(loss)} for {bad} of {len(loss)} data."
     if not isinstance(model, VAEModel):
         return "it is finite at the same draws."
@@ -117,13 +111,10 @@ def explain(model: VAEModel | LossModel, batch: Tensors, *, own_loss: bool = Fal
         terms = model.log_terms(*batch)
     except NotAPair as error:  # under one of Pyro's objectives
         return f"it has no terms by site ({error})"
+    groups = {"log q(z|x)": terms.log_posterior, "log p(z)": terms.log_prior, "log p(x|z)": terms.log_likelihood}
     found = [
         f"{label} at site {site!r} is {_kind(term)} for {int((~term.isfinite()).any(0).sum())} of {term.shape[1]} data"
-        for label, group in (
-            ("log q(z|x)", terms.log_posterior),
-            ("log p(z)", terms.log_prior),
-            ("log p(x|z)", terms.log_likelihood),
-        )
+        for label, group in groups.items()
         for site, term in group.items()
         if not bool(term.isfinite().all())
     ]

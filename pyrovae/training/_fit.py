@@ -10,20 +10,20 @@ from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyrovae._checks import require_at_least, require_one_of
 from pyrovae._distributed import connect, rank
 from pyrovae._random import seeded
-from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._modes import local_parameters
-from pyrovae.training._checkpoint import Checkpoint
+from pyrovae.training._checkpoint import Checkpoint, CheckpointFolder, identity
 from pyrovae.training._loop import train
-from pyrovae.training._plan import prepare
+from pyrovae.training._plan import Plan, checked_device, checked_objective, join_processes, make_batches, make_optimizer
 from pyrovae.training._result import Callback, FitResult
-from pyrovae.training.batches import Transform
-from pyrovae.training.engines import Name
+from pyrovae.training.batches import Model, Transform, with_splits
+from pyrovae.training.engines import ENGINES, Name, Task
 
 
 def fit(
-    model: VAEModel | LossModel,
+    model: Model,
     data: Any,
     *,
     validation: Any = None,
@@ -104,31 +104,26 @@ def fit(
         FileNotFoundError: ``Checkpoint(resume="must")`` and there is no checkpoint.
     """
     connect()
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        seeded(seed),
-        local_parameters(),
-    ):
-        plan = prepare(
-            model,
-            data,
-            validation=validation,
-            objective=objective,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            optimizer=optimizer,
-            lr_schedule=lr_schedule,
-            clip_norm=clip_norm,
-            patience=patience,
-            device=device,
-            seed=seed,
-            batch_transform=batch_transform,
-            callbacks=callbacks,
-            compile=compile,
-            precision=precision,
-            checkpoint=checkpoint,
-        )
+    with torch.inference_mode(False), torch.enable_grad(), seeded(seed), local_parameters():
+        objective = checked_objective(model, objective)
+        require_at_least(0, epochs=epochs)
+        require_one_of(tuple(ENGINES), compile=compile)
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive; got {clip_norm}.")
+        target = checked_device(device, precision)
+        folder = None if checkpoint is None else CheckpointFolder(checkpoint)
+        data, validation, transform = with_splits(data, validation, batch_transform)
+        if patience is not None:
+            require_at_least(1, patience=patience)
+            if validation is None:
+                raise ValueError("patience needs validation data: pass validation=0.1 to hold out a tenth.")
+        model.to(target)
+        batches, held_out = make_batches(model, data, validation, transform, batch_size, objective)
+        stepper = make_optimizer(model, optimizer, learning_rate)
+        scheduler = lr_schedule(stepper) if lr_schedule else None
+        task = Task(model, objective, stepper, clip_norm, autocast=precision == "bfloat16")
+        join_processes(model, batches, held_out)
+        known = identity(task, batches, held_out, scheduler, batch_size=batch_size, seed=seed) if folder else {}
+        plan = Plan(task, batches, held_out, compile, epochs, patience, scheduler, callbacks, folder, known)
         with pyro.distributions.validation_enabled(False):  # which has been done: now it would only cost time
             return train(plan, visible=progress and rank() == 0)

@@ -87,6 +87,5 @@ def lagging_inference(
     require_positive(learning_rate=learning_rate)
     if not slow:
         raise ValueError("lagging_inference needs the modules whose updates wait: lagging_inference(vae.decoder).")
-    parts = [list(part.parameters()) if isinstance(part, nn.Module) else [part] for part in slow]
-    waiting = [p for part in parts for p in part]
+    waiting = [p for part in slow for p in (part.parameters() if isinstance(part, nn.Module) else [part])]
     return lambda parameters: LaggingAdam(parameters, waiting, every=every, steps=steps, learning_rate=learning_rate)

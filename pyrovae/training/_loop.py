@@ -9,8 +9,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from pyrovae._distributed import from_main, gathered, num_processes, rank, summed
-from pyrovae._random import get_state, seeded
-from pyrovae.model._modes import evaluation_mode
+from pyrovae._random import get_state
+from pyrovae.model._modes import inference
 from pyrovae.objectives import ELBO
 from pyrovae.training._diagnose import Diagnosis, broken_parameters
 from pyrovae.training._interrupt import Deferred
@@ -74,10 +74,9 @@ def _epoch(
     task, batches = plan.task, plan.train
     last_reading = time.perf_counter()
     task.model.train()
-    remaining = progress.remaining(batches)
     engine.begin_epoch()
     engine.work.total.fill_(progress.loss)
-    for batch in remaining:
+    for batch in progress.remaining(batches):
         if progress.epoch == 0:
             batches.in_first_epoch(task.model, batch)
         task.set_time(progress.time(plan))
@@ -130,7 +129,7 @@ def _validate(engine: Engine, epoch: int, diagnosis: Diagnosis) -> float:
     """The mean loss per datum of held-out data, in nats, at the schedules' final values."""
     task, held_out, total, count = engine.task, engine.work.batches, engine.work.total, 0.0
     task.set_time(math.inf)
-    with evaluation_mode(task.model), torch.no_grad(), seeded(_VALIDATION_SEED + rank()):
+    with inference(task.model, _VALIDATION_SEED + rank()):
         engine.begin_epoch()
         total.zero_()
         for batch in held_out:
@@ -141,7 +140,7 @@ def _validate(engine: Engine, epoch: int, diagnosis: Diagnosis) -> float:
     held_out.check_not_exhausted(epoch, count)
     loss, count = summed(torch.stack([total, torch.full_like(total, count)])).tolist()
     if not math.isfinite(loss):
-        with evaluation_mode(task.model), torch.no_grad(), seeded(_VALIDATION_SEED + rank()):
+        with inference(task.model, _VALIDATION_SEED + rank()):
             diagnosis.of_validation(held_out)
     return loss / count
 

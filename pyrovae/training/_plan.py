@@ -1,30 +1,27 @@
-"""From what ``fit`` is given to what its loop needs: arguments, data, objective and optimiser, checked."""
+"""What the loop of ``fit`` needs, and how each part of it is made of what ``fit`` is given, checked."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyrovae._checks import placed, require_at_least, require_one_of, resolve_device
+from pyrovae._checks import placed, require_one_of, require_positive, resolve_device
 from pyrovae._distributed import check_same_everywhere, from_main, num_processes, rank
 from pyrovae._random import reseed
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._inputs import keep_columns
 from pyrovae.model._support import narrower_sites
 from pyrovae.objectives import ELBO, Objective
-from pyrovae.training._checkpoint import Checkpoint, CheckpointFolder
-from pyrovae.training._identity import identity
+from pyrovae.training._checkpoint import CheckpointFolder
 from pyrovae.training._result import Callback
 from pyrovae.training._trainable import check_optimizer, trainable
-from pyrovae.training.batches import Batches, Transform, as_batches, as_fields, hold_out, with_splits
-from pyrovae.training.engines import ENGINES, Name, Task
+from pyrovae.training.batches import Batches, Model, Transform, as_batches, as_fields, hold_out
+from pyrovae.training.engines import Name, Task
 
-Model = VAEModel | LossModel
 Scheduler = LRScheduler | ReduceLROnPlateau
 
 
@@ -57,57 +54,7 @@ class Plan:
     identity: Mapping[str, Any]
 
 
-def prepare(
-    model: Model,
-    data: Any,
-    *,
-    validation: Any,
-    objective: PyroELBO | None,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    optimizer: Callable[[Any], Optimizer] | None,
-    lr_schedule: Callable[[Optimizer], LRScheduler] | None,
-    clip_norm: float | None,
-    patience: int | None,
-    device: str | torch.device,
-    seed: int | None,
-    batch_transform: Transform | None,
-    callbacks: Sequence[Callback],
-    compile: Name,
-    precision: Literal["float32", "bfloat16"],
-    checkpoint: Checkpoint | str | os.PathLike[str] | None,
-) -> Plan:
-    """The plan of a run; see :func:`~pyrovae.fit` for the arguments, and for what is raised.
-
-    The model is put on its device, and learns the data's shape and columns.
-    """
-    objective = _objective(model, objective)
-    require_at_least(0, epochs=epochs)
-    require_one_of(tuple(ENGINES), compile=compile)
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm must be positive; got {clip_norm}.")
-    target = _device(device, precision)
-    folder = None if checkpoint is None else CheckpointFolder(checkpoint)
-    data, validation, transform = with_splits(data, validation, batch_transform)
-    if patience is not None:
-        require_at_least(1, patience=patience)
-        if validation is None:
-            raise ValueError("patience needs validation data: pass validation=0.1 to hold out a tenth.")
-    model.to(target)
-    train, held_out = _batches(model, data, validation, transform, batch_size, objective)
-    stepper = _optimizer(model, optimizer, learning_rate)
-    scheduler = lr_schedule(stepper) if lr_schedule else None
-    task = Task(model, objective, stepper, clip_norm, autocast=precision == "bfloat16")
-    if num_processes() > 1:
-        _join(model, train, held_out)
-    known = {}
-    if folder is not None:
-        known = identity(task, train, held_out, scheduler, batch_size=batch_size, seed=seed)
-    return Plan(task, train, held_out, compile, epochs, patience, scheduler, callbacks, folder, known)
-
-
-def _objective(model: Model, objective: PyroELBO | None) -> PyroELBO | None:
+def checked_objective(model: Model, objective: PyroELBO | None) -> PyroELBO | None:
     """What is minimised; ``None`` for the model's own loss."""
     if not isinstance(model, (VAEModel, LossModel)):
         raise TypeError(f"fit needs a pyrovae.VAEModel or a pyrovae.LossModel; got {type(model).__name__}.")
@@ -126,7 +73,7 @@ def _objective(model: Model, objective: PyroELBO | None) -> PyroELBO | None:
     return objective
 
 
-def _device(device: str | torch.device, precision: str) -> torch.device:
+def checked_device(device: str | torch.device, precision: str) -> torch.device:
     """Where to train."""
     require_one_of(("float32", "bfloat16"), precision=precision)
     target = resolve_device(device)
@@ -135,7 +82,7 @@ def _device(device: str | torch.device, precision: str) -> torch.device:
     return target
 
 
-def _batches(
+def make_batches(
     model: Model, data: Any, validation: Any, transform: Transform | None, batch_size: int, objective: PyroELBO | None
 ) -> tuple[Batches, Batches | None]:
     """Batches to train on and to validate on, once the model has run on both."""
@@ -145,12 +92,11 @@ def _batches(
             x = placed(x, model.like())
             validation = (from_main(transform(x) if transform else x), *rest)
         train = as_batches(model, data, batch_size=batch_size, transform=transform)
+        _check(train, model, objective)
         held_out = None
         if validation is not None:
             held_out = as_batches(model, validation, batch_size=batch_size, held_out=True)
-        for batches in (train, held_out):
-            if batches is not None:
-                _check(batches, model, objective)
+            _check(held_out, model, objective)
     if held_out is not None:
         model.validated_on = tuple(dict.fromkeys((*model.validated_on, held_out.hash())))
     return train, held_out
@@ -172,22 +118,23 @@ def _check(batches: Batches, model: Model, objective: PyroELBO | None) -> None:
         )
 
 
-def _optimizer(model: Model, make: Callable[[Any], Optimizer] | None, learning_rate: float) -> Optimizer:
+def make_optimizer(model: Model, make: Callable[[Any], Optimizer] | None, learning_rate: float) -> Optimizer:
     """The optimiser of the parameters that are not frozen: Adam, if none is given."""
     parameters = trainable(model)
-    optimizer = (make or _adam(learning_rate, model.like().device))(parameters)
+    if make is None:
+        require_positive(learning_rate=learning_rate)
+        fused = model.like().device.type in ("cpu", "cuda")
+        optimizer: Optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
+    else:
+        optimizer = make(parameters)
     check_optimizer(optimizer, parameters, type(model).__name__)
     return optimizer
 
 
-def _adam(learning_rate: float, device: torch.device) -> Callable[[Any], Optimizer]:
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive; got {learning_rate}.")
-    return lambda parameters: torch.optim.Adam(parameters, lr=learning_rate, fused=device.type in ("cpu", "cuda"))
-
-
-def _join(model: Model, train: Batches, held_out: Batches | None) -> None:
+def join_processes(model: Model, train: Batches, held_out: Batches | None) -> None:
     """Let all processes have the same data and weights, the same order of the data, and other draws."""
+    if num_processes() == 1:
+        return
     hashes = {"data": train.hash()} | ({} if held_out is None else {"validation": held_out.hash()})
     check_same_everywhere("Give all of it to each: fit divides it.", **hashes)
     for tensor in (*model.parameters(), *model.buffers()):

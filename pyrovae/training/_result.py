@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from pyrovae.model import LossModel, VAEModel
+from pyrovae.training.batches import Model
 
 Callback = Callable[["FitResult"], bool | None]
 
@@ -24,7 +24,7 @@ class FitResult:
         compile_seconds: what tracing, compiling, capturing and checking took, which the epochs' ``seconds`` include.
     """
 
-    model: VAEModel | LossModel
+    model: Model
     records: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int | None = None
     stopped_early: bool = False

@@ -25,8 +25,7 @@ def trainable(model: nn.Module) -> list[Tensor]:
     """
     name = type(model).__name__
     for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
-        made = [n for n, t in tensors if t.is_inference()]
-        if made:
+        if made := [n for n, t in tensors if t.is_inference()]:
             raise ValueError(
                 f"{kind} {made[0]!r} of {name} was made under torch.inference_mode and cannot be trained: build the "
                 f"model outside of it, or copy it there by copy.deepcopy."

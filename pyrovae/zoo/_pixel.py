@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyrovae._checks import lookup, placed, require_at_least, require_one_of
 from pyrovae._parts import Registry
 from pyrovae.distributions import Autoregressive
-from pyrovae.distributions._independent import innermost
+from pyrovae.distributions._capabilities import innermost
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAE, VAEModel
 from pyrovae.networks import MLP, NETWORKS, GatedPixelCNN, RowGRU, StridedDecoder

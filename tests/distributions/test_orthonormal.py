@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrovae.distributions import _orthonormal as module
-from pyrovae.distributions._orthonormal import orthonormal
+from pyrovae.distributions import _sylvester as module
+from pyrovae.distributions._sylvester import orthonormal
 
 
 def signed(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -423,7 +423,7 @@ def test_slices_are_halved_when_memory_runs_out(monkeypatch) -> None:
 
 
 def test_compiled_results_differ_by_rounding_alone(monkeypatch) -> None:
-    monkeypatch.setattr(_graph, "_WARM_UP", 2)
+    monkeypatch.setattr(_graph, "_WARM_UP_CALLS", 2)
     model, x = pv.VAE((6,), 3, hidden=(16,)), binary(10)
     options = {"num_samples": 200, "memory_budget": 20_000, "progress": False}
     plain = pv.log_marginal(model, x, compile="off", **options).pointwise

@@ -320,7 +320,7 @@ def test_models_that_cannot_be_traced_train_through_pyro_with_one_warning(case: 
 @pytest.mark.slow
 def test_auto_compiles_where_there_is_work_enough(monkeypatch) -> None:
     assert trained("mean_field", "auto")[1].engine == "graph"
-    monkeypatch.setattr("pyrovae._graph._WORTHWHILE", 1e-3)
+    monkeypatch.setattr("pyrovae._graph._WORTHWHILE_SECONDS", 1e-3)
     assert trained("mean_field", "auto")[1].engine == "inductor"
 
 

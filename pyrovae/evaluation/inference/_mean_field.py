@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Normal, biject_to
 
-from pyrovae.distributions._capabilities import capabilities
-from pyrovae.distributions._support import innermost_support, varies
+from pyrovae.distributions._capabilities import capabilities, innermost_support, varies
 from pyrovae.evaluation.inference._per_datum import Draws, PerDatum
 from pyrovae.model import Latents, VAEModel
 from pyrovae.model._latents import per_datum

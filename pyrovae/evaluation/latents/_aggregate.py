@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from pyrovae._distributed import summed
-from pyrovae.distributions._capabilities import capabilities
-from pyrovae.distributions._independent import innermost
+from pyrovae.distributions._capabilities import capabilities, innermost
 from pyrovae.evaluation._memory import BLOCK, plan, probe
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.latents._dimensions import Measured

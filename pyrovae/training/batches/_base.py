@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrovae._checks import as_covariates, as_data, as_normal_tensor, placed
 from pyrovae._compat.pyro import reason
-from pyrovae._random import get_state, seeded, set_state
+from pyrovae._random import restored_state
 from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model._inputs import num_covariates, program
-from pyrovae.model._modes import evaluation_mode
+from pyrovae.model._modes import inference
 from pyrovae.model._pairing import NotAPair
 from pyrovae.model._support import check_densities, check_observed, check_values, checked_terms, fixed_support
 
@@ -118,9 +117,8 @@ class Batches(ABC):
 
     def in_first_epoch(self, model: Model, batch: Batch) -> None:
         """Look at a batch, drawn as it will be, before it is trained on: :meth:`check` saw the first alone."""
-        generators = get_state()
-        self.look(model, self.prepare(*batch.raw))
-        set_state(generators)
+        with restored_state():
+            self.look(model, self.prepare(*batch.raw))
 
     def hash(self) -> str:
         """What identifies the data: their content, as far as that can be had."""
@@ -143,8 +141,7 @@ class Batches(ABC):
         if self._observed is not None:
             check_values(*self._observed, tensors[0], self.name)
             return
-        validation = pyro.distributions.validation_enabled(False)
-        with evaluation_mode(model), torch.no_grad(), seeded(0), validation:
+        with inference(model, 0), pyro.distributions.validation_enabled(False):
             if self._paired:
                 terms = checked_terms(model, *tensors, name=self.name)
                 self._observed = fixed_support(terms, tensors[0])
@@ -159,5 +156,5 @@ def _warn_if_not_evaluable(model: VAEModel, *tensors: Any, name: str) -> None:
         warnings.warn(
             f"{type(model).__name__} can be trained like this, but no estimator of log p(x) will take it: "
             f"{reason(error)}",
-            stacklevel=8,  # the call of fit
+            stacklevel=7,  # the call of fit
         )

@@ -1,7 +1,7 @@
 """What users pass as data, as batches."""
 
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,26 +11,18 @@ from pyrovae._checks import ARRAYS, check_container, require_at_least
 from pyrovae._distributed import from_main, num_processes
 from pyrovae.model._inputs import as_inputs, num_covariates, program
 from pyrovae.training.batches._base import Batches, Model, Tensors, Transform
-from pyrovae.training.batches._loaders import LoaderBatches
-from pyrovae.training.batches._tensors import MAX_NUMBERS_AT_ONCE, TensorBatches
+from pyrovae.training.batches._kinds import MAX_NUMBERS_AT_ONCE, LoaderBatches, TensorBatches
 
-_ENLARGED = 10  # times the batch size of training, at most, where no gradients are taken
-
-
-@runtime_checkable
-class _Splits(Protocol):
-    """Data with fixed splits, such as :func:`pyrovae.datasets.load` returns."""
-
-    train: Tensor
-    val: Tensor
-    batch_transform: Transform | None
+_MAX_ENLARGEMENT = 10  # times the batch size of training, where no gradients are taken
 
 
 def with_splits(
     data: Any, validation: Any = None, transform: Transform | None = None
 ) -> tuple[Any, Any, Transform | None]:
-    """Data to train on, to validate on, and their transform: what is not given is that of the data's own splits."""
-    if not isinstance(data, _Splits):
+    """Data to train on, to validate on, and their transform: what is not given is that of the data's own splits, which
+    those from :func:`pyrovae.datasets.load` have.
+    """
+    if not all(hasattr(data, name) for name in ("train", "val", "batch_transform")):
         return data, validation, transform
     validation = data.val if validation is None else validation
     return data.train, validation, data.batch_transform if transform is None else transform
@@ -54,9 +46,8 @@ def as_batches(
     if isinstance(data, (*ARRAYS, tuple)):
         tensors = in_memory(model, data, name)
         if held_out:
-            batch_size = max(
-                batch_size, min(_ENLARGED * batch_size, MAX_NUMBERS_AT_ONCE // max(tensors[0][0].numel(), 1))
-            )
+            most = MAX_NUMBERS_AT_ONCE // max(tensors[0][0].numel(), 1)
+            batch_size = max(batch_size, min(_MAX_ENLARGEMENT * batch_size, most))
         return TensorBatches(tensors, batch_size, model.like(), transform, name)
     if isinstance(data, Dataset):
         if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]

@@ -12,10 +12,10 @@ from pyrovae.training.engines._work import Results, Work
 # A kernel's functions are off by a few units in the last place, a sum by the square root of its terms: the loss and its
 # gradient are the image of such errors at every operation. The image of one unit in every parameter is what can be
 # measured, and the rest is bounded by the margin. A step that draws other numbers is off by a thousand times as much.
-_MARGIN = 50.0
-_PERTURBED = 3  # draws of the parameters' errors
-_ROUNDING = 16.0  # units in the last place that a sum may be off by itself
-_STRAY = 10.0  # times that, by which two equal runs may differ, through sums in another order
+_MARGIN_RATIO = 50.0
+_NUM_PERTURBATIONS = 3  # draws of the parameters' errors
+_SUM_ROUNDING_ULPS = 16.0  # units in the last place that a sum may be off by itself
+_MAX_STRAY_RATIO = 10.0  # times that, by which two equal runs may differ, through sums in another order
 
 Distance = tuple[float, ...]  # of losses, of gradients, of buffers
 
@@ -69,25 +69,23 @@ class Check:
         neighbouring number. Nowhere, if they do not stay put when nothing moves.
         """
         eps = torch.finfo(torch.bfloat16 if self._task.autocast else self._task.model.like().dtype).eps
-        most = tuple(_ROUNDING * eps * s for s in size)
+        most = tuple(_SUM_ROUNDING_ULPS * eps * s for s in size)
         again = _distance(self._outcome(self._work.eager, *raw), theirs)
-        if any(d > _STRAY * m for d, m in zip(again, most, strict=True)):
+        if any(d > _MAX_STRAY_RATIO * m for d, m in zip(again, most, strict=True)):
             return most
         parameters = [p for p in self._task.parameters if p.is_floating_point()]
         before = [p.detach().clone() for p in parameters]
         generator = torch.Generator().manual_seed(0)
-        for _ in range(_PERTURBED):
+        for _ in range(_NUM_PERTURBATIONS):
             try:
-                with torch.no_grad():
-                    for p, own in zip(parameters, before, strict=True):
-                        sign = torch.randint(0, 2, p.shape, generator=generator).to(p) * 2.0 - 1.0
-                        p.copy_(own * (1.0 + eps * sign))
+                for p, own in zip(parameters, before, strict=True):
+                    sign = torch.randint(0, 2, p.shape, generator=generator).to(own) * 2.0 - 1.0
+                    p.data.copy_(own * (1.0 + eps * sign))
                 moved = _distance(self._outcome(self._work.eager, *raw), theirs)
             finally:
-                with torch.no_grad():
-                    for p, own in zip(parameters, before, strict=True):
-                        p.copy_(own)
-            most = tuple(max(m, _MARGIN * d) for m, d in zip(most, moved, strict=True))
+                for p, own in zip(parameters, before, strict=True):
+                    p.data.copy_(own)
+            most = tuple(max(m, _MARGIN_RATIO * d) for m, d in zip(most, moved, strict=True))
         return most
 
 

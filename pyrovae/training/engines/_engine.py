@@ -20,7 +20,7 @@ from pyrovae.training.engines._program import Program, Untraceable
 from pyrovae.training.engines._work import Work
 
 Means = Literal["graph", "code", "capture"]
-_LOST = {
+_WARNINGS = {
     "graph": "{} goes through Pyro step by step, because this step cannot be traced",
     "code": "{} goes by a graph without machine code, because that cannot be made of it",
     "capture": "{} is not captured as a CUDA graph, because it cannot be",
@@ -60,8 +60,8 @@ class Engine:
         if "graph" not in self.means or self._program is None:
             return "off"
         if "capture" in self.means:
-            return "cudagraph" if self._program.is_code else "cudagraph(graph)"
-        return "inductor" if self._program.is_code else "graph"
+            return "cudagraph" if self._program.code else "cudagraph(graph)"
+        return "inductor" if self._program.code else "graph"
 
     def begin_epoch(self) -> None:
         """Take note of whatever may have changed since the last batch."""
@@ -78,12 +78,11 @@ class Engine:
         if whole and self._unchecked:
             with self._timed():
                 self._check(*batch.raw)
-        if not whole or self._program is None:
+        if not whole or (program := self._program) is None:
             self.work.finish(self.work.eager(*batch.raw), batch)
             return
-        self._program.fill()
-        if "capture" not in self.means or not self._launch(batch):
-            self.work.finish(self._program(*batch.raw), batch)
+        if "capture" not in self.means or not self._launch(program, batch):
+            self.work.finish(program(*batch.raw), batch)
 
     def _is_whole(self, *raw: Tensor) -> bool:
         """Whether the batch has the shape that is traced: that of a whole batch, whichever comes first."""
@@ -92,41 +91,34 @@ class Engine:
             self._shape = shape
         return shape == self._shape
 
-    def _launch(self, batch: Batch) -> bool:
+    def _launch(self, program: Program, batch: Batch) -> bool:
         """Do the work as one CUDA graph, if it can be."""
-        assert self._program is not None
-        made_of = self._program, self._program.is_code, self.work.numbers
+
+        def all_of_it(*raw: Tensor) -> None:
+            self.work.finish(program(*raw), Batch(raw, len(raw[0])))  # with several processes it is not recordable
+
+        program.fill()  # which a launch does not
+        made_of = program, program.code, self.work.numbers
         if self._capture is None or made_of != self._recorded:
-            self._capture = Capture(
-                self._all_of_it if self.work.finish_is_recordable else self._program, self.task.device
-            )
-            self._recorded = made_of
+            recordable = all_of_it if self.work.finish_is_recordable else program
+            self._capture, self._recorded = Capture(recordable, self.task.device), made_of
         try:
             with self._timed(not self._capture.is_recorded):
                 results = self._capture(*batch.raw)
         except CannotRecord as error:
             self._capture = None
-            self._lose("capture", error.reason)
+            self._lose("capture", error.args[0])
             return False
         if not self.work.finish_is_recordable:
             self.work.finish(results, batch)
         return True
 
-    def _all_of_it(self, *raw: Tensor) -> None:
-        assert self._program is not None
-        alone = Batch(raw, len(raw[0]))  # with several processes it is not recordable
-        self.work.finish(self._program(*raw), alone)
-
-    # -- making and checking it ----------------------------------------------------------------------------
-
     def _check(self, *raw: Tensor) -> None:
         """Trace what is not traced yet, or no longer what Pyro computes; do without what does not help."""
         self._unchecked = False
         try:
-            if self._program is not None and not self._program.is_stale:
-                self._program.fill()
-                if self._pyro.agrees(self._program, *raw):
-                    return
+            if self._program is not None and not self._program.is_stale and self._pyro.agrees(self._program, *raw):
+                return
             self._build(*raw)  # for the first time, or because something was changed between epochs, by a callback say
         except NothingTrains:
             with self.task.nothing_changes():
@@ -136,17 +128,18 @@ class Engine:
             self._lose("graph", error)
 
     def _build(self, *raw: Tensor) -> None:
-        self._program, self._capture = Program(self.task, self.work.pure, *raw), None
-        if "code" in self.means and (self.calls is None or is_worthwhile(self._program.module, self.calls)):
+        program, self._capture = Program(self.task, self.work.pure, *raw), None
+        self._program = program
+        if "code" in self.means and (self.calls is None or is_worthwhile(program.module, self.calls)):
             try:
-                self._program.compile(*raw)
-                self._require_agreement(*raw)
+                program.compile(*raw)
+                self._require_agreement(program, *raw)
             except Exception as error:
                 self._lose("code", error)
-                self._program.uncompile()
+                program.code = None
             else:
                 return
-        self._require_agreement(*raw)
+        self._require_agreement(program, *raw)
 
     def _lose(self, means: Means, error: Exception) -> None:
         """Do without from now on, with a warning."""
@@ -158,7 +151,7 @@ class Engine:
         if rank() > 0:
             return
         cause = str(error) if isinstance(error, Untraceable) else f"{first_line(error)}{users_line(error)}"
-        warnings.warn(f"compile={self.name!r}: {_LOST[means].format(self.work.name)}: {cause}", stacklevel=2)
+        warnings.warn(f"compile={self.name!r}: {_WARNINGS[means].format(self.work.name)}: {cause}", stacklevel=2)
 
     @contextmanager
     def _timed(self, really: bool = True) -> Iterator[None]:
@@ -169,10 +162,8 @@ class Engine:
                 torch.cuda.synchronize(self.task.device)
             self.seconds += time.perf_counter() - start
 
-    def _require_agreement(self, *raw: Tensor) -> None:
-        assert self._program is not None
-        self._program.fill()
-        if not self._pyro.agrees(self._program, *raw):
+    def _require_agreement(self, program: Program, *raw: Tensor) -> None:
+        if not self._pyro.agrees(program, *raw):
             raise Untraceable(
                 f"its loss or gradient differs from Pyro's at the same draws ({self._pyro.difference}): something in "
                 f"the model, the objective or batch_transform changes from call to call other than through torch"

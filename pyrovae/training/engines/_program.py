@@ -15,8 +15,8 @@ from pyrovae._compat.torch import is_fake, renew_cache, tensor_places
 from pyrovae._graph import trace
 from pyrovae.training.engines._task import Task
 
-_THEIRS = frozenset(vars(PyroModule()))  # attributes that torch and Pyro manage themselves
-_DEPTH = 4  # to which the attributes of a model are searched
+_MANAGED = frozenset(vars(PyroModule()))  # attributes that torch and Pyro manage themselves
+_MAX_DEPTH = 4  # to which the attributes of a model are searched
 
 
 class Untraceable(Exception):
@@ -33,7 +33,8 @@ class Program:
         raw: a batch.
 
     Attributes:
-        is_code: whether the graph was made into machine code.
+        module: the graph.
+        code: the same as machine code, where it was made into that.
 
     Raises:
         Exception: ``compute`` cannot be traced.
@@ -55,23 +56,13 @@ class Program:
         self._own = [*(p.detach() for p in self._parameters.values()), *self._buffers.values(), *self._values.values()]
         self.fill()
         with _nothing_left_behind(model), _unfused(model):
-            self._module = trace(self._pure, *self._own, *raw)
+            self.module = trace(self._pure, *self._own, *raw)
         self._places = [(place, key, b) for place, key, b in places if id(b) in self._replaced]
-        self._function: Callable[..., Any] = self._module
-        self.is_code = False
+        self.code: Callable[..., Any] | None = None
 
     def compile(self, *raw: Tensor) -> None:
         """Make machine code of the graph."""
-        self._function, self.is_code = compiled(self._module, *self._own, *raw), True
-
-    def uncompile(self) -> None:
-        """Go back to the graph."""
-        self._function, self.is_code = self._module, False
-
-    @property
-    def module(self) -> torch.fx.GraphModule:
-        """The graph."""
-        return self._module
+        self.code = compiled(self.module, *self._own, *raw)
 
     @property
     def is_stale(self) -> bool:
@@ -93,7 +84,8 @@ class Program:
 
     @torch.no_grad()
     def __call__(self, *raw: Tensor) -> list[Tensor | None]:
-        return self._function(*self._own, *raw)
+        self.fill()
+        return (self.code or self.module)(*self._own, *raw)
 
     def _pure(self, *inputs: Tensor) -> list[Tensor | None]:
         """The results as a function of everything that changes; buffers are updated in place."""
@@ -102,12 +94,13 @@ class Program:
         buffers = {name: next(remaining) for name in self._buffers}
         values = {name: next(remaining) for name in self._values}
         tensors: dict[str, Tensor] = {**parameters, **buffers}
-        with (
-            torch.enable_grad(),
-            _in_place_of_its_own(self._task.model, tensors),
-            _weights(self._task, values),
-        ):
-            results = self._compute(*remaining)
+        task, weights = self._task, self._task.weights
+        try:
+            task.weights = {**values}
+            with torch.enable_grad(), _in_place_of_its_own(task.model, tensors):
+                results = self._compute(*remaining)
+        finally:
+            task.weights = weights
         for name, buffer in buffers.items():
             if tensors[name] is not buffer:  # replaced rather than changed
                 if (tensors[name].shape, tensors[name].dtype) != (buffer.shape, buffer.dtype):
@@ -129,32 +122,21 @@ def _memory(task: Task, replaced: dict[int, Tensor] | None = None) -> list[Any]:
 def _unfused(model: torch.nn.Module) -> Iterator[None]:
     """Recurrent layers step by step: cuDNN's fused ones cannot be traced."""
 
-    def enable(value: bool) -> Callable[..., None]:
-        def hook(*args: Any) -> None:
-            torch.backends.cudnn.enabled = value
+    def disable(*args: Any) -> None:
+        torch.backends.cudnn.enabled = False
 
-        return hook
+    def enable(*args: Any) -> None:
+        torch.backends.cudnn.enabled = True
 
     layers = [m for m in model.modules() if isinstance(m, torch.nn.RNNBase)] if torch.backends.cudnn.enabled else []
-    hooks = [
-        h for m in layers for h in (m.register_forward_pre_hook(enable(False)), m.register_forward_hook(enable(True)))
-    ]
+    hooks = [m.register_forward_pre_hook(disable) for m in layers] + [m.register_forward_hook(enable) for m in layers]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
         if layers:
-            torch.backends.cudnn.enabled = True
-
-
-@contextmanager
-def _weights(task: Task, values: dict[str, Tensor]) -> Iterator[None]:
-    before, task.weights = task.weights, {**values}
-    try:
-        yield
-    finally:
-        task.weights = before
+            enable()
 
 
 @contextmanager
@@ -183,14 +165,14 @@ def _in_place_of_its_own(model: torch.nn.Module, tensors: dict[str, Tensor]) -> 
 @contextmanager
 def _nothing_left_behind(model: torch.nn.Module) -> Iterator[None]:
     """Refuse a model that keeps tensors of the traced run: they are placeholders, and would never change again."""
-    before = {m: {k: (v, _shallow(v)) for k, v in vars(m).items() if k not in _THEIRS} for m in model.modules()}
+    before = {m: {k: (v, _shallow(v)) for k, v in vars(m).items() if k not in _MANAGED} for m in model.modules()}
     kept = []
     try:
         yield
     finally:
         for m, attributes in before.items():
             for name, value in list(vars(m).items()):
-                if name in _THEIRS or not _holds_placeholders(value):
+                if name in _MANAGED or not _holds_placeholders(value):
                     continue
                 if renew_cache(m, name):
                     continue
@@ -209,7 +191,7 @@ def _shallow(value: Any) -> Any:
     return copy.copy(value) if type(value) in (dict, list, set) else None
 
 
-def _holds_placeholders(value: Any, depth: int = _DEPTH) -> bool:
+def _holds_placeholders(value: Any, depth: int = _MAX_DEPTH) -> bool:
     """Whether a value is, or holds in containers or attributes, a tensor of a traced run."""
     if isinstance(value, Tensor):
         return is_fake(value)

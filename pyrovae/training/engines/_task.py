@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 
 from pyrovae._compat.torch import tensor_places
 from pyrovae._random import get_every_state, set_every_state
-from pyrovae.model import LossModel, VAEModel
+from pyrovae.model import VAEModel
 from pyrovae.model._modes import UnscaledData
 from pyrovae.objectives import Objective
+from pyrovae.training.batches import Model
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Task:
         settled: whether they are final.
     """
 
-    model: VAEModel | LossModel
+    model: Model
     objective: PyroELBO | None
     optimizer: Optimizer
     clip_norm: float | None = None
@@ -62,31 +63,28 @@ class Task:
     def loss(self, *batch: Any) -> Tensor:
         """The loss, summed over the batch. Objectives that cannot be differentiated fill in the gradients here."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16) if self.autocast else nullcontext():
-            loss = self._loss(*batch)
+            loss = self._loss(*batch, gradients=True)
             penalty = self.model.penalty() if isinstance(self.model, VAEModel) else None
             return loss if penalty is None else loss + len(batch[0]) * penalty
-
-    def _loss(self, *batch: Any) -> Tensor:
-        if self.objective is None:
-            return self.model.loss(*batch).sum()
-        args = (self.model.model, self.model.guide, *batch)
-        if isinstance(self.objective, Objective):
-            return self.objective.surrogate_loss(self.weights, *args)
-        with UnscaledData():  # Pyro's own count a subsampled plate's data N/B times; ours do not look at scales
-            if hasattr(self.objective, "differentiable_loss"):
-                return self.objective.differentiable_loss(*args)
-            return torch.as_tensor(self.objective.loss_and_grads(*args), device=self.device)
 
     @torch.no_grad()
     def validation_loss(self, *batch: Any) -> Tensor:
         """The loss without penalty, summed over the batch."""
-        if self.objective is None:
+        return self._loss(*batch, gradients=False)
+
+    def _loss(self, *batch: Any, gradients: bool) -> Tensor:
+        objective = self.objective
+        if objective is None:
             return self.model.loss(*batch).sum()
         args = (self.model.model, self.model.guide, *batch)
-        if isinstance(self.objective, Objective):
-            return self.objective.bound_loss(self.weights, *args)
-        with UnscaledData():
-            return torch.as_tensor(self.objective.loss(*args), device=self.device)
+        if isinstance(objective, Objective):
+            compute = objective.surrogate_loss if gradients else objective.bound_loss
+            return compute(self.weights, *args)
+        with UnscaledData():  # Pyro's own count a subsampled plate's data N/B times; ours do not look at scales
+            if gradients and hasattr(objective, "differentiable_loss"):
+                return objective.differentiable_loss(*args)
+            compute = objective.loss_and_grads if gradients else objective.loss
+            return torch.as_tensor(compute(*args), device=self.device)
 
     @contextmanager
     def nothing_changes(self) -> Iterator[None]:

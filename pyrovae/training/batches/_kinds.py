@@ -1,16 +1,66 @@
-"""Batches of a ``DataLoader``."""
+"""The two kinds of batches: of tensors in memory, and of a ``DataLoader``."""
 
+import math
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
 
 from pyrovae._checks import as_tensor
-from pyrovae._distributed import from_main, num_processes
+from pyrovae._distributed import from_main, gathered, my_share, num_processes
 from pyrovae._hash import content_hash
+from pyrovae._random import restored_state
+from pyrovae.model import LogTerms
 from pyrovae.model._inputs import num_covariates
-from pyrovae.training.batches._base import Batch, Batches, Model, Transform
+from pyrovae.training.batches._base import Batch, Batches, Model, Tensors, Transform
+
+MAX_NUMBERS_AT_ONCE = 2**20  # of x, in what is looked at, or validated on, together
+
+
+class TensorBatches(Batches):
+    """Shuffled batches of tensors, kept on the device when they take less than half of its free memory.
+
+    Then a step takes their rows, and gathers them itself. Several processes share every batch.
+    """
+
+    def __init__(self, tensors: Tensors, batch_size: int, like: Tensor, transform: Transform | None, name: str) -> None:
+        super().__init__(like, transform, name)
+        size = sum(t.numel() * t.element_size() for t in tensors)
+        room = like.device.type != "cuda" or size < torch.cuda.mem_get_info(like.device)[0] // 2
+        self._resident = all(gathered(room))  # the order of the data is drawn where they are
+        if self._resident:
+            tensors = tuple(t.to(like.device) for t in tensors)
+        self._tensors, self._batch_size = tensors, batch_size
+        self.num_steps = math.ceil(len(tensors[0]) / batch_size)
+        self.size = min(batch_size, len(tensors[0])) if num_processes() == 1 else None
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = from_main(torch.randperm(len(self._tensors[0])))  # the same wherever the data are
+        for rows in order.to(self._tensors[0].device).split(self._batch_size):
+            mine, weight = my_share(rows), 1.0 if len(rows) >= num_processes() else 1 / num_processes()
+            yield Batch((mine,) if self._resident else self._on_device(self._rows(mine)), len(rows), weight)
+
+    def prepare(self, *raw: Tensor) -> Tensors:
+        return super().prepare(*(self._on_device(self._rows(raw[0])) if self._resident else raw))
+
+    def _rows(self, rows: Tensor) -> Tensors:
+        return tuple(t[rows] for t in self._tensors)
+
+    def check(self, model: Model, num_particles: int = 1, *, paired: bool = True) -> LogTerms | None:
+        terms = super().check(model, num_particles, paired=paired)
+        x = self._tensors[0]
+        with restored_state():
+            for rows in torch.arange(len(x)).split(max(self._batch_size, MAX_NUMBERS_AT_ONCE // x[0].numel())):
+                self.look(model, super().prepare(*self._on_device(self._rows(rows.to(x.device)))))
+        return terms
+
+    def in_first_epoch(self, model: Model, batch: Batch) -> None:
+        """Nothing: :meth:`check` has seen everything, as the transform may draw it."""
+
+    def hash(self) -> str:
+        return content_hash(*self._tensors)
 
 
 class LoaderBatches(Batches):
@@ -19,7 +69,6 @@ class LoaderBatches(Batches):
     def __init__(self, loader: DataLoader, model: Model, transform: Transform | None, name: str) -> None:
         super().__init__(model.like(), transform, name)
         self._loader, self._num_fields, self.size = loader, 1 + num_covariates(model)[1], _whole(loader)
-        self._columns = [*(model.columns or [])]
         self._model = model
         self._dtype: torch.dtype | None = None  # of x, which the first batch decides
         self.own_generator = loader.generator is not None or getattr(loader.sampler, "generator", None) is not None
@@ -33,17 +82,15 @@ class LoaderBatches(Batches):
             )
         if isinstance(loader.dataset, IterableDataset) and iter(loader.dataset) is iter(loader.dataset):
             raise ValueError(f"{name} can be iterated only once: its __iter__ must start anew each time.")
-        try:
+        with suppress(TypeError):  # an iterable dataset need not know its length
             self.num_steps = len(loader)
-        except TypeError:  # an iterable dataset need not know its length
-            self.num_steps = None
 
     def __iter__(self) -> Iterator[Batch]:
         if isinstance(self._loader.sampler, DistributedSampler):
             self._loader.sampler.set_epoch(int(from_main(torch.randint(2**31, (), device=self.like.device))))
         for loaded in self._loader:
             parts = tuple(loaded) if isinstance(loaded, (tuple, list)) else (loaded,)
-            columns = [*self._columns, *[None] * len(parts)]
+            columns = [*(self._model.columns or []), *[None] * len(parts)]
             pairs = zip(parts[: self._num_fields], columns, strict=False)
             fields = tuple(as_tensor(part, self.name, names).detach() for part, names in pairs)
             if self._dtype is None:
@@ -65,7 +112,7 @@ class LoaderBatches(Batches):
 
 def _whole(loader: DataLoader) -> int | None:
     """Rows of a whole batch, where that follows from the loader's settings."""
-    stated = loader.batch_size is not None and loader.collate_fn is default_collate
-    if not stated or isinstance(loader.dataset, IterableDataset) or len(loader.sampler) < loader.batch_size:  # type: ignore
+    size = loader.batch_size
+    if size is None or loader.collate_fn is not default_collate or isinstance(loader.dataset, IterableDataset):
         return None
-    return loader.batch_size
+    return size if len(loader.sampler) >= size else None  # type: ignore[arg-type]
