@@ -83,7 +83,7 @@ def pythae_nll(vae: pv.VAE) -> Callable[[Tensor, int, int], float]:
             return ModelOutput(reconstruction=torch.sigmoid(self.vae.decoder(z)))
 
     config = VAEConfig(input_dim=(784,), latent_dim=vae.latent_dim, reconstruction_loss="bce")
-    model = VAE(config, encoder=Encoder(), decoder=Decoder()).to(vae.like().device).eval()
+    model = VAE(config, encoder=Encoder(), decoder=Decoder()).to(vae.placement.device).eval()
 
     def run(x: Tensor, num_samples: int, batch_size: int) -> float:
         with torch.no_grad():

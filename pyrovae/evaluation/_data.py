@@ -78,7 +78,7 @@ class EvaluationData:
         Raises:
             ValueError: see :meth:`VAEModel.check`; values outside the support; a guide that is a point on a continuum.
         """
-        like = model.like()
+        like = model.placement
         step = max(2, _NUMBERS_CHECKED[like.device.type] // max(self.x[0].numel(), 1))
         terms = model.check(*self.part(slice(step), like))
         check_densities(terms)

@@ -198,5 +198,5 @@ def weights_hash(model: VAEModel | LossModel) -> str:
 def _fingerprint(model: VAEModel, data: EvaluationData) -> tuple[float, ...]:
     """log p(x, z) of two data at two fixed draws from the prior: equal for equal generative models only."""
     with seeded(0):
-        _, log_prior, log_likelihood = model.draw_prior(*data.part(slice(2), model.like()), num_particles=2)
+        _, log_prior, log_likelihood = model.draw_prior(*data.part(slice(2), model.placement), num_particles=2)
     return tuple((log_prior + log_likelihood).double().flatten().tolist())

@@ -127,7 +127,7 @@ class EvaluationRun:
 
     def part(self, rows: slice) -> tuple[Any, ...]:
         """``(x, *covariates)`` of some rows, where the model is."""
-        return self.data.part(rows, self.model.like())
+        return self.data.part(rows, self.model.placement)
 
     def plan(self, run: Callable[..., Any], num_samples: int = 1, *, times: float = 1, whole: bool = False) -> Sizes:
         """How many data, and how many draws of each, to take at once.
@@ -204,7 +204,7 @@ def strict(model: VAEModel | LossModel, device: str | torch.device | None = None
     Raises:
         ValueError: a device that is not there.
     """
-    home = model.like().device
+    home = model.placement.device
     target = home if device is None else resolve_device(device)
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))

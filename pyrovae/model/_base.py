@@ -111,7 +111,7 @@ class VAEModel(Generation, PyroModule):
 
     def _on_waist(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Call a function of programs with tensors on the model's device and parameters in the model."""
-        args, options = to_device((args, options), self.like().device)
+        args, options = to_device((args, options), self.placement.device)
         with local_parameters():
             return function(*args, max_plate_nesting=self.max_plate_nesting, **options)
 

@@ -214,7 +214,7 @@ class Generation(SaveableModule):
         if x.is_floating_point():
             return x
         head = rows_of(self._covariates(covariates, None), slice(2))
-        like = self.like()
+        like = self.placement
         floats = x.to(like.dtype)
         if not torch.equal(floats.to(x.dtype), x):
             raise ValueError(f"{name} holds integers that {like.dtype} does not have: pass model.double() such data.")
@@ -241,12 +241,12 @@ class Generation(SaveableModule):
         """Check data and covariates, and return ``(x, *covariates)`` as the model takes them."""
         check_num_covariates(self, covariates)
         x, covariates = as_inputs(self, x, covariates, name)
-        return placed(x, self.like()), *as_covariates(covariates, len(x), self.like())
+        return placed(x, self.placement), *as_covariates(covariates, len(x), self.placement)
 
     def _covariates(self, covariates: tuple[Any, ...], n: int | None) -> tuple[Any, ...]:
         """Check covariates of ``n`` data, if it is known how many, and return them as the model takes them."""
         check_num_covariates(self, covariates)
-        return as_covariates(covariates, n, self.like(), self.columns)
+        return as_covariates(covariates, n, self.placement, self.columns)
 
     def _from_prior(
         self, n: int, covariates: tuple[Any, ...], seed: int | None, *, data: bool

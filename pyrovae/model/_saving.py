@@ -63,7 +63,8 @@ class SaveableModule(nn.Module):
             arguments = {**self._constructed["arguments"], name: encode(value)}
             self.__dict__["_constructed"] = {**self._constructed, "arguments": arguments}
 
-    def like(self) -> Tensor:
+    @property
+    def placement(self) -> Tensor:
         """An empty tensor of the model's device and dtype."""
         first = next(chain(self.parameters(), self.buffers()), torch.empty(0))
         return torch.empty(0, device=first.device, dtype=first.dtype)

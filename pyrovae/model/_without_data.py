@@ -24,7 +24,7 @@ def placeholder(model: Any, n: int) -> Tensor:
         raise ValueError(
             f"{type(model).__name__} does not know the shape of its data: set self.event_shape in __init__."
         )
-    return model.like().new_zeros(n, *tuple(model.event_shape))
+    return model.placement.new_zeros(n, *tuple(model.event_shape))
 
 
 def data_site(model: Any, sites: Sites, x: Tensor, given: Container[str] = ()) -> str:
@@ -76,7 +76,7 @@ def sites_without_data(
         if x.device.type != "cpu":  # CUDA does not recover from a lookup out of range
             model, covariates = copy.deepcopy(model).cpu(), as_covariates(covariates, None, x.cpu())
             first = _run(model, x.cpu(), covariates)
-        second = _run(model, normal.to(model.like()), covariates)
+        second = _run(model, normal.to(model.placement), covariates)
     except Exception:  # whatever a model says of numbers that it was not made for
         return name, sites
     _check_same(first, second, at)

@@ -190,7 +190,7 @@ def _draws(
 ) -> tuple[Tensor, Tensor]:
     """Draw as many latents from q(z) as from p(z), ``(N·S, Z)`` each, on the CPU."""
     data = as_evaluation_data(require_density("aggregate_posterior", model), x, covariates)
-    step, like = max(1, _DRAWS_PER_BATCH // num_samples), model.like()
+    step, like = max(1, _DRAWS_PER_BATCH // num_samples), model.placement
     q, p = [], []
     with seeded(seed):
         for start in range(0, len(data), step):

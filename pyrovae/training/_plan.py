@@ -89,7 +89,7 @@ def make_batches(
     with keep_columns(model, as_fields(data)):
         if isinstance(validation, float):
             data, (x, *rest) = hold_out(model, data, validation)
-            x = placed(x, model.like())
+            x = placed(x, model.placement)
             validation = (from_main(transform(x) if transform else x), *rest)
         train = as_batches(model, data, batch_size=batch_size, transform=transform)
         _check(train, model, objective)
@@ -123,7 +123,7 @@ def make_optimizer(model: Model, make: Callable[[Any], Optimizer] | None, learni
     parameters = trainable(model)
     if make is None:
         require_positive(learning_rate=learning_rate)
-        fused = model.like().device.type in ("cpu", "cuda")
+        fused = model.placement.device.type in ("cpu", "cuda")
         optimizer: Optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
     else:
         optimizer = make(parameters)
@@ -140,4 +140,4 @@ def join_processes(model: Model, train: Batches, held_out: Batches | None) -> No
     for tensor in (*model.parameters(), *model.buffers()):
         from_main(tensor.detach())
     # The order of the data is rank 0's; what else is drawn differs.
-    reseed(int(from_main(torch.randint(2**62, (), device=model.like().device))), rank())
+    reseed(int(from_main(torch.randint(2**62, (), device=model.placement.device))), rank())

@@ -129,7 +129,7 @@ class PixelCNN(VAEModel):
 
     def log_prob(self, x: Float[Tensor, "*batch channels height width"]) -> Float[Tensor, "*batch"]:
         """The log-density log p(x) in nats: exact, and differentiable."""
-        return self.decoder(None).log_prob(placed(x, self.like()))
+        return self.decoder(None).log_prob(placed(x, self.placement))
 
     def model(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):

@@ -149,7 +149,7 @@ class VQVAE(VAEModel):
 
     def quantize(self, x: Float[Tensor, "batch channels height width"]) -> Quantized:
         """Quantise the encoder's outputs, with a straight-through gradient."""
-        return self.quantizer(self._features(placed(x, self.like())))
+        return self.quantizer(self._features(placed(x, self.placement)))
 
     # -- stage two ---------------------------------------------------------------------------------------
 
@@ -178,13 +178,13 @@ class VQVAE(VAEModel):
             The run, whose losses are -log p(z), in nats.
         """
         data, validation, transform = with_splits(data, validation, batch_transform)
-        prior = PixelCNNPrior(self.grid_shape, self.num_codes, **(prior_options or {})).to(self.like())
-        options.setdefault("device", self.like().device)
+        prior = PixelCNNPrior(self.grid_shape, self.num_codes, **(prior_options or {})).to(self.placement)
+        options.setdefault("device", self.placement.device)
         if validation is not None:
             fraction = isinstance(validation, float)
-            options["validation"] = validation if fraction else self.codes(validation).to(self.like())
+            options["validation"] = validation if fraction else self.codes(validation).to(self.placement)
         if transform is None:
-            run = fit(prior, self.codes(data).to(self.like()), **options)
+            run = fit(prior, self.codes(data).to(self.placement), **options)
         else:
 
             def encoded(x: Tensor) -> Tensor:
@@ -204,7 +204,9 @@ class VQVAE(VAEModel):
         """
         x = as_data(x, "x", self.event_shape)
         with evaluation_mode(self), torch.no_grad():
-            parts = [self.quantizer.nearest(self._features(part.to(self.like()))) for part in x.split(_ENCODING_BATCH)]
+            parts = [
+                self.quantizer.nearest(self._features(part.to(self.placement))) for part in x.split(_ENCODING_BATCH)
+            ]
         return torch.cat(parts)
 
     def code_counts(self, x: Float[Tensor, "data channels height width"] | Any) -> Int[Tensor, "codes"]:

@@ -155,7 +155,7 @@ def test_saved_precision_tied_weights_and_options(tmp_path) -> None:
     vae = pv.VAE((6,), np.int64(3), posterior="iaf", posterior_options={"hidden": (8, 8)}, hidden=(16,)).double()
     twin = pv.load(vae.save(tmp_path / "a"))
     assert twin.construction == vae.construction
-    assert twin.like().dtype == torch.float64
+    assert twin.placement.dtype == torch.float64
     assert all(torch.equal(v, vae.state_dict()[k]) for k, v in twin.state_dict().items())
     fixed = pv.VAE((6,), 3, hidden=(16,), likelihood="gaussian", likelihood_options={"scale": np.float32(1.5)})
     assert pv.load(fixed.save(tmp_path / "c")).likelihood.scale == 1.5

@@ -554,5 +554,5 @@ def test_a_subclass_learns_its_event_shape() -> None:
 def test_trains_on_cuda_by_default() -> None:
     model = small()
     pv.fit(model, X, epochs=2, progress=False)
-    assert model.like().device.type == "cuda"
+    assert model.placement.device.type == "cuda"
     assert np.isfinite(pv.log_marginal(model, X, num_samples=50, progress=False).pointwise["log_px"]).all()

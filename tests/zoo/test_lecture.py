@@ -33,7 +33,7 @@ KNOWN = {"mean_field", "mean_field_constant", "full_rank", "beta", "categorical"
 @pytest.mark.parametrize("name", MODELS)
 def test_closed_form_kl_is_what_monte_carlo_converges_to(name: str) -> None:
     model = MODELS[name]()
-    x, k = binary(10).to(model.like()), 20_000
+    x, k = binary(10).to(model.placement), 20_000
     with torch.no_grad():
         terms = model.log_terms(x, num_particles=k)
         exact = {site: terms.closed_form_kl(site) for site in terms.posterior}

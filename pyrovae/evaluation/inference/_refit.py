@@ -53,7 +53,7 @@ def _width(model: VAE) -> int:
     """C, the width of what the encoder gives to the posterior."""
     assert model.event_shape is not None
     with evaluation_mode(model.encoder):
-        return model.encoder(model.like().new_zeros(1, *model.event_shape)).shape[-1]
+        return model.encoder(model.placement.new_zeros(1, *model.event_shape)).shape[-1]
 
 
 class _Guide(VAEModel):
@@ -108,7 +108,7 @@ def refit_posterior(
         with seeded(fit_options.get("seed")):  # the weights of a new one too
             built = POSTERIORS.build(posterior, posterior_options, **sizes)
         encoder, built = copy.deepcopy((model.encoder, built))  # it may be the model's own
-        inference = _Guide(encoder.requires_grad_(True), built.requires_grad_(True)).to(model.like())
+        inference = _Guide(encoder.requires_grad_(True), built.requires_grad_(True)).to(model.placement)
     else:
         raise TypeError(
             f"a posterior by name or module is for a pyrovae.VAE, whose encoder is known; for {type(model).__name__} "

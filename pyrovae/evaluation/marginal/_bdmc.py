@@ -109,7 +109,7 @@ def bdmc(
     connect()
     options: Any = {"device": device, "memory_budget": memory_budget, "compile": compile, "progress": progress}
     with strict(model, device), seeded(common_seed(seed)):
-        covariates = as_covariates(covariates, num_data, model.like(), model.columns)
+        covariates = as_covariates(covariates, num_data, model.placement, model.columns)
         x, latents = model.simulate(num_data, *covariates)
         options["seed"] = int(torch.randint(2**62, ()))  # the same in all processes, as all they drew was
         with EvaluationRun("bdmc", model, x, covariates, **options) as run:

@@ -67,7 +67,7 @@ class LoaderBatches(Batches):
     """Batches of a ``DataLoader``; fields that the model does not take are dropped."""
 
     def __init__(self, loader: DataLoader, model: Model, transform: Transform | None, name: str) -> None:
-        super().__init__(model.like(), transform, name)
+        super().__init__(model.placement, transform, name)
         self._loader, self._num_fields, self.size = loader, 1 + num_covariates(model)[1], _whole(loader)
         self._model = model
         self._dtype: torch.dtype | None = None  # of x, which the first batch decides

@@ -68,7 +68,7 @@ class Check:
         """How far rounding can move loss, gradients and buffers: how far they move when every parameter moves to a
         neighbouring number. Nowhere, if they do not stay put when nothing moves.
         """
-        eps = torch.finfo(torch.bfloat16 if self._task.autocast else self._task.model.like().dtype).eps
+        eps = torch.finfo(torch.bfloat16 if self._task.autocast else self._task.model.placement.dtype).eps
         most = tuple(_SUM_ROUNDING_ULPS * eps * s for s in size)
         again = _distance(self._outcome(self._work.eager, *raw), theirs)
         if any(d > _MAX_STRAY_RATIO * m for d, m in zip(again, most, strict=True)):

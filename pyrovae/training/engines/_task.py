@@ -48,7 +48,7 @@ class Task:
 
     @cached_property
     def device(self) -> torch.device:
-        return self.model.like().device
+        return self.model.placement.device
 
     @property
     def reads_every_loss(self) -> bool:

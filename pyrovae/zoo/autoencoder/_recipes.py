@@ -150,7 +150,7 @@ def pretrain(
     data, _, transform = with_splits(data, transform=options.pop("batch_transform", None))
     with keep_columns(model, as_fields(data)):
         x = as_data(data, "data", model.event_shape, model.columns)
-    model.check(x.to(model.like()), name="data")
+    model.check(x.to(model.placement), name="data")
     if options.get("validation") is not None:
         raise ValueError("pretrain takes no validation data, which deeper levels would need encoded: leave it out.")
     runs = []
@@ -158,7 +158,7 @@ def pretrain(
         pair = _LayerPair(model, index)
         runs.append(fit(pair, x, epochs=epochs, seed=seed, batch_transform=transform, **options))
         with evaluation_mode(pair), torch.no_grad(), seeded(0 if seed is None else seed):
-            x = x.to(pair.like())
+            x = x.to(pair.placement)
             x = pair.encode((x if transform is None else transform(x)).flatten(1))
         transform = None
     return runs
