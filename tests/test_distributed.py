@@ -259,28 +259,20 @@ pv.fit(vae, x, batch_transform=lambda x: x if main else x / 0, epochs=2, device=
     assert "data holds" in done.stderr, done.stderr
 
 
-@pytest.fixture
-def example(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(name: str, *args: str) -> subprocess.CompletedProcess[str]:
-        return torchrun(str(ROOT / "examples" / name), "--quick", *args, "--out", str(tmp_path))
-
-    return run
-
-
-def test_flow_posterior(example: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    done = example("flow_posterior.py", "--posteriors", "mean_field", "planar", "--epochs", "1")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("planar: training") == 1
-    assert done.stdout.count("diff ± diff_se") == 1
-    assert "Warning" not in done.stderr, done.stderr
-    assert done.stderr.count("log p(x): 100%") == 2, done.stderr
+def test_flow_posterior(seen: Seen) -> None:
+    out, errors = ("".join(s["example"][name] for s in seen) for name in ("out", "errors"))
+    folder = seen[0]["folder"] / "example"
+    assert out.count("planar: training") == 1
+    assert out.count("diff ± diff_se") == 1
+    assert "Warning" not in errors, errors
+    assert errors.count("log p(x): 100%") == 2, errors
     for file in ("comparison.csv", "planar.safetensors", "planar.pointwise.csv", "settings.json", "samples.png"):
-        assert (tmp_path / file).is_file()
-    table = pd.read_csv(tmp_path / "comparison.csv", index_col="model")
+        assert (folder / file).is_file()
+    table = pd.read_csv(folder / "comparison.csv", index_col="model")
     assert table["log_px"].between(-45, -20).all()
     # A single process, given what two trained, finds the same.
-    vae = pv.load(tmp_path / "planar.safetensors")
+    vae = pv.load(folder / "planar.safetensors")
     data = pv.datasets.load("digits", binarize="dynamic")
     alone = pv.log_marginal(vae, data.test[:40], num_samples=100, progress=False).pointwise
-    pointwise = pd.read_csv(tmp_path / "planar.pointwise.csv", index_col="datum")
+    pointwise = pd.read_csv(folder / "planar.pointwise.csv", index_col="datum")
     assert pointwise["log_px"].tolist() == alone["log_px"].tolist()

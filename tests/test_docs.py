@@ -1,4 +1,4 @@
-"""Every Python block of the README and the guides runs, with fewer epochs and draws, and lists are complete."""
+"""Every Python block of the README and the guides runs, with fewer epochs, data and draws, and lists are complete."""
 
 import re
 from pathlib import Path
@@ -32,6 +32,9 @@ def shrunk(code: str) -> str:
     code = re.sub(r"epochs=\d+", "epochs=2", code)
     code = re.sub(r"num_samples=\d[\d_]*", "num_samples=50", code)
     code = re.sub(r"\bpoints=\d+", "points=41", code)
+    code = re.sub(r"\bnum_chains=\d+", "num_chains=4", code)
+    code = re.sub(r"\b(x|exact|data\.test)\[:\d+\]", r"\1[:5]", code)
+    code = re.sub(r"\bbdmc\((\w+), \d+", r"bdmc(\1, 4", code)
     return re.sub(r"\b(num_temperatures|steps)=\d+", r"\1=5", code)
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints

@@ -82,7 +82,7 @@ def test_sixteen_latents_every_estimator_within_four_standard_errors(device: tor
 @pytest.mark.parametrize("coupling", [0.12, 0.3])
 def test_sandwich_contains_the_truth_and_is_thin(coupling: float) -> None:
     model = linear("mean_field", coupling)
-    result = pv.bdmc(model, 10, progress=False)
+    result = pv.bdmc(model, 10, num_temperatures=500, progress=False)
     exact, p, s = model.exact_log_px(result.x).numpy(), result.pointwise, result.summary()
     print(f"BDMC gap {s['gap']:.4f}±{s['gap_se']:.4f}: {s['lower']:.4f} to {s['upper']:.4f}, exact {exact.mean():.4f}")
     assert s["lower"] - 4 * s["lower_se"] < exact.mean() < s["upper"] + 4 * s["upper_se"]
