@@ -113,6 +113,7 @@ def test_whatever_reads_values_is_not_frozen(name: str) -> None:
         assert torch.equal(graph(x), READERS[name](x))
 
 
+@pytest.mark.slow
 def test_a_decoder_that_loops_over_classes_is_evaluated_right() -> None:
     class ByClass(pv.VAEModel):
         event_shape = (6,)

@@ -254,6 +254,7 @@ def test_importing_leaves_validation_on() -> None:
     assert Distribution._validate_args
 
 
+@pytest.mark.slow
 def test_what_takes_long_to_import_comes_on_first_use() -> None:
     heavy = (
         "sklearn",

@@ -118,6 +118,7 @@ def test_one_autoregressive_step_closes_the_gap() -> None:
     assert s["amortization"] > -4 * s["amortization_mc_se"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POSTERIORS)
 def test_every_family_improves_on_a_guide_that_is_off(name: str) -> None:
     """From an untrained guide: q* is better, and no better than log p(x)."""
@@ -156,6 +157,7 @@ def test_digits(posterior: str, digits_vae: Callable[[str], pv.VAE]) -> None:
     assert s["approximation"] <= s["mean_field_approximation"] + 4 * s["approximation_mc_se"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bottom_up", [False, True])
 def test_several_sites_and_intervals(bottom_up: bool) -> None:
     model, x = TwoSites(bottom_up=bottom_up), binary(5)
@@ -393,6 +395,7 @@ def test_a_support_that_depends_on_other_latents_is_refused() -> None:
         gaps(Ordered(), torch.randn(4, 6), families=("mean_field",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["planar", "sylvester"])
 def test_flows_that_cannot_score_others_draws_are_proposals_by_themselves(name: str) -> None:
     torch.manual_seed(0)
@@ -514,6 +517,7 @@ def test_a_fit_that_fell_short_is_reported(monkeypatch) -> None:
         pv.inference_gaps(model, x, log_px=model.exact_log_px(x), steps=300, progress=False)
 
 
+@pytest.mark.slow
 def test_refitting_a_vae_by_name() -> None:
     data = pv.datasets.load("digits", binarize="static")
     torch.manual_seed(0)
@@ -590,6 +594,7 @@ def test_poisoned_data_are_not_dropped() -> None:
     assert math.isnan(result.summary()["elbo"])
 
 
+@pytest.mark.slow
 def test_gaps_of_a_refitted_model_whose_posterior_has_two_paths() -> None:
     vae, x = pv.VAE((6,), 3, hidden=(16,)), binary(6)
     refitted, _ = pv.refit_posterior(vae, binary(50), "full_rank", epochs=1, progress=False, device="cpu")

@@ -25,6 +25,7 @@ def train(model: pv.zoo.NonAmortizedVAE, x: torch.Tensor, epochs: int, learning_
     )
 
 
+@pytest.mark.slow
 def test_the_approximation_gap_alone_is_left() -> None:
     w = 0.3 * torch.randn(32, 8, generator=torch.Generator().manual_seed(3))
     exact = LinearGaussian(w, torch.zeros(32), 0.8)
@@ -73,6 +74,7 @@ def test_digits_against_an_encoder_at_an_equal_decoder() -> None:
     assert abs(between.mean()) < 4 * between_error + 0.01
 
 
+@pytest.mark.slow
 def test_the_decoder_may_learn_too(tmp_path) -> None:
     torch.manual_seed(0)
     x, vae = binary(40), pv.VAE((6,), 2, hidden=(16,))
