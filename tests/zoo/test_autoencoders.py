@@ -145,6 +145,7 @@ def test_kl_penalty_is_the_kl_of_bernoullis() -> None:
     assert silent.grad.sum().item() == pytest.approx(-0.05, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [(), (48,)], ids=["one layer", "deep"])
 def test_contractive_autoencoder_has_the_smaller_jacobian(hidden: tuple[int, ...]) -> None:
     sizes = {"hidden": hidden, "activation": "softplus", "code_activation": "sigmoid", "tied": True}

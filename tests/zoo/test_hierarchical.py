@@ -166,6 +166,7 @@ def test_particles_at_once_equal_one_by_one(digits: Tensor, kind: str) -> None:
             torch.testing.assert_close(model.log_posterior(x[b : b + 1], latents=one)[0, 0], log_q[k, b])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_guide_and_prior_as_proposals_agree_on_log_px(digits: Tensor, kind: str) -> None:
     few = {} if kind == "nvae" else {"latent_dims": (2, 2, 1)}  # the prior finds the likely z of few dimensions only

@@ -108,6 +108,7 @@ def test_elbo_terms_and_collapse_take_it_as_any_other() -> None:
     assert report.mutual_information == pytest.approx(entropy, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_discrete_latents_are_refused_where_they_must_move_about() -> None:
     model, x = tiny()
     with pytest.raises(TypeError, match="discrete"):
@@ -127,6 +128,7 @@ def test_more_than_half_of_the_codebook_is_used(trained: VQVAE, data: pv.dataset
     assert 8.0 < perplexity(counts) < 32.0
 
 
+@pytest.mark.slow
 def test_codes_tell_more_than_the_mean_digit(trained: VQVAE, data: pv.datasets.Data) -> None:
     with torch.no_grad():
         distortion = -trained.p(trained.codes(data.test)).log_prob(data.test)
