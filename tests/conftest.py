@@ -32,8 +32,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def shares(test: str) -> str:
     """What a test shares with others, of those things that take long to make; else its own name."""
-    if "test_distributed.py" in test:
-        return "processes"
+    for file in ("test_distributed.py", "test_vqvae.py"):
+        if file in test:
+            return file
     if "[flow_posterior.py]" in test or "test_report_on_saved_models" in test:
         return "flow_posterior.py"
     trained = re.search(r"::test_digits\w*(\[\w+\])$", test)

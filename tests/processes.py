@@ -3,7 +3,10 @@
 Every process runs all cases and writes what it saw into the folder.
 """
 
+import contextlib
 import copy
+import io
+import runpy
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -347,6 +350,17 @@ def out_of_memory(folder: Path) -> Any:
 
     with mock.patch.dict(memory.BLOCK, cpu=BLOCK), mock.patch.object(EvaluationRun, "collect", starving):
         return pv.ais(small(), binary(23), num_temperatures=10, num_chains=8, progress=False).pointwise
+
+
+@case
+def example(folder: Path) -> Any:
+    """What an example prints, and how it ends."""
+    options = ("--quick", "--posteriors", "mean_field", "planar", "--epochs", "1", "--out", str(folder / "example"))
+    out, errors = io.StringIO(), io.StringIO()
+    argv = mock.patch.object(sys, "argv", ["flow_posterior.py", *options])
+    with argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        runpy.run_path(str(Path(__file__).parent.parent / "examples" / "flow_posterior.py"), run_name="__main__")
+    return {"out": out.getvalue(), "errors": errors.getvalue()}
 
 
 @case

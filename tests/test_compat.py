@@ -164,6 +164,7 @@ def test_no_graph_of_a_function_that_reads_values() -> None:
             of_torch.aten_graph(function, torch.rand(3))
 
 
+@pytest.mark.slow
 @canary("torch", "machine_code")
 def test_machine_code_takes_a_list_of_tensors_in_any_layout_and_gives_one() -> None:
     assert {"layout_optimization", "max_fusion_size"} <= set(torch._inductor.list_options())

@@ -74,6 +74,7 @@ def assert_same_run(runs: list[dict[str, Any]]) -> None:
         pd.testing.assert_frame_equal(runs[0]["history"], run["history"], check_exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", processes.SIZES)
 def test_a_step_is_the_step_of_a_single_process(name: str, seen: Seen) -> None:
     first, second = (s["steps"][name] for s in seen)
@@ -83,6 +84,7 @@ def test_a_step_is_the_step_of_a_single_process(name: str, seen: Seen) -> None:
         torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_a_single_process(seen: Seen) -> None:
     """Training and validation, with shares of unequal size and a last batch of one datum."""
     expected = processes.standing_still()
@@ -90,6 +92,7 @@ def test_losses_are_those_of_a_single_process(seen: Seen) -> None:
         pd.testing.assert_frame_equal(s["still"], expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_processes_draw_differently_and_average_their_gradients(seen: Seen) -> None:
     first, second = (s["noisy_step"] for s in seen)
     assert equal(first["got"], second["got"])
@@ -100,6 +103,7 @@ def test_processes_draw_differently_and_average_their_gradients(seen: Seen) -> N
     assert not set(first["draws"].tolist()) & set(second["draws"].tolist())
 
 
+@pytest.mark.slow
 def test_training_on_digits(seen: Seen) -> None:
     runs = [s["digits"] for s in seen]
     assert_same_run(runs)
@@ -117,10 +121,12 @@ def test_training_on_digits(seen: Seen) -> None:
     assert abs(history["val_loss"][runs[0]["best"]] - mean) < 4 * sd
 
 
+@pytest.mark.slow
 def test_running_means_are_the_same_everywhere(seen: Seen) -> None:
     assert_same_run([s["running_means"] for s in seen])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run(seen: Seen) -> None:
     """From a folder that both processes see, and from one that the first alone sees."""
     for name in ("whole", "shared", "own"):
@@ -132,6 +138,7 @@ def test_a_resumed_run_is_the_run(seen: Seen) -> None:
     assert not (folder / "own1").exists()
 
 
+@pytest.mark.slow
 def test_kinds_of_data(seen: Seen) -> None:
     for s in seen:
         refused = s["kinds_of_data"]["refused"]
@@ -148,6 +155,7 @@ def test_kinds_of_data(seen: Seen) -> None:
         assert runs[0]["history"]["loss"].iloc[-1] < runs[0]["history"]["loss"].iloc[0]
 
 
+@pytest.mark.slow
 def test_every_process_has_an_engine_of_its_own(seen: Seen) -> None:
     pyro, graph, mixed = zip(*(s["compiled"] for s in seen), strict=True)
     assert [[r["engine"] for r in runs] for runs in (pyro, graph, mixed)] == [
@@ -159,10 +167,12 @@ def test_every_process_has_an_engine_of_its_own(seen: Seen) -> None:
     assert graph[0]["history"]["loss"].iloc[-1] < graph[0]["history"]["loss"].iloc[0]
 
 
+@pytest.mark.slow
 def test_one_process_may_stop_all(seen: Seen) -> None:
     assert [s["stopping"] for s in seen] == [1, 1]
 
 
+@pytest.mark.slow
 def test_parameters_that_do_not_enter_the_loss(seen: Seen) -> None:
     unused = [s["unused_parameters"] for s in seen]
     assert equal(unused[0]["weights"], unused[1]["weights"])
@@ -173,6 +183,7 @@ def test_parameters_that_do_not_enter_the_loss(seen: Seen) -> None:
 ESTIMATORS = ["log_marginal", "ais", "bdmc", "target_mc_se", "elbo_terms", "gaps", "log_weights", "disentanglement"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ESTIMATORS, "one block", "mixture", "gaussian bound"])
 def test_evaluation_is_that_of_a_single_process(name: str, seen: Seen, single: dict[str, pd.DataFrame]) -> None:
     for s in seen:
@@ -186,6 +197,7 @@ def single() -> dict[str, pd.DataFrame]:
     return processes.evaluations()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", processes.UNSEEDED)
 def test_without_a_seed_all_processes_agree(name: str, seen: Seen) -> None:
     first, second = (s["evaluation"]["unseeded"] for s in seen)
@@ -194,6 +206,7 @@ def test_without_a_seed_all_processes_agree(name: str, seen: Seen) -> None:
     assert (first[name][column] != seen[0]["evaluation"]["seeded"][name][column]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["log_marginal", "ais"])
 def test_every_datum_is_evaluated_once(name: str, seen: Seen) -> None:
     parts = [s["evaluation"][f"rows of {name}"] for s in seen]
@@ -203,6 +216,7 @@ def test_every_datum_is_evaluated_once(name: str, seen: Seen) -> None:
     assert rows == list(range(23))
 
 
+@pytest.mark.slow
 def test_a_process_may_run_out_of_memory(seen: Seen) -> None:
     first, second = (s["out_of_memory"] for s in seen)
     pd.testing.assert_frame_equal(first, second, check_exact=True)
@@ -212,6 +226,7 @@ def test_a_process_may_run_out_of_memory(seen: Seen) -> None:
     assert len(first) == 23
 
 
+@pytest.mark.slow
 def test_models_and_data_must_be_the_same(seen: Seen) -> None:
     for s in seen:
         assert "ValueError: x must be the same in all 2 processes" in s["different_things"]["data"]
@@ -244,6 +259,7 @@ def test_processes_share_rows_and_blocks(size: int, monkeypatch: pytest.MonkeyPa
             assert blocks[0] == max(blocks)  # whose progress is shown
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_all(tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text("""
@@ -259,28 +275,21 @@ pv.fit(vae, x, batch_transform=lambda x: x if main else x / 0, epochs=2, device=
     assert "data holds" in done.stderr, done.stderr
 
 
-@pytest.fixture
-def example(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(name: str, *args: str) -> subprocess.CompletedProcess[str]:
-        return torchrun(str(ROOT / "examples" / name), "--quick", *args, "--out", str(tmp_path))
-
-    return run
-
-
-def test_flow_posterior(example: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    done = example("flow_posterior.py", "--posteriors", "mean_field", "planar", "--epochs", "1")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("planar: training") == 1
-    assert done.stdout.count("diff ± diff_se") == 1
-    assert "Warning" not in done.stderr, done.stderr
-    assert done.stderr.count("log p(x): 100%") == 2, done.stderr
+@pytest.mark.slow
+def test_flow_posterior(seen: Seen) -> None:
+    out, errors = ("".join(s["example"][name] for s in seen) for name in ("out", "errors"))
+    folder = seen[0]["folder"] / "example"
+    assert out.count("planar: training") == 1
+    assert out.count("diff ± diff_se") == 1
+    assert "Warning" not in errors, errors
+    assert errors.count("log p(x): 100%") == 2, errors
     for file in ("comparison.csv", "planar.safetensors", "planar.pointwise.csv", "settings.json", "samples.png"):
-        assert (tmp_path / file).is_file()
-    table = pd.read_csv(tmp_path / "comparison.csv", index_col="model")
+        assert (folder / file).is_file()
+    table = pd.read_csv(folder / "comparison.csv", index_col="model")
     assert table["log_px"].between(-45, -20).all()
     # A single process, given what two trained, finds the same.
-    vae = pv.load(tmp_path / "planar.safetensors")
+    vae = pv.load(folder / "planar.safetensors")
     data = pv.datasets.load("digits", binarize="dynamic")
     alone = pv.log_marginal(vae, data.test[:40], num_samples=100, progress=False).pointwise
-    pointwise = pd.read_csv(tmp_path / "planar.pointwise.csv", index_col="datum")
+    pointwise = pd.read_csv(folder / "planar.pointwise.csv", index_col="datum")
     assert pointwise["log_px"].tolist() == alone["log_px"].tolist()

@@ -113,6 +113,7 @@ def test_whatever_reads_values_is_not_frozen(name: str) -> None:
         assert torch.equal(graph(x), READERS[name](x))
 
 
+@pytest.mark.slow
 def test_a_decoder_that_loops_over_classes_is_evaluated_right() -> None:
     class ByClass(pv.VAEModel):
         event_shape = (6,)
@@ -319,6 +320,7 @@ def test_random_operations_stay_whole_and_in_order_in_machine_code(name: str, de
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_changed_in_place_is_drawn_from_as_it_was() -> None:
     """A buffer that is drawn from, changed and drawn from again."""
 

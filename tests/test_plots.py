@@ -155,6 +155,7 @@ def test_log_weights_counts_fit_and_verdict(shape: float, color: str) -> None:
     assert (np.abs(counts - expected)[many] < 4 * np.sqrt(expected[many])).all()
 
 
+@pytest.mark.slow
 def test_log_weights_loses_no_draw_to_rounding() -> None:
     for seed in range(30):
         generator = torch.Generator().manual_seed(seed)

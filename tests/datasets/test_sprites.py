@@ -15,6 +15,7 @@ def image(size: int = 32, counts: tuple[int, ...] = COUNTS, **factors: int) -> n
     return draw(np.array([row]), counts, size)[0]
 
 
+@pytest.mark.slow
 def test_splits_hold_every_combination_once() -> None:
     data = pv.datasets.load("sprites", binarize="threshold")
     assert (len(data.train), len(data.val), len(data.test)) == (4916, 614, 614)

@@ -82,7 +82,7 @@ def test_sixteen_latents_every_estimator_within_four_standard_errors(device: tor
 @pytest.mark.parametrize("coupling", [0.12, 0.3])
 def test_sandwich_contains_the_truth_and_is_thin(coupling: float) -> None:
     model = linear("mean_field", coupling)
-    result = pv.bdmc(model, 10, progress=False)
+    result = pv.bdmc(model, 10, num_temperatures=500, progress=False)
     exact, p, s = model.exact_log_px(result.x).numpy(), result.pointwise, result.summary()
     print(f"BDMC gap {s['gap']:.4f}±{s['gap_se']:.4f}: {s['lower']:.4f} to {s['upper']:.4f}, exact {exact.mean():.4f}")
     assert s["lower"] - 4 * s["lower_se"] < exact.mean() < s["upper"] + 4 * s["upper_se"]
@@ -235,6 +235,7 @@ def test_charts_keep_the_density(fn) -> None:
     assert standard.abs().max() < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("posterior", ["planar", "sylvester", "iaf"])
 def test_flows_from_both_starts(posterior: str) -> None:
     torch.manual_seed(1)
@@ -249,6 +250,7 @@ def test_flows_from_both_starts(posterior: str) -> None:
     assert sandwich.start == ("posterior" if posterior == "iaf" else "prior")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bottom_up", [False, True])
 @pytest.mark.parametrize("start", ["posterior", "prior"])
 def test_two_sites(bottom_up: bool, start: str) -> None:
@@ -284,6 +286,7 @@ class Nested(pv.VAEModel):
                 pyro.sample("h", dist.Normal(0.5 * (z + x.T), 0.6))
 
 
+@pytest.mark.slow
 def test_nested_plates() -> None:
     x = torch.randn(6, 3)
     covariance = torch.ones(3, 3) + (0.49 + 0.25) * torch.eye(3)
@@ -292,6 +295,7 @@ def test_nested_plates() -> None:
         assert abs(standardized(run(Nested(), x, num_temperatures=50, num_chains=16, start=start).pointwise, exact)) < 4
 
 
+@pytest.mark.slow
 def test_nested_plates_enclosed_and_with_one_draw() -> None:
     class InOrder(Nested):
         """The same with x as its event, so that it can be simulated."""
@@ -329,6 +333,7 @@ def test_an_observed_site_that_depends_on_the_latents_cannot_be_simulated() -> N
         pv.bdmc(Labelled(), 4, torch.randn(4, 2), progress=False)
 
 
+@pytest.mark.slow
 def test_latents_on_an_interval() -> None:
     model, x = BetaBernoulli(10, detune=1.0), binary(30, 10)
     exact = model.exact_log_px(x).numpy()
@@ -405,6 +410,7 @@ def test_the_verdict_on_chains_of_normal_log_weights(variance: float, chains: in
         assert (p["log_px"].abs() <= 1.96 * p["mc_se"]).mean() < 0.85
 
 
+@pytest.mark.slow
 def test_what_cannot_be_annealed_says_what_is_missing() -> None:
     discrete = DiscreteMixture(torch.zeros(3), torch.randn(3, 6))
     for start in ("posterior", "prior"):
@@ -467,6 +473,7 @@ def test_every_schedule_is_unbiased(schedule) -> None:
     assert abs(standardized(result.pointwise, model.exact_log_px(x).numpy())) < 4
 
 
+@pytest.mark.slow
 def test_blocks_are_halved_when_memory_runs_out_and_code_changes_rounding_alone(monkeypatch) -> None:
     model, x = linear("mean_field"), linear("mean_field").sample(12, seed=1)
     densities = BaseSpace.with_gradients

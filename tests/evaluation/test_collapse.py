@@ -54,6 +54,7 @@ def test_mixture_estimate_of_a_linear_gaussian(num_data: int) -> None:
     assert 0 < r.marginal_kl_se < 0.1
 
 
+@pytest.mark.slow
 def test_bias_of_a_small_mixture_and_scatter_of_its_estimates() -> None:
     """M = 8 data: over 100 sets the mean lies below the truth by no more than the bound; the scatter is as stated."""
     model = linear()
@@ -114,6 +115,7 @@ def two_kinds(can_score: bool) -> pv.VAE:
     return model
 
 
+@pytest.mark.slow
 def test_gaussian_bound_lies_above_the_mixture_of_a_scorable_twin() -> None:
     x = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).repeat(200, 1)
     mixture, bound = (report(two_kinds(can_score), x, num_data=400) for can_score in (True, False))
@@ -161,6 +163,7 @@ def test_sylvester_without_bends_equals_its_normal_base() -> None:
     assert (abs(bound.dimensions["activity"] - activity) < 4 * error).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [100, 1000])
 def test_gaussian_bound_is_exact_for_a_normal_aggregate(n: int) -> None:
     """q(z) = N(0, I): the bound is tight, and the jackknife takes out the bias from having N data."""
@@ -347,6 +350,7 @@ def test_a_decoder_that_ignores_z() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_collapsed_vae_and_a_healthy_one() -> None:
     data = torch.tensor([[1.0] * 6, [0.0] * 6]).repeat(200, 1)
     reports = {}

@@ -110,6 +110,7 @@ def test_several_seeds() -> None:
         pv.compare({"b": base, "a": [base, from_elsewhere(base, data_hash="0" * 16)]})
 
 
+@pytest.mark.slow
 def test_interval_covers_the_truth() -> None:
     """Two models whose expected log p(x) is known, over 200 test sets: the 95 % interval covers in 90 to 99 %."""
     generator = torch.Generator().manual_seed(3)

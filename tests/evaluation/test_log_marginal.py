@@ -113,6 +113,7 @@ def test_reduced_precision_set_through_either_interface_is_put_back() -> None:
         torch.backends.cuda.matmul.fp32_precision = "none"
 
 
+@pytest.mark.slow
 def test_zero_weights_do_not_depend_on_the_chunks(monkeypatch) -> None:
     """A normal guide for a uniform prior: draws outside have weight zero, the ELBO is -inf, log p(x) is not."""
 
@@ -422,6 +423,7 @@ def test_slices_are_halved_when_memory_runs_out(monkeypatch) -> None:
         pv.log_marginal(model, x, num_samples=200, progress=False)
 
 
+@pytest.mark.slow
 def test_compiled_results_differ_by_rounding_alone(monkeypatch) -> None:
     monkeypatch.setattr(_graph, "_WARM_UP_CALLS", 2)
     model, x = pv.VAE((6,), 3, hidden=(16,)), binary(10)

@@ -87,6 +87,7 @@ def test_a_recurrent_encoder_is_played_back_and_the_head_spans_the_family(kind: 
         assert result.converged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("posterior", [pv.posteriors.FullRankNormal, pv.posteriors.IAF, pv.posteriors.Planar])
 def test_a_posterior_after_a_recurrent_encoder(posterior: type[pv.posteriors.Posterior]) -> None:
     torch.manual_seed(0)

@@ -83,6 +83,7 @@ def test_every_result_says_where_it_comes_from(name: str) -> None:
     assert not changed.same_density(found)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_takes_the_same_options(name: str, capsys) -> None:

@@ -47,6 +47,7 @@ def test_every_line_adds_up_datum_by_datum(name: str) -> None:
     assert (p["kl_to_posterior"] > 1e-3).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_columns_equal_the_terms_of_one_plain_run(name: str) -> None:
     """The same draws at once, without blocks, taken from LogTerms by hand."""

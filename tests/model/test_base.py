@@ -176,6 +176,7 @@ def test_damaged_and_missing_models_are_named(tmp_path) -> None:
         pv.load(path)
 
 
+@pytest.mark.slow
 def test_a_killed_save_leaves_the_old_file(tmp_path) -> None:
     path = small().save(tmp_path / "vae.safetensors")
     before = path.read_bytes()

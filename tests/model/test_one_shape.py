@@ -105,6 +105,7 @@ def test_exact_guide_gives_every_estimator_the_exact_value(k: int, x: Tensor) ->
     assert ((prior["log_px"] - exact.numpy()).abs() < 4 * prior["mc_se"]).all()
 
 
+@pytest.mark.slow
 def test_annealing_meets_the_exact_value_from_either_start(x: Tensor) -> None:
     exact = Nested().exact(x).numpy()
     for start, bound in (("posterior", 1e-8), ("prior", None)):

@@ -156,6 +156,7 @@ def test_a_single_datum_has_the_weight_gamma() -> None:
     torch.testing.assert_close(ours, pv.ELBO(beta=2.0, analytic_kl=False).per_datum(terms))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [BetaTCVAE(1297), BetaTCVAE(1297, estimator="weighted")])
 def test_training_lowers_the_total_correlation(objective: BetaTCVAE) -> None:
     """And is traced; the rest of the last, ragged batch goes through Pyro."""

@@ -50,14 +50,14 @@ def test_density_integrates_to_one(name: str) -> None:
     context = torch.randn(CONTEXT, dtype=torch.float64)
     q = family(context)
     with torch.no_grad():
-        z = q.expand((200_000,)).rsample() if isinstance(q, Flow) else q.rsample((200_000,))
+        z = q.expand((100_000,)).rsample() if isinstance(q, Flow) else q.rsample((100_000,))
         cover = z.T.cov() * (1.5 if family.can_score else 0.3)
         other = torch.distributions.MultivariateNormal(z.mean(0), cover)
         if family.can_score:
-            z = other.sample((200_000,))
+            z = other.sample((100_000,))
             ratio = (q.log_prob(z) - other.log_prob(z)).exp()
         else:
-            expanded = q.expand((200_000,))
+            expanded = q.expand((100_000,))
             z = expanded.rsample()
             ratio = (other.log_prob(z) - expanded.log_prob(z)).exp()
     se = ratio.std() / math.sqrt(len(ratio))

@@ -322,6 +322,7 @@ def test_a_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
     assert same(whole, again)
 
 
+@pytest.mark.slow
 def test_a_file_size_limit_is_a_full_disk_too(tmp_path: Path) -> None:
     script = f"""
 import resource, torch, pyrovae as pv

@@ -109,6 +109,7 @@ def test_takes_our_objectives_and_pyros(objective) -> None:
     assert run.history["val_loss"].iloc[-1] < run.history["val_loss"].iloc[0]
 
 
+@pytest.mark.slow
 def test_history_and_schedules() -> None:
     run = train(
         small(),

@@ -73,6 +73,7 @@ def test_linear_autoencoder_spans_the_principal_components(code_dim: int) -> Non
     assert model.reconstruction_error(DIGITS.train).mean().item() == pytest.approx(least.item(), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "options"), [("gaussian", {"scale": 0.4}), ("masking", {"fraction": 0.3})])
 def test_denoiser_beats_the_plain_autoencoder_on_noisy_digits(noise: str, options: dict) -> None:
     plain = trained_plain(32, (128,), "identity")
@@ -89,6 +90,7 @@ def test_denoiser_beats_the_plain_autoencoder_on_noisy_digits(noise: str, option
     assert z_score(left_in - denoiser.reconstruction_error(DIGITS.test, given=noisy)) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.05, 0.2])
 def test_sparse_autoencoder_reaches_its_target_activity(target: float) -> None:
     """The nearer, the heavier the penalty, on data not trained on; without it, units are active half the time."""
@@ -104,6 +106,7 @@ def test_sparse_autoencoder_reaches_its_target_activity(target: float) -> None:
     assert (plain - target).abs().mean() > target
 
 
+@pytest.mark.slow
 def test_l1_makes_codes_sparser() -> None:
     """Of the units that are ever on, more are exactly off at a datum with the penalty than without, and with a heavy
     one than with a light one. Units that are always off, which rectifiers lead to by themselves, do not count.
@@ -142,6 +145,7 @@ def test_kl_penalty_is_the_kl_of_bernoullis() -> None:
     assert silent.grad.sum().item() == pytest.approx(-0.05, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [(), (48,)], ids=["one layer", "deep"])
 def test_contractive_autoencoder_has_the_smaller_jacobian(hidden: tuple[int, ...]) -> None:
     sizes = {"hidden": hidden, "activation": "softplus", "code_activation": "sigmoid", "tied": True}

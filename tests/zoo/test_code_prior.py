@@ -43,6 +43,7 @@ def test_the_uniform_prior() -> None:
     assert p.log_prob(z).numpy() == pytest.approx(-6 * math.log(5))
 
 
+@pytest.mark.slow
 def test_it_learns_a_rule_and_is_saved(tmp_path) -> None:
     """Codes repeat along a row: after the first of a row nothing is left to chance."""
     torch.manual_seed(0)

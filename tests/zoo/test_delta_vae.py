@@ -39,6 +39,7 @@ def test_no_datum_has_a_rate_under_delta(digits, beta: float) -> None:
         assert rates["plain"].mean() < 0.2
 
 
+@pytest.mark.slow
 def test_it_is_a_vae_like_any_other(digits, tmp_path) -> None:
     vae = delta_vae(digits.event_shape, 6, delta=1.5, channels=3, hidden=(16,), likelihood="bernoulli")
     again = pv.load(vae.save(tmp_path / "vae.safetensors"))

@@ -166,6 +166,7 @@ def test_particles_at_once_equal_one_by_one(digits: Tensor, kind: str) -> None:
             torch.testing.assert_close(model.log_posterior(x[b : b + 1], latents=one)[0, 0], log_q[k, b])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_guide_and_prior_as_proposals_agree_on_log_px(digits: Tensor, kind: str) -> None:
     few = {} if kind == "nvae" else {"latent_dims": (2, 2, 1)}  # the prior finds the likely z of few dimensions only
@@ -181,7 +182,7 @@ def test_guide_and_prior_as_proposals_agree_on_log_px(digits: Tensor, kind: str)
     assert ((one["log_px"] - other["log_px"]).abs() < 4.5 * se).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k == "nvae")) for k in KINDS])
 def test_the_graph_engine_trains_it_to_the_same_weights(digits: Tensor, kind: str) -> None:
     trained = {}
     for compile in ("off", "graph"):
@@ -253,6 +254,7 @@ def test_nvae_penalty_is_lambda_times_the_singular_values(digits: Tensor) -> Non
     assert small("nvae", spectral_weight=0.0).penalty() is None
 
 
+@pytest.mark.slow
 def test_the_penalty_lowers_the_singular_values_that_training_ends_with(digits: Tensor) -> None:
     ends = {}
     for weight in (0.0, 1.0):

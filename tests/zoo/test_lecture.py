@@ -161,6 +161,7 @@ def test_on_digits_the_score_function_is_as_right_and_far_noisier(digits_vae) ->
 # -- decoders ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_decoders_beat_independent_pixels(likelihood: str) -> None:
     """Against the best model without latents: each pixel's mean, and one scale for all of them."""

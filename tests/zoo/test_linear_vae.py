@@ -66,6 +66,7 @@ def test_no_maximum_says_so(digits: torch.Tensor) -> None:
     assert LinearGaussian.maximum_likelihood(digits, 64, noise=0.1).noise == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("latent_dim", "scale", "epochs", "learning_rate"),
     [(8, "shared", 400, 0.01), pytest.param(16, 0.35, 300, 0.02, id="16-fixed")],

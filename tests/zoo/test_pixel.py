@@ -52,6 +52,7 @@ def test_alone_log_p_is_exact_and_every_estimator_says_so(decoder: str) -> None:
         pv.ais(model, x, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["pixelcnn", "gru"])
 def test_alone_it_learns_a_distribution(decoder: str) -> None:
     """512 images whose second row repeats the first: the entropy is 3 log 2."""
@@ -83,6 +84,7 @@ def by_quadrature(vae: PixelVAE, x: Tensor) -> Tensor:
         return (vae.p(z[:, None, None]).log_prob(x) + log_prior).logsumexp(0) + (z[1] - z[0]).log()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["pixelcnn", "gru"])
 def test_conditioned_on_z_log_marginal_is_that_of_quadrature(decoder: str) -> None:
     vae, x = conditioned(decoder), EVERY.double()
@@ -151,6 +153,7 @@ def test_it_trains_as_a_graph_with_the_same_bits(decoder: str) -> None:
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+@pytest.mark.slow
 def test_other_likelihoods_networks_and_posteriors() -> None:
     x = torch.randint(0, 4, (6, 2, 4, 8)) / 3
     for decoder in ("pixelcnn", "gru"):
@@ -180,6 +183,7 @@ def test_with_a_committed_rate_it_cannot_collapse() -> None:
     assert report.rate > 1.5
 
 
+@pytest.mark.slow
 def test_posterior_collapse_on_digits_and_free_bits_against_it() -> None:
     """The decoder models digits without z, so that plain training leaves none of 8 latents active (for these nine
     epochs: this small one finds a use for a few tenths of a nat later).

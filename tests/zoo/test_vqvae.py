@@ -59,6 +59,7 @@ def exact(model: VQVAE, x: Tensor) -> Tensor:
         return model.double().log_joint(x.double(), latents={"z": every.expand(16, len(x), 1, 2)}).logsumexp(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["uniform", "learnt"])
 def test_the_bound_is_log_p_of_x_and_its_codes_and_lies_below_log_p(prior: str) -> None:
     model, x = tiny()
@@ -107,6 +108,7 @@ def test_elbo_terms_and_collapse_take_it_as_any_other() -> None:
     assert report.mutual_information == pytest.approx(entropy, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_discrete_latents_are_refused_where_they_must_move_about() -> None:
     model, x = tiny()
     with pytest.raises(TypeError, match="discrete"):
@@ -118,6 +120,7 @@ def test_discrete_latents_are_refused_where_they_must_move_about() -> None:
 # -- digits ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_more_than_half_of_the_codebook_is_used(trained: VQVAE, data: pv.datasets.Data) -> None:
     counts = trained.code_counts(data.test)
     assert counts.sum() == len(data.test) * 16
@@ -125,6 +128,7 @@ def test_more_than_half_of_the_codebook_is_used(trained: VQVAE, data: pv.dataset
     assert 8.0 < perplexity(counts) < 32.0
 
 
+@pytest.mark.slow
 def test_codes_tell_more_than_the_mean_digit(trained: VQVAE, data: pv.datasets.Data) -> None:
     with torch.no_grad():
         distortion = -trained.p(trained.codes(data.test)).log_prob(data.test)
@@ -135,6 +139,7 @@ def test_codes_tell_more_than_the_mean_digit(trained: VQVAE, data: pv.datasets.D
     torch.testing.assert_close(trained.reconstruct(data.test[:5]), trained.p(trained.codes(data.test[:5])).mean)
 
 
+@pytest.mark.slow
 def test_the_learnt_prior_beats_the_uniform_one(trained: VQVAE, with_prior: VQVAE, data: pv.datasets.Data) -> None:
     results = {
         name: pv.log_marginal(model, data.test, num_samples=2, progress=False)
@@ -175,6 +180,7 @@ def test_sampling_goes_through_the_prior(with_prior: VQVAE, trained: VQVAE, data
     assert with_prior.decode(codes[:6].reshape(2, 3, 4, 4)).shape == (2, 3, 1, 8, 8)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_with_its_prior(with_prior: VQVAE, data: pv.datasets.Data, tmp_path) -> None:
     with_prior.save(tmp_path / "model.safetensors")
     again = pv.load(tmp_path / "model.safetensors")
