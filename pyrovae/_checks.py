@@ -237,12 +237,7 @@ def to_device(values: Any, device: torch.device) -> Any:
 
 
 def as_covariates(
-    covariates: tuple[Any, ...],
-    n: int | None,
-    like: Tensor | None = None,
-    columns: Columns | None = None,
-    *,
-    of: str = "",
+    covariates: tuple[Any, ...], n: int | None, like: Tensor | None = None, columns: Columns | None = None, of: str = ""
 ) -> tuple[Any, ...]:
     """Make tensors of arrays, DataFrames and tensors, checked; the rest stays as it is.
 

@@ -89,14 +89,13 @@ class LinearGaussian(VAEModel):
             pyro.sample("x", dist.Normal(z @ self.w.T + self.b, self.noise).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        precision = self.precision()
-        mean = self.posterior_mean(x)
+        precision, mean = self.precision(), self.posterior_mean(x)
+        if self.guide_kind == "exact":
+            q = dist.MultivariateNormal(mean, precision_matrix=precision)
+        else:
+            q = dist.Normal(mean + self.shift, self.stretch * precision.diagonal().rsqrt()).to_event(1)
         with pyro.plate("data", len(x)):
-            if self.guide_kind == "exact":
-                pyro.sample("z", dist.MultivariateNormal(mean, precision_matrix=precision))
-            else:
-                scale = self.stretch * precision.diagonal().rsqrt()
-                pyro.sample("z", dist.Normal(mean + self.shift, scale).to_event(1))
+            pyro.sample("z", q)
 
     def precision(self) -> Float[Tensor, "z z"]:
         """Λ, the posterior's precision matrix."""

@@ -135,11 +135,8 @@ def moment(p: Any, name: Literal["mean", "variance"]) -> Tensor | None:
 
 def center(p: Any) -> Tensor | None:
     """The mean, where it is stated and finite; else the mode, where that is."""
-    mean = moment(p, "mean")
-    return _mode(p) if mean is None else mean
-
-
-def _mode(p: Any) -> Tensor | None:
+    if (mean := moment(p, "mean")) is not None:
+        return mean
     core = innermost(p, WRAPPERS)
     mode = core.mode if type(core).mode is not Distribution.mode else None
     return mode.expand(p.batch_shape + p.event_shape) if mode is not None and bool(mode.isfinite().all()) else None

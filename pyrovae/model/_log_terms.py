@@ -20,7 +20,7 @@ from torch.distributions import Distribution, constraints
 
 from pyrovae._compat.pyro import is_sample_site, scale_and_mask
 from pyrovae.distributions._capabilities import capabilities, innermost, innermost_support
-from pyrovae.distributions._density import is_zero_somewhere, log_density, mask_of
+from pyrovae.distributions._density import is_zero_somewhere, log_density, mask_of, sum_last
 from pyrovae.distributions._kl import expanded_kl, kl_by_dimension
 from pyrovae.model._latents import Latents, PerDatum, VectorPerDatum, as_latents, of_one_particle, over_plates
 from pyrovae.model._modes import disable_param_statements
@@ -58,7 +58,7 @@ class LogTerms:
     posterior: Mapping[str, Distribution]
     shape: tuple[int, int]
     masks: Mapping[str, tuple[Tensor | bool, Tensor | bool]]
-    _count: Callable[[], Float[Tensor, "batch"] | None]
+    _observed_sites: Sites
 
     def read(self) -> "LogTerms":
         """Compute every log-density now, and return the terms.
@@ -85,7 +85,18 @@ class LogTerms:
         """The number of observed dimensions of each datum: masked ones are not, and a one-hot vector is one. ``None``
         where a site's cannot be counted (multinomial).
         """
-        return self._count()
+        total = torch.zeros(self.shape[1])
+        for site in self._observed_sites.values():
+            fn = site["fn"]
+            core = innermost_support(capabilities(fn).support)
+            if isinstance(core, constraints.multinomial):
+                return None
+            each = torch.as_tensor(mask_of(fn, site["mask"])).expand(fn.batch_shape + fn.event_shape)
+            if core is constraints.one_hot:
+                each = each[..., :1]
+            counts = sum_last(each, len(fn.event_shape)).to(torch.get_default_dtype())
+            total = total.to(counts.device) + _to_particles_and_batch(counts, *self.shape)[0]
+        return total
 
     @property
     def not_reparameterized(self) -> list[str]:
@@ -171,7 +182,7 @@ def log_terms(
         posterior={n: s["fn"] for n, s in guide_sites.items()},
         shape=(k, b),
         masks=masks_of(guide_sites, hidden),
-        _count=partial(_num_observed, observed, k, b),
+        _observed_sites=observed,
     )
 
 
@@ -295,23 +306,6 @@ def _to_particles_and_batch(term: Tensor, k: int, b: int) -> Tensor:
     """Sum ``(K, *plates, B)``, or ``(*plates, B)`` for one particle, over the plates between: ``(K, B)``."""
     term = term if k > 1 or not term.dim() else term.unsqueeze(0)
     return over_plates(term).expand(k, b)
-
-
-def _num_observed(sites: Mapping[str, dict[str, Any]], k: int, b: int) -> Tensor | None:
-    """Count the observed dimensions of each datum; ``None`` where a site's cannot be counted."""
-    total = torch.zeros(b)
-    for site in sites.values():
-        fn, shape = site["fn"], site["fn"].batch_shape + site["fn"].event_shape
-        core = innermost_support(capabilities(fn).support)
-        if isinstance(core, constraints.multinomial):
-            return None
-        each = torch.as_tensor(mask_of(fn, site["mask"])).expand(shape)
-        if core is constraints.one_hot:
-            each = each[..., :1]
-        events = len(fn.event_shape)
-        counts = (each.flatten(-events).sum(-1) if events else each).to(torch.get_default_dtype())
-        total = total.to(counts.device) + _to_particles_and_batch(counts, k, b)[0]
-    return total
 
 
 def sum_terms(terms: Mapping[str, Tensor]) -> Any:

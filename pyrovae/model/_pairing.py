@@ -9,8 +9,8 @@ from pyro.distributions import Delta, Unit
 from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
-from pyrovae.distributions._capabilities import innermost
-from pyrovae.distributions._density import mask_of
+from pyrovae.distributions._capabilities import capabilities, innermost
+from pyrovae.distributions._density import is_everywhere_positive, mask_of
 from pyrovae.distributions._normals import rounding_error
 
 Sites = Mapping[str, dict[str, Any]]
@@ -94,6 +94,13 @@ def check_masks(masks: Mapping[str, tuple[Tensor | bool, Tensor | bool]]) -> Non
         of_guide, of_model = torch.broadcast_tensors(*(torch.as_tensor(mask) for mask in pair))
         if not torch.equal(of_guide.cpu(), of_model.cpu()):
             raise NotAPair(f"site {name!r} is masked differently in model and guide: the two masks must be equal.")
+
+
+def narrower_sites(distributions: Mapping[str, Distribution], others: Mapping[str, Distribution]) -> list[str]:
+    """The sites at which a distribution has mass on a part of the reals, and the other one on all of them."""
+    partial = {site: p for site, p in distributions.items() if site in others and not is_everywhere_positive(p)}
+    can = {site: capabilities(p) for site, p in partial.items()}
+    return [s for s in partial if is_everywhere_positive(others[s]) and not (can[s].discrete or can[s].point_mass)]
 
 
 def check_precision(posterior: Mapping[str, Distribution]) -> None:

@@ -66,8 +66,7 @@ class SaveableModule(nn.Module):
     @property
     def placement(self) -> Tensor:
         """An empty tensor of the model's device and dtype."""
-        first = next(chain(self.parameters(), self.buffers()), torch.empty(0))
-        return torch.empty(0, device=first.device, dtype=first.dtype)
+        return next(chain(self.parameters(), self.buffers()), torch.empty(0)).new_empty(0)
 
     def as_data(self, value: Any, name: str = "x", covariates: tuple[Any, ...] = ()) -> Tensor:
         """Check data ``(N, *event_shape)``, and return them as a tensor; see :func:`pyrovae._checks.as_data`."""

@@ -1,6 +1,5 @@
 """Checks that data lie where the likelihood has mass."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +8,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrovae.distributions._capabilities import capabilities, family, innermost, space, support_of, varies
-from pyrovae.distributions._density import is_everywhere_positive
 from pyrovae.distributions._discrete import OnLevels
 from pyrovae.model._log_terms import LogTerms, log_terms, sample_sites
 from pyrovae.model._modes import local_parameters
@@ -76,13 +74,6 @@ def check_densities(terms: LogTerms) -> None:
                 f"site {site!r} of the guide is a point mass ({family(q)}) on a continuum, which has "
                 f"no density: no log p(x) follows from it. Use a guide with a density, e.g. a narrow Normal."
             )
-
-
-def narrower_sites(distributions: Mapping[str, Distribution], others: Mapping[str, Distribution]) -> list[str]:
-    """The sites at which a distribution has mass on a part of the reals, and the other one on all of them."""
-    partial = {site: p for site, p in distributions.items() if site in others and not is_everywhere_positive(p)}
-    can = {site: capabilities(p) for site, p in partial.items()}
-    return [s for s in partial if is_everywhere_positive(others[s]) and not (can[s].discrete or can[s].point_mass)]
 
 
 def check_values(site: str, likelihood: Distribution, value: Tensor, name: str = "x") -> None:

@@ -10,13 +10,13 @@ from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyrovae._checks import require_at_least, require_one_of
+from pyrovae._checks import require_at_least, require_one_of, resolve_device
 from pyrovae._distributed import connect, rank
 from pyrovae._random import seeded
 from pyrovae.model._modes import local_parameters
 from pyrovae.training._checkpoint import Checkpoint, CheckpointFolder, identity
 from pyrovae.training._loop import train
-from pyrovae.training._plan import Plan, checked_device, checked_objective, join_processes, make_batches, make_optimizer
+from pyrovae.training._plan import Plan, checked_objective, join_processes, make_batches, make_optimizer
 from pyrovae.training._result import Callback, FitResult
 from pyrovae.training.batches import Model, Transform, with_splits
 from pyrovae.training.engines import ENGINES, Name, Task
@@ -110,7 +110,12 @@ def fit(
         require_one_of(tuple(ENGINES), compile=compile)
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive; got {clip_norm}.")
-        target = checked_device(device, precision)
+        require_one_of(("float32", "bfloat16"), precision=precision)
+        target = resolve_device(device)
+        if precision == "bfloat16" and target.type != "cuda":
+            raise ValueError(
+                f"precision='bfloat16' is for CUDA devices; the device is {target}. Use precision='float32'."
+            )
         folder = None if checkpoint is None else CheckpointFolder(checkpoint)
         data, validation, transform = with_splits(data, validation, batch_transform)
         if patience is not None:

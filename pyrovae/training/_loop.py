@@ -78,7 +78,7 @@ def _epoch(
     engine.work.total.fill_(progress.loss)
     for batch in progress.remaining(batches):
         if progress.epoch == 0:
-            batches.in_first_epoch(task.model, batch)
+            batches.in_first_epoch(batch)
         task.set_time(progress.time(plan))
         generators = get_state() if task.reads_every_loss else []
         try:
@@ -134,7 +134,7 @@ def _validate(engine: Engine, epoch: int, diagnosis: Diagnosis) -> float:
         total.zero_()
         for batch in held_out:
             if epoch == 0:
-                held_out.in_first_epoch(task.model, batch)
+                held_out.in_first_epoch(batch)
             engine(batch)
             count += batch.weight * batch.size
     held_out.check_not_exhausted(epoch, count)

@@ -9,13 +9,12 @@ from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyrovae._checks import placed, require_one_of, require_positive, resolve_device
+from pyrovae._checks import placed, require_positive
 from pyrovae._distributed import check_same_everywhere, from_main, num_processes, rank
 from pyrovae._random import reseed
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._inputs import keep_columns
-from pyrovae.model._support import narrower_sites
-from pyrovae.objectives import ELBO, Objective
+from pyrovae.objectives import ELBO
 from pyrovae.training._checkpoint import CheckpointFolder
 from pyrovae.training._result import Callback
 from pyrovae.training._trainable import check_optimizer, trainable
@@ -73,15 +72,6 @@ def checked_objective(model: Model, objective: PyroELBO | None) -> PyroELBO | No
     return objective
 
 
-def checked_device(device: str | torch.device, precision: str) -> torch.device:
-    """Where to train."""
-    require_one_of(("float32", "bfloat16"), precision=precision)
-    target = resolve_device(device)
-    if precision == "bfloat16" and target.type != "cuda":
-        raise ValueError(f"precision='bfloat16' is for CUDA devices; the device is {target}. Use precision='float32'.")
-    return target
-
-
 def make_batches(
     model: Model, data: Any, validation: Any, transform: Transform | None, batch_size: int, objective: PyroELBO | None
 ) -> tuple[Batches, Batches | None]:
@@ -92,30 +82,13 @@ def make_batches(
             x = placed(x, model.placement)
             validation = (from_main(transform(x) if transform else x), *rest)
         train = as_batches(model, data, batch_size=batch_size, transform=transform)
-        _check(train, model, objective)
+        train.check(objective)
         held_out = None
         if validation is not None:
             held_out = as_batches(model, validation, batch_size=batch_size, held_out=True)
-            _check(held_out, model, objective)
-    if held_out is not None:
-        model.validated_on = tuple(dict.fromkeys((*model.validated_on, held_out.hash())))
+            held_out.check(objective)
+            model.validated_on = tuple(dict.fromkeys((*model.validated_on, held_out.hash())))
     return train, held_out
-
-
-def _check(batches: Batches, model: Model, objective: PyroELBO | None) -> None:
-    """Run the model on some data, and let the objective look at its terms."""
-    particles = 1 if objective is None else min(objective.num_particles, 2)
-    ours = objective is None or isinstance(objective, Objective)
-    terms = batches.check(model, particles, paired=ours)
-    if terms is None:
-        return
-    if isinstance(objective, Objective):
-        objective.check(terms)
-    elif not ours and (wider := narrower_sites(terms.prior, terms.posterior)):
-        raise ValueError(
-            f"the guide draws site {wider[0]!r} outside the prior's support, where log p(z) and the ELBO are -inf, "
-            f"which {type(objective).__name__} does not notice: give it a guide on the prior's support."
-        )
 
 
 def make_optimizer(model: Model, make: Callable[[Any], Optimizer] | None, learning_rate: float) -> Optimizer:

@@ -24,7 +24,7 @@ from pyrovae.evaluation.marginal._verdict import (
 )
 from pyrovae.model import VAEModel
 from pyrovae.model._base_space import BaseSpace
-from pyrovae.model._support import narrower_sites
+from pyrovae.model._pairing import narrower_sites
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from pyrovae.evaluation.marginal._chains import Chains, Schedule, estimate_chain
 from pyrovae.evaluation.marginal._verdict import combined_se, se_over_data
 from pyrovae.model import VAEModel
 from pyrovae.model._base_space import BaseSpace
-from pyrovae.model._support import narrower_sites
+from pyrovae.model._pairing import narrower_sites
 
 
 @dataclass(frozen=True, kw_only=True)

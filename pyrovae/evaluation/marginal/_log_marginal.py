@@ -20,7 +20,7 @@ from pyrovae.evaluation.marginal._stream import WeightStream
 from pyrovae.evaluation.marginal._verdict import judge
 from pyrovae.evaluation.marginal._weights import LogWeights, Proposal
 from pyrovae.model import VAEModel
-from pyrovae.model._support import narrower_sites
+from pyrovae.model._pairing import narrower_sites
 
 BOUNDS = (1, 10, 100, 500, 1000, 5000)
 _PILOT = 200  # draws that decide how many a datum needs for target_mc_se, and the fewest that it gets

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro
+from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrovae._checks import as_covariates, as_data, as_normal_tensor, placed
 from pyrovae._compat.pyro import reason
 from pyrovae._random import restored_state
-from pyrovae.model import LogTerms, LossModel, VAEModel
+from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._inputs import num_covariates, program
 from pyrovae.model._modes import inference
-from pyrovae.model._pairing import NotAPair
+from pyrovae.model._pairing import NotAPair, narrower_sites
 from pyrovae.model._support import check_densities, check_observed, check_values, checked_terms, fixed_support
+from pyrovae.objectives import Objective
 
 Tensors = tuple[Tensor, ...]
 Transform = Callable[[Tensor], Tensor]
@@ -53,8 +55,8 @@ class Batches(ABC):
         own_generator: whether they draw from a generator whose state nobody else knows.
     """
 
-    def __init__(self, like: Tensor, transform: Transform | None, name: str) -> None:
-        self.like, self.transform, self.name = like, transform, name
+    def __init__(self, model: Model, transform: Transform | None, name: str) -> None:
+        self.model, self.like, self.transform, self.name = model, model.placement, transform, name
         self.num_steps: int | None = None
         self.size: int | None = None
         self.own_generator = False
@@ -73,21 +75,20 @@ class Batches(ABC):
         x, *covariates = tensors
         return as_normal_tensor(placed(x, self.like)), *as_covariates(tuple(covariates), len(x), self.like)
 
-    def check(self, model: Model, num_particles: int = 1, *, paired: bool = True) -> LogTerms | None:
-        """Run the model on the first batch with validation on; it learns its ``event_shape`` if it has none.
+    def check(self, objective: PyroELBO | None) -> None:
+        """Run the model on the first batch with validation on, and let the objective look at its terms. The model
+        learns its ``event_shape`` if it has none.
 
         Args:
-            model: the model.
-            num_particles: K of the run.
-            paired: whether the terms of model and guide must sum to log p(x, z) - log q(z | x), as they must under
-                our objectives.
-
-        Returns:
-            The terms of two data, of a model that has them.
+            objective: what is minimised. Under our own objectives the terms of model and guide must sum to
+                log p(x, z) - log q(z | x).
 
         Raises:
             ValueError: an empty set, or what :meth:`VAEModel.check` finds.
         """
+        model = self.model
+        ours = objective is None or isinstance(objective, Objective)
+        particles = 1 if objective is None else min(objective.num_particles, 2)
         try:
             first = next((self.prepare(*batch.raw) for batch in self), None)
         except RuntimeError as error:
@@ -105,20 +106,26 @@ class Batches(ABC):
             model.event_shape = tuple(x.shape[1:])
         terms = None
         try:
-            terms = model.check(x, *first[1:], num_particles=num_particles, name=self.name)
+            terms = model.check(x, *first[1:], num_particles=particles, name=self.name)
         except NotAPair:
-            if paired:
+            if ours:
                 raise
             self._paired = False
-        self.look(model, first)
+        self.look(first)
         if self.name == "data" and isinstance(model, VAEModel):
             _warn_if_not_evaluable(model, x, *first[1:], name=self.name)
-        return terms
+        if terms is not None and isinstance(objective, Objective):
+            objective.check(terms)
+        elif terms is not None and not ours and (wider := narrower_sites(terms.prior, terms.posterior)):
+            raise ValueError(
+                f"the guide draws site {wider[0]!r} outside the prior's support, where log p(z) and the ELBO are -inf, "
+                f"which {type(objective).__name__} does not notice: give it a guide on the prior's support."
+            )
 
-    def in_first_epoch(self, model: Model, batch: Batch) -> None:
+    def in_first_epoch(self, batch: Batch) -> None:
         """Look at a batch, drawn as it will be, before it is trained on: :meth:`check` saw the first alone."""
         with restored_state():
-            self.look(model, self.prepare(*batch.raw))
+            self.look(self.prepare(*batch.raw))
 
     def hash(self) -> str:
         """What identifies the data: their content, as far as that can be had."""
@@ -132,8 +139,9 @@ class Batches(ABC):
                 f"DataLoader of one, or tensors."
             )
 
-    def look(self, model: Model, tensors: Tensors) -> None:
+    def look(self, tensors: Tensors) -> None:
         """Raise a ``ValueError`` if ``(x, *covariates)`` hold values that the model does not take."""
+        model = self.model
         as_data(tensors[0], self.name, model.event_shape, integers=True)
         if not isinstance(model, VAEModel):
             model.check_values(tensors[0], self.name)
@@ -156,5 +164,5 @@ def _warn_if_not_evaluable(model: VAEModel, *tensors: Any, name: str) -> None:
         warnings.warn(
             f"{type(model).__name__} can be trained like this, but no estimator of log p(x) will take it: "
             f"{reason(error)}",
-            stacklevel=7,  # the call of fit
+            stacklevel=6,  # the call of fit
         )

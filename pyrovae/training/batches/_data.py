@@ -48,7 +48,7 @@ def as_batches(
         if held_out:
             most = MAX_NUMBERS_AT_ONCE // max(tensors[0][0].numel(), 1)
             batch_size = max(batch_size, min(_MAX_ENLARGEMENT * batch_size, most))
-        return TensorBatches(tensors, batch_size, model.placement, transform, name)
+        return TensorBatches(tensors, batch_size, model, transform, name)
     if isinstance(data, Dataset):
         if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]
             raise ValueError(f"{name} is empty. Pass at least one datum.")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import torch
+from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
 
@@ -12,7 +13,6 @@ from pyrovae._checks import as_tensor
 from pyrovae._distributed import from_main, gathered, my_share, num_processes
 from pyrovae._hash import content_hash
 from pyrovae._random import restored_state
-from pyrovae.model import LogTerms
 from pyrovae.model._inputs import num_covariates
 from pyrovae.training.batches._base import Batch, Batches, Model, Tensors, Transform
 
@@ -25,13 +25,13 @@ class TensorBatches(Batches):
     Then a step takes their rows, and gathers them itself. Several processes share every batch.
     """
 
-    def __init__(self, tensors: Tensors, batch_size: int, like: Tensor, transform: Transform | None, name: str) -> None:
-        super().__init__(like, transform, name)
+    def __init__(self, tensors: Tensors, batch_size: int, model: Model, transform: Transform | None, name: str) -> None:
+        super().__init__(model, transform, name)
         size = sum(t.numel() * t.element_size() for t in tensors)
-        room = like.device.type != "cuda" or size < torch.cuda.mem_get_info(like.device)[0] // 2
+        room = self.like.device.type != "cuda" or size < torch.cuda.mem_get_info(self.like.device)[0] // 2
         self._resident = all(gathered(room))  # the order of the data is drawn where they are
         if self._resident:
-            tensors = tuple(t.to(like.device) for t in tensors)
+            tensors = tuple(t.to(self.like.device) for t in tensors)
         self._tensors, self._batch_size = tensors, batch_size
         self.num_steps = math.ceil(len(tensors[0]) / batch_size)
         self.size = min(batch_size, len(tensors[0])) if num_processes() == 1 else None
@@ -48,15 +48,14 @@ class TensorBatches(Batches):
     def _rows(self, rows: Tensor) -> Tensors:
         return tuple(t[rows] for t in self._tensors)
 
-    def check(self, model: Model, num_particles: int = 1, *, paired: bool = True) -> LogTerms | None:
-        terms = super().check(model, num_particles, paired=paired)
+    def check(self, objective: PyroELBO | None) -> None:
+        super().check(objective)
         x = self._tensors[0]
         with restored_state():
             for rows in torch.arange(len(x)).split(max(self._batch_size, MAX_NUMBERS_AT_ONCE // x[0].numel())):
-                self.look(model, super().prepare(*self._on_device(self._rows(rows.to(x.device)))))
-        return terms
+                self.look(super().prepare(*self._on_device(self._rows(rows.to(x.device)))))
 
-    def in_first_epoch(self, model: Model, batch: Batch) -> None:
+    def in_first_epoch(self, batch: Batch) -> None:
         """Nothing: :meth:`check` has seen everything, as the transform may draw it."""
 
     def hash(self) -> str:
@@ -67,9 +66,8 @@ class LoaderBatches(Batches):
     """Batches of a ``DataLoader``; fields that the model does not take are dropped."""
 
     def __init__(self, loader: DataLoader, model: Model, transform: Transform | None, name: str) -> None:
-        super().__init__(model.placement, transform, name)
+        super().__init__(model, transform, name)
         self._loader, self._num_fields, self.size = loader, 1 + num_covariates(model)[1], _whole(loader)
-        self._model = model
         self._dtype: torch.dtype | None = None  # of x, which the first batch decides
         self.own_generator = loader.generator is not None or getattr(loader.sampler, "generator", None) is not None
         if num_processes() > 1 and not isinstance(loader.sampler, DistributedSampler) and name == "data":
@@ -90,7 +88,7 @@ class LoaderBatches(Batches):
             self._loader.sampler.set_epoch(int(from_main(torch.randint(2**31, (), device=self.like.device))))
         for loaded in self._loader:
             parts = tuple(loaded) if isinstance(loaded, (tuple, list)) else (loaded,)
-            columns = [*(self._model.columns or []), *[None] * len(parts)]
+            columns = [*(self.model.columns or []), *[None] * len(parts)]
             pairs = zip(parts[: self._num_fields], columns, strict=False)
             fields = tuple(as_tensor(part, self.name, names).detach() for part, names in pairs)
             if self._dtype is None:
@@ -102,7 +100,7 @@ class LoaderBatches(Batches):
         """Of what the model or, where there is one, the transform is given."""
         if x.is_floating_point() or self.transform is not None:
             return self.like.dtype
-        x = self._model.as_data(x, self.name, covariates)
+        x = self.model.as_data(x, self.name, covariates)
         return self.like.dtype if x.is_floating_point() else x.dtype
 
     def hash(self) -> str:
