@@ -125,7 +125,9 @@ class Graph:
             module = trace(flat, *tensors)
             much = self._compile == "inductor" or (self._compile == "auto" and is_worthwhile(module, self._expected))
             fold(module)
-        except Exception:  # whatever a user's code does that cannot be traced
+        except Exception as error:  # whatever a user's code does that cannot be traced
+            if self._compile == "inductor":
+                warnings.warn(f"not compiled, because it cannot be traced: {first_line(error)}", stacklevel=3)
             return None, None
         if much:
             try:

@@ -53,7 +53,8 @@ class Registry(dict[str, type[Part]]):
         if options:
             raise ValueError(f"{kind}_options are for a {kind} given by name; got {type(part).__name__}.")
         if not isinstance(part, self.base):
-            raise TypeError(f"{kind} must be a name or a {self.base.__name__}; got {type(part).__name__}.")
+            got = f"the class {part.__name__}: pass an instance" if isinstance(part, type) else type(part).__name__
+            raise TypeError(f"{kind} must be a name or a {self.base.__name__}; got {got}.")
         check_sizes(kind, part, **sizes)
         return part
 

@@ -87,6 +87,9 @@ class Result(ABC):
 
         Returns:
             The path.
+
+        Raises:
+            ValueError: something that no file holds.
         """
         arrays: dict[str, np.ndarray] = {}
         facts: dict[str, Any] = {"format": _FORMAT, "class": [type(self).__module__, type(self).__qualname__]}
@@ -94,11 +97,12 @@ class Result(ABC):
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if isinstance(value, pd.DataFrame):
-                facts["tables"][f.name], columns = as_arrays(value)
+                described, columns = as_arrays(value)
+                facts["tables"][f.name] = encode(described)
                 arrays |= {f"{f.name}.{i}": column for i, column in enumerate(columns)}
             elif isinstance(value, Tensor):
                 facts["tensors"].append(f.name)
-                arrays[f.name] = value.detach().cpu().numpy()
+                arrays[f"{f.name}."] = value.detach().cpu().numpy()
             else:
                 facts["values"][f.name] = encode(vars(value) if isinstance(value, Provenance) else value)
         if odd := not_kept(facts):
@@ -124,8 +128,9 @@ class Result(ABC):
                 kind = find(Result, *facts["class"])
                 fields = {name: decode_plain(value) for name, value in facts["values"].items()}
                 fields["provenance"] = Provenance(**fields["provenance"])
-                fields |= {name: torch.from_numpy(file[name]) for name in facts["tensors"]}
+                fields |= {name: torch.from_numpy(file[f"{name}."]) for name in facts["tensors"]}
                 for name, described in facts["tables"].items():
+                    described = decode_plain(described)
                     count = len(described["columns"]) + len(described["index"])
                     fields[name] = as_frame(described, [file[f"{name}.{i}"] for i in range(count)])
         except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
@@ -145,9 +150,9 @@ def as_arrays(table: pd.DataFrame) -> tuple[dict[str, Any], list[np.ndarray]]:
     levels = [_storable(index.get_level_values(i)) for i in range(index.nlevels)]
     columns = [table.iloc[:, i] for i in range(table.shape[1])]
     described = {
-        "columns": [str(name) for name in table],
+        "columns": list(table),
         "index": list(index.names),
-        "range": isinstance(index, pd.RangeIndex),
+        "kind": type(index).__name__,
     }
     return described, [*(_storable(pd.Index(column)) for column in columns), *levels]
 
@@ -158,14 +163,14 @@ def as_frame(described: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> pd.D
     own = [array.astype(object) if array.dtype.kind == "U" else array for array in arrays]
     columns, keys = own[: len(names)], own[len(names) :]
     index: pd.Index
-    if len(levels) > 1:
+    if described["kind"] == "MultiIndex":
         index = pd.MultiIndex.from_arrays(keys, names=levels)
-    elif described["range"] and len(keys[0]):
+    elif described["kind"] == "RangeIndex" and len(keys[0]):
         step = int(keys[0][1] - keys[0][0]) if len(keys[0]) > 1 else 1
         index = pd.RangeIndex(int(keys[0][0]), int(keys[0][-1]) + step, step, name=levels[0])
     else:
         index = pd.Index(keys[0], name=levels[0])
-    return pd.DataFrame(dict(zip(names, columns, strict=True)), index)
+    return pd.DataFrame(dict(enumerate(columns)), index).set_axis(pd.Index(names, tupleize_cols=False), axis=1)
 
 
 def _storable(labels: pd.Index) -> np.ndarray:

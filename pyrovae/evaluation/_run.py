@@ -85,10 +85,12 @@ class EvaluationRun:
         self.data = as_evaluation_data(model, x, covariates, counted=density)
         self.memory_budget, self.compile, self._seed = memory_budget, compile, seed
         self._device, self._progress, self._density = device, progress, density
-        self._stack = ExitStack()
+        self._stack: ExitStack | None = None
         self._bar: Any = None
 
     def __enter__(self) -> Self:
+        if self._stack is not None:
+            raise RuntimeError("this run is or was entered already: make another EvaluationRun.")
         connect()
         with ExitStack() as stack:
             self.device = stack.enter_context(strict(self.model, self._device))
@@ -107,6 +109,7 @@ class EvaluationRun:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        assert self._stack is not None
         self._stack.close()
 
     def provenance(self) -> Provenance:
@@ -122,7 +125,9 @@ class EvaluationRun:
         return child
 
     def reseed(self, *numbers: int) -> None:
-        """Start the draws that these numbers stand for."""
+        """Start the draws that these numbers stand for. Zeros at their end do not count, and :meth:`draws` has taken
+        those of rows and draws: what is drawn besides them is drawn :meth:`within`.
+        """
         reseed(self.base_seed, *numbers)
 
     def part(self, rows: slice) -> tuple[Any, ...]:
@@ -157,6 +162,29 @@ class EvaluationRun:
         """Move the progress bar of :meth:`collect`."""
         self._bar.update(count)
 
+    def average(
+        self, draw: Callable[..., Mapping[Any, Tensor]], num_samples: int, *, description: str
+    ) -> dict[Any, np.ndarray]:
+        """The means over all draws of every datum, ``(N, ...)``.
+
+        Args:
+            draw: ``draw(k, x, *covariates)`` makes k draws of each of some data, and gives their sums, ``(B, ...)``.
+            num_samples: K.
+            description: of the progress bar.
+        """
+        sizes = self.plan(draw, num_samples)
+        sums_of = self.graph(draw, sizes, num_samples)
+
+        def compute(rows: slice, at_once: int) -> dict[Any, Tensor]:
+            part, total = self.part(rows), dict[Any, Any]()
+            for k in self.draws(rows, num_samples, at_once):
+                for name, values in sums_of(k, *part).items():
+                    total[name] = total.get(name, 0.0) + values
+                self.advance(k * len(part[0]))
+            return {name: values / num_samples for name, values in total.items()}
+
+        return self.collect(compute, sizes, total=num_samples, description=description)
+
     def collect(
         self, compute: Compute, sizes: Sizes, *, total: int, description: str, unit: str = "draw"
     ) -> dict[Any, np.ndarray]:
@@ -182,10 +210,17 @@ class EvaluationRun:
                     return rows, compute(rows, sizes[1])
 
                 (rows, found), sizes = within_memory(attempt, sizes, self.device)
+                if columns and columns.keys() != found.keys():
+                    raise ValueError(f"compute gave {list(found)} for {rows}, and {list(columns)} before.")
                 for name, values in found.items():
                     # Whole columns from the start: small pieces kept between blocks would fragment the heap. They are
                     # read at the end alone, so that a device need not wait.
                     column = columns.setdefault(name, values.new_empty(len(self.data), *values.shape[1:]))
+                    if values.shape[:1] != (rows.stop - rows.start,) or values.dtype != column.dtype:
+                        raise ValueError(
+                            f"compute gave {name!r} as {tuple(values.shape)}, {values.dtype}, for {rows}: one value "
+                            f"for each row is needed, of one dtype for all ({column.dtype})."
+                        )
                     column[rows] = values
                 first = rows.stop
         return joined({name: column.cpu().numpy() for name, column in columns.items()}, share)

@@ -1,4 +1,4 @@
-"""Modes in which a model is run: with its own parameters, in evaluation mode, from a seed, in full precision."""
+"""Modes in which a model is run: with its own parameters, in evaluation mode, from a seed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.evaluation import Provenance, Result
+from pyrovae import _graph
+from pyrovae.evaluation import EvaluationRun, Provenance, Result
 from tests.models import TwoSites, binary
 
 SHORT = {"num_temperatures": 5, "num_chains": 3, "num_leapfrog": 2}
@@ -102,6 +103,102 @@ def test_every_estimator_takes_the_same_options(name: str, capsys) -> None:
         ESTIMATORS[name](model, x, device="nowhere")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:q", "ignore:log p")
+@pytest.mark.parametrize("name", sorted(ESTIMATORS.keys() - {"disentanglement", "log_marginal"}))
+def test_every_estimator_computes_the_same_as_machine_code(name: str, monkeypatch) -> None:
+    """Blocks enough that what they have in common is compiled. (``log_marginal`` has a test of its own.)"""
+    monkeypatch.setattr(_graph, "_WARM_UP_CALLS", 2)
+    made, compiled = [], _graph.compiled
+    monkeypatch.setattr(_graph, "compiled", lambda *args: made.append(1) or compiled(*args))
+    model, x = small().double(), binary(8).double()
+    budget = {"memory_budget": 1} if name in ("elbo_terms", "collapse") else {}
+    plain = ESTIMATORS[name](model, x, progress=False, compile="off", **budget).summary()
+    code = ESTIMATORS[name](model, x, progress=False, compile="inductor", **budget).summary()
+    numbers = plain.map(lambda value: isinstance(value, float))
+    # Rounding may turn an acceptance around, and with it what follows of that chain.
+    close = {"rtol": 0.3} if name in ("ais", "bdmc") else {"rtol": 1e-7, "atol": 1e-9}
+    np.testing.assert_allclose(code[numbers].astype(float), plain[numbers].astype(float), **close)
+    assert made
+
+
+def test_what_is_not_compiled_is_said(monkeypatch) -> None:
+    monkeypatch.setattr(_graph, "_WARM_UP_CALLS", 2)
+    x = binary(8)
+    with pytest.warns(UserWarning, match="not compiled, because it cannot be traced"):
+        pv.disentanglement(small(), x, factors(x), num_votes=5, compile="inductor", memory_budget=1, progress=False)
+
+
+def run_of(x: Tensor, **options: Any) -> EvaluationRun:
+    return EvaluationRun("test", small(), x, progress=False, **options)
+
+
+def test_a_run_is_entered_once_and_left_as_it_was() -> None:
+    run = run_of(binary(6))
+    run.model.train()
+    with run:
+        assert not torch.is_grad_enabled()
+        with pytest.raises(RuntimeError, match="make another EvaluationRun"), run:
+            pass
+        with pytest.raises(RuntimeError, match="make another EvaluationRun"), run.within():
+            pass
+    assert torch.is_grad_enabled()
+    assert run.model.training
+    with pytest.raises(RuntimeError, match="make another"), run:
+        pass
+
+
+def test_runs_within_have_draws_of_their_own() -> None:
+    with run_of(binary(6)) as run:
+        drawn = []
+        for one in (run, run.within(), run.within(), run.within().within()):
+            one.reseed(0, 0)
+            drawn.append(torch.randn(3).tolist())
+        run.reseed(0, 0)
+        assert torch.randn(3).tolist() == drawn[0]
+        assert len({tuple(d) for d in drawn}) == 4
+
+
+def test_columns_that_do_not_fit_are_refused() -> None:
+    def collected(*columns: dict[str, Tensor]) -> Any:
+        with run_of(binary(4)) as run:
+            return run.collect(lambda rows, draws: columns[rows.start // 2], (2, 1), total=1, description="a")
+
+    np.testing.assert_array_equal(collected({"a": torch.zeros(2)}, {"a": torch.ones(2)})["a"], [0, 0, 1, 1])
+    for second in (torch.tensor(1.0), torch.ones(3), torch.ones(2, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="one value for each row is needed, of one dtype for all"):
+            collected({"a": torch.zeros(2)}, {"a": second})
+    with pytest.raises(ValueError, match=r"compute gave \['b'\] for slice"):
+        collected({"a": torch.zeros(2)}, {"b": torch.zeros(2)})
+
+
+def test_memory_that_runs_out_in_the_middle_counts_nothing_twice(monkeypatch) -> None:
+    """The Gaussian bound sums moments over blocks: those of a block that was given up are not among them."""
+    torch.manual_seed(0)
+    model, x = pv.VAE((6,), 3, hidden=(8,), posterior="planar"), binary(40)
+    expected = pv.collapse(model, x, num_samples=50, progress=False)
+    draw, failed = type(model).draw_posterior, []
+
+    def starved(self: pv.VAE, part: Tensor, *, num_particles: int) -> Any:
+        if num_particles == 50 and not failed:
+            failed.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return draw(self, part, num_particles=num_particles)
+
+    monkeypatch.setattr(type(model), "draw_posterior", starved)
+    found = pv.collapse(model, x, num_samples=50, progress=False)
+    assert failed
+    assert abs(found.marginal_kl - expected.marginal_kl) < 4 * np.hypot(found.marginal_kl_se, expected.marginal_kl_se)
+
+
+def test_codes_that_are_drawn_follow_the_seed() -> None:
+    torch.manual_seed(0)
+    model, x = pv.VAE((6,), 3, hidden=(8,), posterior="planar"), binary(40)
+    shared = [pv.disentanglement(model, x, factors(x), seed=s, progress=False).mutual_information for s in (0, 0, 1)]
+    pd.testing.assert_frame_equal(shared[0], shared[1], check_exact=True)
+    assert not shared[0].equals(shared[2])
+
+
 @pytest.mark.parametrize(
     "index",
     [
@@ -110,6 +207,8 @@ def test_every_estimator_takes_the_same_options(name: str, capsys) -> None:
         pd.date_range("2026-01-01", periods=10, name="day"),
         pd.MultiIndex.from_product([["a", "b"], range(5)], names=["kind", None]),
         pd.Index(np.linspace(0.0, 1.0, 10)),
+        pd.MultiIndex.from_arrays([range(10)], names=["one"]),
+        pd.RangeIndex(10, name=("a", 1)),
     ],
 )
 def test_labels_of_data_are_kept(index: pd.Index, tmp_path) -> None:
@@ -117,6 +216,12 @@ def test_labels_of_data_are_kept(index: pd.Index, tmp_path) -> None:
     back = pv.MarginalResult.load(result.save(tmp_path / "r.npz"))
     pd.testing.assert_frame_equal(back.pointwise, result.pointwise, check_exact=True, check_freq=False)
     assert isinstance(back.pointwise.index, pd.RangeIndex) == isinstance(index, pd.RangeIndex)
+
+
+def test_columns_of_one_name_are_kept(tmp_path) -> None:
+    x = binary(12)
+    result = pv.disentanglement(small(), x, factors(x), factor_names=["a", "a"], num_votes=5, progress=False)
+    assert_same(Result.load(result.save(tmp_path / "r.npz")), result)
 
 
 def test_what_cannot_be_read_is_named(tmp_path) -> None:

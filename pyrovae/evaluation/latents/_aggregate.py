@@ -128,8 +128,9 @@ def _gaussian_bound(run: EvaluationRun, rate: np.ndarray, num_samples: int, why:
     def compute(rows: slice, at_once: int) -> dict[str, Tensor]:
         part = run.part(rows)
         found = [moments_of(k, *part) for k in run.draws(rows, num_samples, at_once)]
-        first.index_add_(0, group[rows], sum(z for z, _ in found))
-        second.index_add_(0, group[rows], sum(square for _, square in found))
+        sums, squares = sum(z for z, _ in found), sum(square for _, square in found)
+        first.index_add_(0, group[rows], sums)  # once there is nothing left for which memory could run out
+        second.index_add_(0, group[rows], squares)
         run.advance(num_samples * len(part[0]))
         return {}
 

@@ -49,28 +49,18 @@ def measure(run: EvaluationRun, num_samples: int, threshold: float) -> Measured:
         threshold: activity above which a dimension is active.
     """
     methods = {site: _method(site, run.terms) for site in run.terms.prior}
+    stated = {site: _stated_moments(site, run.terms) for site in methods}  # asked for once: a graph reads no value
 
     def draw(k: int, *part: Any) -> dict[Key, Tensor]:
         terms = run.model.log_terms(*part, num_particles=k)
         found = {("", "reconstruction"): terms.reconstruction}
         found |= {(site, "site kl"): terms.kl(site) for site in terms.posterior}
         for site, method in methods.items():
-            found |= {(site, name): value for name, value in _statistics(site, method, terms).items()}
+            found |= {(site, name): value for name, value in _statistics(site, method, stated[site], terms).items()}
         return {key: value.double().reshape(*value.shape[:2], -1).sum(0) for key, value in found.items()}
 
-    sizes = run.plan(draw, num_samples)
-    sums_of = run.graph(draw, sizes, num_samples)
-
-    def compute(rows: slice, at_once: int) -> dict[Key, Tensor]:
-        part, sums = run.part(rows), dict[Key, Any]()
-        for k in run.draws(rows, num_samples, at_once):
-            for key, value in sums_of(k, *part).items():
-                sums[key] = sums.get(key, 0.0) + value
-            run.advance(k * len(part[0]))
-        return {key: total / num_samples for key, total in sums.items()}
-
     means: dict[str, dict[str, Tensor]] = {}
-    for (site, name), values in run.collect(compute, sizes, total=num_samples, description="rate").items():
+    for (site, name), values in run.average(draw, num_samples, description="rate").items():
         means.setdefault(site, {})[name] = torch.from_numpy(values)
     tables = [_table(site, means[site], method, num_samples, threshold) for site, method in methods.items()]
     dimensions, varying = pd.concat(tables, ignore_index=True), _varying_priors(run)
@@ -106,8 +96,14 @@ def _method(site: str, terms: LogTerms) -> str:
     return APPROXIMATION
 
 
-def _statistics(site: str, method: str, terms: LogTerms) -> dict[str, Tensor]:
-    """What the table needs of one site, ``(K, B)`` or ``(K, B, D)``."""
+def _stated_moments(site: str, terms: LogTerms) -> tuple[bool, bool]:
+    """Whether the posterior's mean is stated and finite, and whether the prior's mean and variance are."""
+    q, p = terms.posterior[site], terms.prior[site]
+    return moment(q, "mean") is not None, None not in (moment(p, "mean"), moment(p, "variance"))
+
+
+def _statistics(site: str, method: str, stated: tuple[bool, bool], terms: LogTerms) -> dict[str, Tensor]:
+    """What the table needs of one site, ``(K, B)`` or ``(K, B, D)``; ``stated`` are its :func:`_stated_moments`."""
     q, p = terms.posterior[site], terms.prior[site]
 
     def by_datum(value: Tensor | None = None) -> Tensor:
@@ -117,7 +113,7 @@ def _statistics(site: str, method: str, terms: LogTerms) -> dict[str, Tensor]:
         return {"masked": by_datum()}
     if capabilities(q).discrete:
         return {"kl": terms.kl(site)}
-    center = by_datum(moment(q, "mean"))
+    center = by_datum(q.mean if stated[0] else None)
     found = {"mean": center, "mean square": center.square()}
     exact = terms.closed_form_kl_by_dimension(site)
     if exact is not None:
@@ -125,12 +121,11 @@ def _statistics(site: str, method: str, terms: LogTerms) -> dict[str, Tensor]:
     if method != APPROXIMATION:
         return found | {"kl": terms.kl(site)}
     z = by_datum()
-    mean, variance = moment(p, "mean"), moment(p, "variance")
-    if mean is None or variance is None:
+    if stated[1]:
+        mean, variance = by_datum(p.mean), by_datum(p.variance)
+    else:
         other = by_datum(p.sample())
         variance, mean = (m.expand_as(other) for m in torch.var_mean(other, dim=(0, 1)))
-    else:
-        mean, variance = by_datum(mean), by_datum(variance)
     found |= {"z": z, "z square": z.square(), "prior": mean, "prior square": variance + mean.square()}
     return found
 

@@ -131,7 +131,7 @@ class MarginalResult(Result):
         ``index_0``, ... (numbers, dates or text). :meth:`from_arviz` reads it back.
         """
         described, arrays = as_arrays(self.pointwise)
-        names = described["columns"]
+        names = list(map(str, described["columns"]))
         columns = {name: ("datum", array) for name, array in zip(names, arrays, strict=False)}
         facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pointwise"}
         facts |= {"provenance": vars(self.provenance), "pointwise": described}

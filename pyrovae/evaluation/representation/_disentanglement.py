@@ -87,8 +87,9 @@ def disentanglement(
         num_votes: votes of ``factor_vae``.
         seed: seed of what is drawn.
         device: where to encode; by default where the model is. The model is put back.
-        memory_budget: bytes that encoding may take at once; by default 64 MiB on a CPU, 1 GiB on CUDA.
-        compile: as in :func:`~pyrovae.log_marginal`.
+        memory_budget: bytes that encoding may take at once; by default 64 MiB on a CPU, 1 GiB on CUDA. Means
+            that have to be estimated from draws are others in other blocks.
+        compile: as in :func:`~pyrovae.log_marginal`, for encoders that read no values.
         progress: show a progress bar.
 
     Raises:
@@ -140,8 +141,10 @@ def disentanglement(
 def _codes(run: EvaluationRun) -> np.ndarray:
     """Posterior means ``(N, D)``, site by site, each latent flattened."""
 
+    seed: Any = {"seed": None} if isinstance(run.model, VAEModel) else {}  # the run's: means may have to be drawn
+
     def encode(k: int, *part: Any) -> Tensor:
-        mean = run.model.encode(*part)
+        mean = run.model.encode(*part, **seed)
         sites = mean.values() if isinstance(mean, dict) else [mean]
         return torch.cat([z.flatten(1).double() for z in sites], 1)
 
@@ -149,6 +152,7 @@ def _codes(run: EvaluationRun) -> np.ndarray:
     codes_of = run.graph(encode, sizes)
 
     def compute(rows: slice, draws: int) -> dict[str, Tensor]:
+        run.reseed(rows.start)
         run.advance(rows.stop - rows.start)
         return {"codes": codes_of(draws, *run.part(rows))}
 
