@@ -13,7 +13,7 @@ from pyrovae._capture import CannotRecord, Capture
 from pyrovae._distributed import rank
 from pyrovae._graph import first_line, is_worthwhile, users_line
 from pyrovae.objectives import Objective
-from pyrovae.training._trainable import NothingTrains
+from pyrovae.training._optimizers import NothingTrains
 from pyrovae.training.batches import Batch
 from pyrovae.training.engines._check import Check
 from pyrovae.training.engines._program import Program, Untraceable
