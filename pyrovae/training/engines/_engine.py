@@ -103,7 +103,7 @@ class Engine:
             recordable = all_of_it if self.work.finish_is_recordable else program
             self._capture, self._recorded = Capture(recordable, self.task.device), made_of
         try:
-            with self._timed(not self._capture.is_recorded):
+            with self._timed(self._capture.graph is None):
                 results = self._capture(*batch.raw)
         except CannotRecord as error:
             self._capture = None
