@@ -25,20 +25,18 @@ class Capture:
     Args:
         function: takes tensors of the same shapes every time; returns tensors, or a nest of them.
         device: where it computes.
+
+    Attributes:
+        graph: what calls replay, once it is recorded.
     """
 
     def __init__(self, function: Callable[..., Any], device: torch.device) -> None:
         self._function, self._device = function, device
         self._stream = torch.cuda.Stream(device)
         self._calls = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
         self._results: Any = None
-
-    @property
-    def is_recorded(self) -> bool:
-        """Whether the next call replays."""
-        return self._graph is not None
 
     def __call__(self, *inputs: Any) -> Any:
         """What ``function`` gives, and does.
@@ -55,11 +53,11 @@ class Capture:
                     results = self._function(*inputs)
                 torch.cuda.current_stream().wait_stream(self._stream)
                 return results
-            if self._graph is None:
-                self._graph = self._recorded(leaves, spec)
+            if self.graph is None:
+                self.graph = self._recorded(leaves, spec)
             for own, given in zip(self._inputs, leaves, strict=True):
                 own.copy_(given)
-            self._graph.replay()
+            self.graph.replay()
         return self._results
 
     def _recorded(self, leaves: list[Tensor], spec: Any) -> torch.cuda.CUDAGraph:

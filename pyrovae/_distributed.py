@@ -115,8 +115,7 @@ def gathered(value: T) -> list[T]:
 def check_same_everywhere(fix: str, **hashes: str) -> None:
     """Raise a ``ValueError`` where processes were given different things to work on together."""
     for name, value in hashes.items():
-        values = gathered(value)
-        if len(set(values)) > 1:
+        if len(set(values := gathered(value))) > 1:
             raise ValueError(
                 f"{name} must be the same in all {len(values)} processes; its content hashes are {', '.join(values)}. "
                 f"{fix}"

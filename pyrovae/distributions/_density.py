@@ -78,14 +78,12 @@ def mask_of(p: Any, lead: Tensor | bool | None = None) -> Tensor | bool:
         p: a distribution, with its masks wherever they are nested.
         lead: a further mask over its batch, as of ``poutine.mask``.
     """
-    masks = [] if lead is None else [_over_event(lead, len(p.event_shape))]
+    total = True if lead is None else _over_event(lead, len(p.event_shape))
     while isinstance(p, WRAPPERS):
         if isinstance(p, MaskedDistribution):
-            masks.append(_over_event(own_mask(p), len(p.event_shape)))
+            mask = _over_event(own_mask(p), len(p.event_shape))
+            total = mask if total is True else total if mask is True else mask & total
         p = p.base_dist
-    total: Tensor | bool = True
-    for mask in masks:
-        total = mask if total is True else total if mask is True else mask & total
     return total
 
 

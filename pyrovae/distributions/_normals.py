@@ -26,8 +26,7 @@ class MultivariateNormal(KeepsLastDraw, dist.MultivariateNormal):
         return self._keep(self.loc + apply_matrix(own_scale_tril(self), noise), noise)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        noise = self._kept(value)
-        if noise is None:
+        if (noise := self._kept(value)) is None:
             return super().log_prob(value)
         log_det = own_scale_tril(self).diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (noise.square().sum(-1) + math.log(2.0 * math.pi) * self.event_shape[0]) - log_det

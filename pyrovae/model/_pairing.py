@@ -107,8 +107,7 @@ def check_precision(posterior: Mapping[str, Distribution]) -> None:
     """Raise a ``ValueError`` where a site's own draws cannot be scored in its precision."""
     for name, q in posterior.items():
         core = innermost(q)
-        wrong = rounding_error(core)
-        if not wrong < _MAX_ROUNDING_ERROR:
+        if not (wrong := rounding_error(core)) < _MAX_ROUNDING_ERROR:
             raise ValueError(
                 f"log q of a draw at site {name!r} is wrong by {wrong:.3g} nats: its covariance is nearly degenerate "
                 f"for {str(core.loc.dtype).removeprefix('torch.')}. Use pyrovae.distributions.MultivariateNormal, "

@@ -110,21 +110,20 @@ class SaveableModule(nn.Module):
                     f"{key} of {name} {reason}: build it in the constructor of a subclass, from names and numbers, or "
                     f"call save(path, exclude={[key]!r}) and pass {key} to load()."
                 )
-        state, lost = state_of(self), ""
+        state = state_of(self)
         if not excluded:
             try:
                 twin = _rebuilt(header)
             except Exception as error:
                 raise ValueError(f"no {name} can be rebuilt from its arguments, as by load(): {error}") from error
             built = state_of(twin)
-            lost = _differences(shapes(twin), shapes(self)) or _differences(built, state, but_json=True)
+            if lost := _differences(shapes(twin), shapes(self)) or _differences(built, state, but_json=True):
+                raise ValueError(
+                    f"this {name} is not what its constructor builds, which load() calls: {lost} now. Set it in the "
+                    f"constructor, from an argument, or keep it in a buffer; an attribute that does not matter may be "
+                    f"private (_name). The weights alone are saved by torch.save(model.state_dict(), path)."
+                )
             state = {key: kept for key, kept in state.items() if key not in built or kept != built[key]}
-        if lost:
-            raise ValueError(
-                f"this {name} is not what its constructor builds, which load() calls: {lost} now. Set it in the "
-                f"constructor, from an argument, or keep it in a buffer; an attribute that does not matter may be "
-                f"private (_name). The weights alone are saved by torch.save(model.state_dict(), path)."
-            )
         seen = {"columns": self.columns, "validated_on": list(self.validated_on)}
         write(Path(path), {**header, **seen, "excluded": sorted(excluded), "state": state}, weights)
         return Path(path)

@@ -216,7 +216,7 @@ def identity(
         },
         "data": train.hash(),
         "validation": None if held_out is None else held_out.hash(),
-        "batch_transform": _fingerprint(train.transform),
+        "batch_transform": None if train.transform is None else _fingerprint(train.transform),
         "num_steps": train.num_steps,
         "objective": None if objective is None else _describe(objective, vars(objective)),
         "optimizer": _describe(optimizer, optimizer.defaults),
@@ -229,10 +229,8 @@ def identity(
     }
 
 
-def _fingerprint(function: Any) -> str | None:
+def _fingerprint(function: Any) -> str:
     """Name and bytecode of a function, as far as it has such: not what it closes over."""
-    if function is None:
-        return None
     name, code = getattr(function, "__qualname__", type(function).__qualname__), getattr(function, "__code__", None)
     if code is None:
         return name

@@ -10,8 +10,7 @@ from torch import Tensor
 from pyrovae._random import get_every_state, get_state, set_every_state, set_state
 from pyrovae.model import VAEModel
 from pyrovae.model._pairing import NotAPair
-from pyrovae.training._plan import Plan
-from pyrovae.training._progress import Progress, copied_weights
+from pyrovae.training._progress import Plan, Progress, copied_weights
 from pyrovae.training._result import FitResult, NonFiniteLoss
 from pyrovae.training.batches import Batch, Batches, Model, Tensors
 from pyrovae.training.engines import Update

@@ -10,15 +10,19 @@ from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyrovae._checks import require_at_least, require_one_of, resolve_device
-from pyrovae._distributed import connect, rank
-from pyrovae._random import seeded
+from pyrovae._checks import placed, require_at_least, require_one_of, resolve_device
+from pyrovae._distributed import check_same_everywhere, connect, from_main, num_processes, rank
+from pyrovae._random import reseed, seeded
+from pyrovae.model import LossModel, VAEModel
+from pyrovae.model._inputs import keep_columns
 from pyrovae.model._modes import local_parameters
+from pyrovae.objectives import ELBO
 from pyrovae.training._checkpoint import Checkpoint, CheckpointFolder, identity
 from pyrovae.training._loop import train
-from pyrovae.training._plan import Plan, checked_objective, join_processes, make_batches, make_optimizer
+from pyrovae.training._optimizers import make_optimizer
+from pyrovae.training._progress import Plan
 from pyrovae.training._result import Callback, FitResult
-from pyrovae.training.batches import Model, Transform, with_splits
+from pyrovae.training.batches import Batches, Model, Transform, as_batches, as_fields, hold_out, with_splits
 from pyrovae.training.engines import ENGINES, Name, Task
 
 
@@ -105,7 +109,7 @@ def fit(
     """
     connect()
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed), local_parameters():
-        objective = checked_objective(model, objective)
+        objective = _objective(model, objective)
         require_at_least(0, epochs=epochs)
         require_one_of(tuple(ENGINES), compile=compile)
         if clip_norm is not None and not clip_norm > 0:
@@ -123,12 +127,62 @@ def fit(
             if validation is None:
                 raise ValueError("patience needs validation data: pass validation=0.1 to hold out a tenth.")
         model.to(target)
-        batches, held_out = make_batches(model, data, validation, transform, batch_size, objective)
+        batches, held_out = _batches(model, data, validation, transform, batch_size, objective)
         stepper = make_optimizer(model, optimizer, learning_rate)
         scheduler = lr_schedule(stepper) if lr_schedule else None
         task = Task(model, objective, stepper, clip_norm, autocast=precision == "bfloat16")
-        join_processes(model, batches, held_out)
+        _join(model, batches, held_out)
         known = identity(task, batches, held_out, scheduler, batch_size=batch_size, seed=seed) if folder else {}
         plan = Plan(task, batches, held_out, compile, epochs, patience, scheduler, callbacks, folder, known)
         with pyro.distributions.validation_enabled(False):  # which has been done: now it would only cost time
             return train(plan, visible=progress and rank() == 0)
+
+
+def _objective(model: Model, objective: PyroELBO | None) -> PyroELBO | None:
+    """What is minimised; ``None`` for the model's own loss."""
+    if not isinstance(model, (VAEModel, LossModel)):
+        raise TypeError(f"fit needs a pyrovae.VAEModel or a pyrovae.LossModel; got {type(model).__name__}.")
+    if isinstance(model, LossModel) and objective is not None:
+        raise TypeError(f"{type(model).__name__} is trained by its own loss: leave objective out.")
+    if objective is None:
+        # A part of that name is no loss.
+        return None if callable(getattr(type(model), "loss", None)) else ELBO()
+    if not isinstance(objective, PyroELBO):
+        raise TypeError(f"objective must be a pyro.infer.ELBO such as pyrovae.ELBO(); got {type(objective).__name__}.")
+    if num_processes() > 1 and not hasattr(objective, "differentiable_loss"):
+        raise ValueError(
+            f"{type(objective).__name__} has no differentiable_loss, whose gradients {num_processes()} processes could "
+            f"average: use pyrovae.ELBO, pyrovae.IWAE or Trace_ELBO."
+        )
+    return objective
+
+
+def _batches(
+    model: Model, data: Any, validation: Any, transform: Transform | None, batch_size: int, objective: PyroELBO | None
+) -> tuple[Batches, Batches | None]:
+    """Batches to train on and to validate on, once the model has run on both."""
+    with keep_columns(model, as_fields(data)):
+        if isinstance(validation, float):
+            data, (x, *rest) = hold_out(model, data, validation)
+            x = placed(x, model.placement)
+            validation = (from_main(transform(x) if transform else x), *rest)
+        train = as_batches(model, data, batch_size=batch_size, transform=transform)
+        train.check(objective)
+        held_out = None
+        if validation is not None:
+            held_out = as_batches(model, validation, batch_size=batch_size, held_out=True)
+            held_out.check(objective)
+            model.validated_on = tuple(dict.fromkeys((*model.validated_on, held_out.hash())))
+    return train, held_out
+
+
+def _join(model: Model, train: Batches, held_out: Batches | None) -> None:
+    """Let all processes have the same data and weights, the same order of the data, and other draws."""
+    if num_processes() == 1:
+        return
+    hashes = {"data": train.hash()} | ({} if held_out is None else {"validation": held_out.hash()})
+    check_same_everywhere("Give all of it to each: fit divides it.", **hashes)
+    for tensor in (*model.parameters(), *model.buffers()):
+        from_main(tensor.detach())
+    # The order of the data is rank 0's; what else is drawn differs.
+    reseed(int(from_main(torch.randint(2**62, (), device=model.placement.device))), rank())

@@ -20,14 +20,13 @@ class Deferred:
     """
 
     def __init__(self, active: bool) -> None:
-        self._active = active and threading.current_thread() is threading.main_thread()
+        self._signals = _SIGNALS if active and threading.current_thread() is threading.main_thread() else ()
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        if self._active:
-            heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._remember) for number in heeded}
+        heeded = [number for number in self._signals if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._remember) for number in heeded}
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -14,8 +14,7 @@ from pyrovae.model._modes import inference
 from pyrovae.objectives import ELBO
 from pyrovae.training._diagnose import Diagnosis, broken_parameters
 from pyrovae.training._interrupt import Deferred
-from pyrovae.training._plan import Plan
-from pyrovae.training._progress import Progress, begin_or_resume
+from pyrovae.training._progress import Plan, Progress, begin_or_resume
 from pyrovae.training._result import FitResult
 from pyrovae.training.engines import Engine, NotFinite, build, for_validation
 

@@ -1,17 +1,49 @@
-"""How far a training run has come, and how that is kept and taken up again."""
+"""A training run: its plan, how far it has come, and how that is kept and taken up again."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from pyrovae._distributed import from_main, gathered, rank
 from pyrovae._random import get_every_state, set_every_state
-from pyrovae.training._plan import Plan
+from pyrovae.training._checkpoint import CheckpointFolder
+from pyrovae.training._result import Callback
 from pyrovae.training.batches import Batch, Batches
+from pyrovae.training.engines import Name, Task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training run before it begins.
+
+    Attributes:
+        task: what a step computes.
+        train: batches to train on.
+        held_out: batches to validate on.
+        engine: name of what makes the steps.
+        epochs: at most so many.
+        patience: epochs without a lower validation loss after which to stop.
+        scheduler: of the learning rate.
+        callbacks: called after every epoch.
+        checkpoints: where states go.
+        identity: what the run is, for checkpoints.
+    """
+
+    task: Task
+    train: Batches
+    held_out: Batches | None
+    engine: Name
+    epochs: int
+    patience: int | None
+    scheduler: LRScheduler | None
+    callbacks: Sequence[Callback]
+    checkpoints: CheckpointFolder | None
+    identity: Mapping[str, Any]
 
 
 @dataclass

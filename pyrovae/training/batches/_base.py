@@ -96,8 +96,7 @@ class Batches(ABC):
         if first is None:
             raise ValueError(f"{self.name} is empty. Pass at least one datum.")
         x = as_data(first[0], self.name, model.event_shape, integers=True)
-        needed = num_covariates(model)[0]
-        if len(first) - 1 < needed:
+        if len(first) - 1 < (needed := num_covariates(model)[0]):
             raise ValueError(
                 f"{type(model).__name__}.{program(model).__name__} takes {needed} covariate(s) and {self.name} has "
                 f"{len(first) - 1}: pass a tuple (x, covariate, ...) or a Dataset of such."

@@ -13,7 +13,7 @@ from pyrovae._capture import CannotRecord, Capture
 from pyrovae._distributed import rank
 from pyrovae._graph import first_line, is_worthwhile, users_line
 from pyrovae.objectives import Objective
-from pyrovae.training._trainable import NothingTrains
+from pyrovae.training._optimizers import NothingTrains
 from pyrovae.training.batches import Batch
 from pyrovae.training.engines._check import Check
 from pyrovae.training.engines._program import Program, Untraceable
@@ -103,7 +103,7 @@ class Engine:
             recordable = all_of_it if self.work.finish_is_recordable else program
             self._capture, self._recorded = Capture(recordable, self.task.device), made_of
         try:
-            with self._timed(not self._capture.is_recorded):
+            with self._timed(self._capture.graph is None):
                 results = self._capture(*batch.raw)
         except CannotRecord as error:
             self._capture = None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrovae._compat.torch import storage_id
 from pyrovae._distributed import averaged, gathered, num_processes
-from pyrovae.training._trainable import NothingTrains, check_gradients
+from pyrovae.training._optimizers import NothingTrains, check_gradients
 from pyrovae.training.batches import Batch, Batches
 from pyrovae.training.engines._task import Task
 
