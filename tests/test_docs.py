@@ -14,7 +14,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-FAMILIES = [pv.posteriors.POSTERIORS, pv.priors.PRIORS, pv.likelihoods.LIKELIHOODS]
+FAMILIES: list = [pv.posteriors.POSTERIORS, pv.priors.PRIORS, pv.likelihoods.LIKELIHOODS]
 LISTS = {
     "README.md": [*FAMILIES, pv.networks.NETWORKS, pv.datasets.DATASETS],
     "docs/guide/posteriors.md": FAMILIES,
@@ -67,5 +67,11 @@ def test_some_pages_have_code() -> None:
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "__main__"}
-    for code in BLOCK.findall(page.read_text()):
-        exec(compile(shrunk(code), str(page), "exec"), namespace)
+    before = [dict(registry) for registry in FAMILIES]
+    try:
+        for code in BLOCK.findall(page.read_text()):
+            exec(compile(shrunk(code), str(page), "exec"), namespace)
+    finally:  # what a page registers is not there for the tests that follow
+        for registry, families in zip(FAMILIES, before, strict=True):
+            registry.clear()
+            registry.update(families)
