@@ -20,7 +20,7 @@ test-quick: .venv/ready
 
 # Annotations and shapes are checked at run time. (What is left out counts stack frames, of which checks are some.)
 test-types: .venv/ready
-	PYROVAE_CHECK_TYPES=1 $(PYTEST) -m "not slow" --deselect tests/evaluation/test_compare.py::test_siblings_of_bad_input
+	PYROVAE_CHECK_TYPES=1 $(PYTEST) -o filterwarnings=default -m "not slow" --deselect tests/evaluation/test_compare.py::test_siblings_of_bad_input
 
 # The wheel, installed with the oldest or the newest versions that pyproject.toml allows.
 test-oldest test-newest: test-%: .venv-%/ready

@@ -167,7 +167,7 @@ def check_container(value: Any, name: str) -> None:
 def as_data(
     value: Any,
     name: str,
-    event_shape: torch.Size | tuple[int, ...] | None = None,
+    event_shape: Sequence[int] | None = None,
     columns: Columns | None = None,
     *,
     integers: bool = False,

@@ -77,7 +77,7 @@ def my_blocks(num_rows: int, block: int) -> slice:
     return slice(min(first * block, num_rows), min(last * block, num_rows))
 
 
-def joined(columns: dict[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
+def joined(columns: dict[Any, np.ndarray], rows: slice) -> dict[Any, np.ndarray]:
     """Whole columns, of which every process has filled in its rows, runs in the order of ranks."""
     if num_processes() == 1:
         return columns

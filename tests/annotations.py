@@ -30,7 +30,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     hints = function.__annotations__
     if not any(re.fullmatch(r"ret\d+", name) for name in hints):  # in which jaxtyping passes the result
         return lambda *args, **kwargs: None
-    if function.__qualname__ == "LogTerms.__init__":
+    if function.__qualname__ in ("LogTerms.__init__", "log_terms.<locals>.terms"):
         return function  # its mappings compute what is looked at
     # beartype knows Self only of whole classes.
     function.__annotations__ = {name: _checkable(hint) for name, hint in hints.items() if hint is not Self}

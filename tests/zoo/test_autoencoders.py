@@ -133,12 +133,12 @@ def test_l1_cannot_be_escaped_by_rescaling() -> None:
 
 def test_kl_penalty_is_the_kl_of_bernoullis() -> None:
     before = torch.randn(30, 7, dtype=torch.float64) - 2
-    penalty = zoo.KLPenalty(target=0.05)
+    penalty, networks = zoo.KLPenalty(target=0.05), zoo.linear_autoencoder((4,), 7)
     target = torch.full((7,), 0.05, dtype=torch.float64)
     expected = kl_divergence(Bernoulli(target), Bernoulli(before.sigmoid().mean(0))).sum()
-    torch.testing.assert_close(penalty(None, before, before), expected)
+    torch.testing.assert_close(penalty(networks, before, before), expected)
     silent = torch.full((30, 1), -200.0, requires_grad=True)
-    value = penalty(None, silent, silent)
+    value = penalty(networks, silent, silent)
     value.backward()
     # KL(ρ ‖ ρ̂) ≈ ρ (log ρ - log ρ̂) + (1 - ρ) log(1 - ρ) with log ρ̂ = -200, whose slope is -ρ.
     assert value.item() == pytest.approx(0.05 * (np.log(0.05) + 200) + 0.95 * np.log(0.95), rel=1e-5)
