@@ -144,8 +144,11 @@ class EvaluationRun:
             whole: whether all draws of a datum must be taken together.
         """
         cost = probe(lambda n, k: run(k, *self.part(slice(n))))
-        budget = int(times * BLOCK[self.device.type]) if self.memory_budget is None else self.memory_budget
-        return plan(len(self.data), num_samples, budget, cost, whole=whole)
+        return plan(len(self.data), num_samples, self.block_bytes(times), cost, whole=whole)
+
+    def block_bytes(self, times: float = 1) -> int:
+        """Bytes that a block may take: the user's budget, or so many times what suits the device."""
+        return int(times * BLOCK[self.device.type]) if self.memory_budget is None else self.memory_budget
 
     def graph(self, function: Callable[..., Any], sizes: Sizes, num_samples: int = 1) -> Graph:
         """``function``, called for every block of ``sizes``, traced or compiled where so many calls make that pay."""

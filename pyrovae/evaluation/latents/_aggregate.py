@@ -11,7 +11,7 @@ from torch.distributions import Distribution, Normal
 
 from pyrovae._distributed import summed
 from pyrovae.distributions._capabilities import capabilities, innermost
-from pyrovae.evaluation._memory import BLOCK, plan, probe
+from pyrovae.evaluation._memory import plan, probe
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.latents._dimensions import Measured
 from pyrovae.model import Latents
@@ -89,7 +89,7 @@ def _information(run: EvaluationRun, num_draws: int) -> np.ndarray:
 
     few = draw(slice(0, min(m, -(-10 // num_draws))))[0]
     cost = probe(lambda n, k: score(few.draws(slice(k)), slice(n)))
-    among, draws = plan(m, m * num_draws, run.memory_budget or BLOCK[run.device.type], cost)
+    among, draws = plan(m, m * num_draws, run.block_bytes(), cost)
     sizes = min(m, -(-max(draws, _SCORED_AT_ONCE) // num_draws)), among
 
     def compute(rows: slice, among: int) -> dict[str, Tensor]:
