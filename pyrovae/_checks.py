@@ -3,7 +3,8 @@
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from numbers import Real
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,71 +15,164 @@ from pyrovae._compat.torch import tree_map_only
 from pyrovae._frames import Columns, as_numbers, in_order
 
 T = TypeVar("T")
+_TOO_LARGE = 2**63  # for an integer of torch's or NumPy's
+_MAX_SHOWN = 500  # characters of a value in an error
 _ROWS_PER_CHECK = 4096  # data looked at at once
 ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
 
 
+def shown(value: Any) -> str:
+    """A value as errors show it: in one line, by its class and shape where it takes more."""
+    text = repr(value)
+    if "\n" in text or len(text) > _MAX_SHOWN:
+        shape = getattr(value, "shape", None)
+        return f"a {type(value).__name__}" + ("" if shape is None else f" of shape {tuple(shape)}")
+    return text
+
+
 def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
     """Look up a name in a registry (hyphens and case do not matter); a ``ValueError`` lists the names."""
-    key = str(name).lower().replace("-", "_").replace(" ", "_")
+    key = name.lower().replace("-", "_").replace(" ", "_") if isinstance(name, str) else ""
     if key in registry:
         return registry[key]
     close = difflib.get_close_matches(key, registry, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown {kind} {name!r}.{hint} Registered: {', '.join(registry)}.")
+    raise ValueError(f"unknown {kind} {shown(name)}.{hint} Registered: {', '.join(registry)}.")
 
 
 def require_at_least(minimum: int, **arguments: Any) -> None:
-    """Raise a ``ValueError`` unless every named argument is an integer not under ``minimum``, or a tuple of such."""
-    each = [(name, n) for name, value in arguments.items() for n in (value if isinstance(value, tuple) else (value,))]
-    for name, value in each:
+    """Raise a ``ValueError`` unless every named argument is an integer not under ``minimum``, and under 2**63."""
+    for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise ValueError(f"{name} must be an integer of at least {minimum}; got {value!r}.")
-        if value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}; got {value}.")
+            raise ValueError(f"{name} must be an integer of at least {minimum}; got {shown(value)}.")
+        if not minimum <= value < _TOO_LARGE:
+            raise ValueError(f"{name} must be at least {minimum} and under 2**63; got {value}.")
+
+
+def as_sizes(value: Any, name: str, *, minimum: int = 1, empty: bool = False) -> tuple[int, ...]:
+    """Check a sequence of integers not under ``minimum``, and return it as a tuple; a ``ValueError`` otherwise.
+
+    Args:
+        value: what came.
+        name: what errors call it.
+        minimum: of each.
+        empty: whether there may be none.
+    """
+    if not isinstance(value, (tuple, list)):
+        fix = f"; pass ({value},)" if isinstance(value, (int, np.integer)) else ""
+        raise ValueError(
+            f"{name} must be a tuple of integers of at least {minimum}, e.g. (28, 28); got {shown(value)}{fix}."
+        )
+    if not value and not empty:
+        raise ValueError(f"{name} must name at least one size, e.g. (784,); got none.")
+    for item in value:
+        require_at_least(minimum, **{name: item})
+    return tuple(int(item) for item in value)
 
 
 def require_not_negative(**arguments: Any) -> None:
     """Raise a ``ValueError`` unless every named argument is a finite number, 0 or more."""
     for name, value in arguments.items():
         if not 0 <= _number(value) < math.inf:
-            raise ValueError(f"{name} must not be negative, NaN or infinite; got {value!r}.")
+            raise ValueError(f"{name} must not be negative, NaN or infinite; got {shown(value)}.")
 
 
 def require_positive(**arguments: Any) -> None:
     """Raise a ``ValueError`` unless every named argument is a number above 0 and finite."""
     for name, value in arguments.items():
         if not 0 < _number(value) < math.inf:
-            raise ValueError(f"{name} must be positive and finite; got {value!r}.")
+            raise ValueError(f"{name} must be positive and finite; got {shown(value)}.")
+
+
+def require_within(interval: str, **arguments: Any) -> None:
+    """Raise a ``ValueError`` unless every named argument is a number in an interval, such as ``"[0, 1)"``."""
+    low, high = map(float, interval[1:-1].split(","))
+    for name, value in arguments.items():
+        number = _number(value)
+        above = number > low or (number == low and interval[0] == "[")
+        if not (above and (number < high or (number == high and interval[-1] == "]"))):
+            raise ValueError(f"{name} must be a number in {interval}; got {shown(value)}.")
 
 
 def _number(value: Any) -> float:
-    """The number, or NaN if it is none."""
+    """The number, or NaN if it is none, as flags and arrays are."""
     try:
-        return math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, OverflowError):
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
         return math.nan
+
+
+def require_seed(**arguments: Any) -> None:
+    """Raise a ``ValueError`` unless every named argument is ``None`` or an integer from 0 to 2**63 - 1."""
+    require_at_least(0, **{name: value for name, value in arguments.items() if value is not None})
+
+
+def require_instance(kind: Any, **arguments: Any) -> None:
+    """Raise a ``TypeError`` unless every named argument is of a class, or of one of a union of classes."""
+    for name, value in arguments.items():
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            wanted = (
+                kind.__name__
+                if isinstance(kind, type)
+                else " or ".join("None" if k is type(None) else k.__name__ for k in get_args(kind))
+            )
+            got = f"the class {value.__name__}" if isinstance(value, type) else shown(value)
+            raise TypeError(f"{name} must be of type {wanted}; got {got}.")
+
+
+def require_flag(**arguments: Any) -> None:
+    """Raise a ``TypeError`` unless every named argument is ``True`` or ``False``."""
+    for name, value in arguments.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{name} must be True or False; got {shown(value)}.")
+
+
+def require_callable(**arguments: Any) -> None:
+    """Raise a ``TypeError`` unless every named argument can be called."""
+    for name, value in arguments.items():
+        if not callable(value):
+            raise TypeError(f"{name} must be a function, or another object that can be called; got {shown(value)}.")
+
+
+def require_tensors(**arguments: Any) -> None:
+    """Raise a ``TypeError`` unless every named argument is a tensor of floating-point numbers, whichever."""
+    for name, value in arguments.items():
+        if not (isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided):
+            raise TypeError(f"{name} must be a tensor of floating-point numbers; got {shown(value)}.")
+
+
+def require_broadcasting(**tensors: Tensor) -> None:
+    """Raise a ``ValueError`` unless the shapes of the named tensors broadcast."""
+    try:
+        torch.broadcast_shapes(*(tensor.shape for tensor in tensors.values()))
+    except RuntimeError as error:
+        came = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"the shapes of {' and '.join(tensors)} must broadcast; got {came}.") from error
 
 
 def require_one_of(allowed: Sequence[str], **arguments: Any) -> None:
     """Raise a ``ValueError`` unless every named argument is one of the ``allowed``."""
     for name, value in arguments.items():
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
+        if not isinstance(value, str) or value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {shown(value)}.")
 
 
-def as_event_shape(event_shape: Sequence[int]) -> tuple[int, ...]:
+def as_event_shape(event_shape: Sequence[int], name: str = "event_shape") -> tuple[int, ...]:
     """Check the shape of one datum, and return it as integers; a ``ValueError`` unless it holds positive sizes."""
-    shape = tuple(int(n) for n in event_shape)
-    if not shape or min(shape) < 1:
-        raise ValueError(f"event_shape must hold positive sizes, e.g. (784,); got {tuple(event_shape)}.")
-    return shape
+    sizes = isinstance(event_shape, (tuple, list)) and all(
+        isinstance(n, (int, np.integer)) and not isinstance(n, bool) and 0 < n < _TOO_LARGE for n in event_shape
+    )
+    if not (sizes and len(event_shape)):
+        fix = f"; pass ({event_shape},)" if isinstance(event_shape, (int, np.integer)) else ""
+        raise ValueError(f"{name} must hold positive sizes, e.g. (784,); got {shown(event_shape)}{fix}.")
+    return tuple(int(n) for n in event_shape)
 
 
 def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
     """Resolve a device: ``"auto"`` is CUDA when present, else the CPU; one that is not there raises ``ValueError``."""
-    if device is None or device == "auto":
+    if device is None or (isinstance(device, str) and device == "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    require_instance(str | torch.device, device=device)
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
@@ -87,6 +181,12 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
         raise ValueError(
             f"device {str(device)!r} is not there: torch sees {count} CUDA device(s). Use device='auto' or 'cpu'."
         )
+    try:
+        there = torch.empty(0, device=resolved).device.type != "meta"
+    except (AssertionError, NotImplementedError, RuntimeError):  # whatever a backend that is not there says
+        there = False
+    if not there:
+        raise ValueError(f"device {str(device)!r} is not there, or computes nothing: use 'auto', 'cpu' or 'cuda'.")
     return resolved
 
 
@@ -121,12 +221,19 @@ def as_tensor(value: Any, name: str, names: Sequence[str] | None = None) -> Tens
             f"numpy.lib.recfunctions.structured_to_unstructured({name})."
         )
     try:
-        return torch.as_tensor(np.require(value, requirements="W"))  # pandas gives read-only views
+        return torch.as_tensor(_as_torch_has_it(np.asarray(value)))
     except TypeError as error:
         raise ValueError(
             f"{name} must be a tensor, array or DataFrame of numbers; got {type(value).__name__} "
             f"with dtype {np.asarray(value).dtype}."
         ) from error
+
+
+def _as_torch_has_it(array: np.ndarray) -> np.ndarray:
+    """The array, or a copy where it is read-only, as of pandas, or of an order that torch does not have."""
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return np.require(array, array.dtype.newbyteorder("="), "W")
 
 
 def _dense(value: Tensor, name: str) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from pyrovae._arguments import parameters
-from pyrovae._checks import lookup
+from pyrovae._checks import lookup, require_instance
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -39,6 +39,7 @@ class Registry(dict[str, type[Part]]):
                 name, a built part of another size.
         """
         kind = self.kind
+        require_instance(Mapping | None, **{f"{kind}_options": options})
         if isinstance(part, str):
             cls = lookup(self, part, kind)
             names, takes_any, _ = parameters(cls)

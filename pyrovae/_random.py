@@ -24,6 +24,17 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def restored_on_error() -> Iterator[None]:
+    """Put torch's generators back if the block fails, so that what could not be built has drawn nothing."""
+    states = get_state()
+    try:
+        yield
+    except BaseException:
+        set_state(states)
+        raise
+
+
 def restored_state() -> AbstractContextManager[None]:
     """Let the block draw, and put torch's generators back afterwards."""
     return torch.random.fork_rng(devices=range(torch.cuda.device_count()))

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyrovae._checks import as_sizes, require_at_least, require_broadcasting, require_tensors
+
 
 class AR1(dist.MultivariateNormal):
     """C independent stationary chains of length n, one after the other in a vector of C·n.
@@ -34,6 +36,12 @@ class AR1(dist.MultivariateNormal):
         scale: Float[Tensor, "chains"] | None = None,
         batch_shape: tuple[int, ...] | list[int] = (),
     ) -> None:
+        require_tensors(alpha=alpha, **({} if scale is None else {"scale": scale}))
+        require_at_least(1, length=length)
+        if alpha.dim() != 1:
+            raise ValueError(f"alpha must be one number for each chain, (C,); got shape {tuple(alpha.shape)}.")
+        require_broadcasting(alpha=alpha, scale=alpha if scale is None else scale)
+        batch_shape = as_sizes(batch_shape, "batch_shape", minimum=0, empty=True)
         self.alpha, self.length = alpha, length
         self.scale = ((1.0 - alpha) * (1.0 + alpha)).sqrt() if scale is None else scale
         TorchDistribution.__init__(self, batch_shape, torch.Size([len(alpha) * length]), validate_args=False)

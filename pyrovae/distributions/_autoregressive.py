@@ -9,6 +9,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyrovae._checks import as_event_shape, as_sizes, require_at_least, require_callable, require_instance
+
 
 class Autoregressive(TorchDistribution):
     """p(x) = Π p(xᵢ | x₁ … xᵢ₋₁) over the pixels of an image, in raster order (van den Oord et al. 2016).
@@ -39,6 +41,14 @@ class Autoregressive(TorchDistribution):
         like: Tensor | None = None,
         mean_draws: int = 16,
     ) -> None:
+        require_callable(conditional=conditional)
+        require_instance(constraints.Constraint, support=support)
+        require_instance(Tensor | None, like=like)
+        require_at_least(1, mean_draws=mean_draws)
+        event_shape = as_event_shape(event_shape)
+        if len(event_shape) < 2:
+            raise ValueError(f"event_shape must be (C, H, W) or (H, W); got {event_shape}.")
+        batch_shape = as_sizes(batch_shape, "batch_shape", minimum=0, empty=True)
         self._conditional, self._pixel_support = conditional, support
         self._like = torch.empty(0) if like is None else like
         self.mean_draws = mean_draws

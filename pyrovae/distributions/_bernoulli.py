@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrovae._checks import require_at_least, require_instance, require_tensors
 from pyrovae._compat.torch import validate
 
 _MAX_SERIES_LOGIT = 0.3  # logits under it take series, which there are exact to 1e-12
@@ -27,6 +28,13 @@ class IndependentBernoulli(dist.Independent):
     """
 
     def __init__(self, logits: Tensor, event_dim: int, *, validate_args: bool | None = None) -> None:
+        require_tensors(logits=logits)
+        require_at_least(0, event_dim=event_dim)
+        require_instance(bool | None, validate_args=validate_args)
+        if event_dim > logits.dim():
+            raise ValueError(
+                f"event_dim must be at most {logits.dim()}, as logits have shape {tuple(logits.shape)}; got {event_dim}."
+            )
         super().__init__(dist.Bernoulli(logits=logits, validate_args=validate_args), event_dim)
 
     def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "IndependentBernoulli":
@@ -79,6 +87,7 @@ class ContinuousBernoulli(TorchDistribution):
     support = constraints.unit_interval
 
     def __init__(self, logits: Float[Tensor, "*batch"]) -> None:
+        require_tensors(logits=logits)
         self.logits = logits
         super().__init__(logits.shape, torch.Size(), validate_args=False)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pyro.distributions import Delta
+from pyro.distributions import Distribution as PyroDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.transforms import BlockAutoregressive, Polynomial, Sylvester
 from pyro.distributions.transforms.planar import ConditionedPlanar
@@ -19,6 +20,7 @@ from torch.distributions import (
     constraints,
 )
 
+from pyrovae._checks import require_instance
 from pyrovae._compat import zuko
 from pyrovae._compat.torch import has_inverse, is_inverted
 from pyrovae.distributions._discrete import OnLevels, PointMass
@@ -114,6 +116,7 @@ class Capabilities:
 
 def capabilities(p: Any) -> Capabilities:
     """What can be asked of a distribution of torch's, Pyro's, ours or a user's own."""
+    require_instance(Distribution | PyroDistribution, p=p)
     support = support_of(p)
     core = element(p)
     return Capabilities(

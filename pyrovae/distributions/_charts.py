@@ -22,6 +22,7 @@ from torch.distributions import (
     identity_transform,
 )
 
+from pyrovae._checks import shown
 from pyrovae._compat import zuko
 from pyrovae.distributions._capabilities import Inverse, capabilities
 from pyrovae.distributions._density import log_density, sum_last
@@ -150,6 +151,8 @@ def register_chart(distribution: type[Distribution]) -> Callable[[Callable[[Any]
     Args:
         distribution: the class; its subclasses go by it too.
     """
+    if not (isinstance(distribution, type) and issubclass(distribution, Distribution)):
+        raise TypeError(f"distribution must be a class of distributions; got {shown(distribution)}.")
     return as_chart.register(distribution)
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.distributions import Categorical, constraints, register_kl
 from torch.nn.functional import logsigmoid
 
+from pyrovae._checks import require_at_least, require_broadcasting, require_instance, require_tensors
+
 
 class OnLevels(constraints.Constraint):
     """Values k/(L-1) for k = 0 … L-1."""
@@ -36,6 +38,9 @@ class Levels(TorchDistribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, logits: Tensor) -> None:
+        require_tensors(logits=logits)
+        if not logits.dim() or logits.shape[-1] < 2:
+            raise ValueError(f"logits must have shape (..., L) with at least two levels; got {tuple(logits.shape)}.")
         self.logits = logits
         super().__init__(logits.shape[:-1], torch.Size(), validate_args=False)
 
@@ -83,6 +88,9 @@ class DiscretizedLogistic(TorchDistribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, loc: Float[Tensor, "*batch"], scale: Float[Tensor, "*batch"], num_levels: int) -> None:
+        require_tensors(loc=loc, scale=scale)
+        require_broadcasting(loc=loc, scale=scale)
+        require_at_least(2, num_levels=num_levels)
         self.loc, self.scale = torch.broadcast_tensors(loc, scale)
         self.num_levels = num_levels
         super().__init__(self.loc.shape, torch.Size(), validate_args=False)
@@ -132,6 +140,10 @@ class PointMass(TorchDistribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, value: Int[Tensor, "*batch"], num_values: int) -> None:
+        require_instance(Tensor, value=value)
+        require_at_least(1, num_values=num_values)
+        if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"value must be a tensor of integers; got {value.dtype}.")
         self.value = value
         self.num_values = num_values
         super().__init__(value.shape, torch.Size(), validate_args=False)

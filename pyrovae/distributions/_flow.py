@@ -6,6 +6,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
+from pyrovae._checks import require_flag, require_instance, shown
 from pyrovae._compat import zuko  # gives every Transform its call_and_ladj
 from pyrovae.distributions._own_draw import KeepsLastDraw
 
@@ -32,6 +33,12 @@ class Flow(KeepsLastDraw, TorchDistribution):
     has_rsample = True
 
     def __init__(self, base: Distribution, transforms: list[Transform], *, can_score: bool) -> None:
+        require_instance(Distribution, base=base)
+        require_flag(can_score=can_score)
+        if not isinstance(transforms, (list, tuple)) or not transforms:
+            raise TypeError(f"transforms must be a list of at least one transform; got {shown(transforms)}.")
+        for transform in transforms:
+            require_instance(Transform, transforms=transform)
         self.base = base
         self.transform = zuko.transforms.ComposedTransform(*transforms)
         self.can_score = can_score

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyrovae._checks import require_broadcasting, require_instance, require_tensors
 from pyrovae._compat.torch import own_scale_tril
 from pyrovae.distributions._capabilities import innermost
 from pyrovae.distributions._own_draw import KeepsLastDraw
@@ -56,6 +57,8 @@ def product_of_normals(p: Any, q: Any) -> dist.Distribution:
         q: another, of the same event shape; batch shapes are broadcast.
     """
     a, b = innermost(p), innermost(q)
+    require_instance(torch.distributions.Normal, p=a, q=b)
+    require_broadcasting(p=a.loc, q=b.loc)
     precision_a, precision_b = a.scale**-2, b.scale**-2
     variance = 1.0 / (precision_a + precision_b)
     loc = variance * (precision_a * a.loc + precision_b * b.loc)
@@ -77,4 +80,7 @@ def residual_normal(
         stretch: positive.
     """
     base = innermost(p)
+    require_instance(torch.distributions.Normal, p=base)
+    require_tensors(shift=shift, stretch=stretch)
+    require_broadcasting(p=base.loc, shift=shift, stretch=stretch)
     return dist.Normal(base.loc + shift, base.scale * stretch).to_event(len(p.event_shape))

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
+from pyrovae._checks import require_tensors
 from pyrovae._compat import zuko  # noqa: F401  gives every Transform its call_and_ladj
 
 
@@ -38,6 +39,13 @@ class SylvesterTransform(Transform):
     bijective = True
 
     def __init__(self, q: Tensor, r: Tensor, r_tilde: Tensor, b: Tensor) -> None:
+        require_tensors(q=q, r=r, r_tilde=r_tilde, b=b)
+        m = q.shape[-1] if q.dim() > 1 else 0
+        if not (m and b.shape[-1:] == (m,) and r.shape[-2:] == r_tilde.shape[-2:] == (m, m)):
+            raise ValueError(
+                f"q, r, r_tilde and b must have shapes (..., Z, M), (..., M, M), (..., M, M) and (..., M); got "
+                f"{', '.join(str(tuple(t.shape)) for t in (q, r, r_tilde, b))}."
+            )
         super().__init__(cache_size=0)
         self._out = q @ r
         self._in = r_tilde @ q.mT

@@ -7,6 +7,8 @@ import pyro.distributions as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyrovae._checks import require_at_least
+
 
 class Likelihood(nn.Module, ABC):
     """A likelihood p(x | z) as a module, from a decoder's output to a distribution over data.
@@ -22,6 +24,7 @@ class Likelihood(nn.Module, ABC):
 
     def __init__(self, event_dim: int) -> None:
         super().__init__()
+        require_at_least(0, event_dim=event_dim)
         self.event_dim = event_dim
 
     def distribution(self, output: Tensor, batch_shape: Sequence[int], event_shape: Sequence[int]) -> dist.Distribution:

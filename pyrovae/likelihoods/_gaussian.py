@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import require_positive
+from pyrovae._checks import require_one_of, require_positive
 from pyrovae.likelihoods._base import Likelihood
 
 
@@ -25,10 +25,10 @@ class Gaussian(Likelihood):
         self, event_dim: int, *, scale: float | Literal["shared", "per_pixel"] = "shared", min_scale: float = 1e-3
     ) -> None:
         super().__init__(event_dim)
-        if not isinstance(scale, str):
+        if isinstance(scale, str):
+            require_one_of(("shared", "per_pixel"), scale=scale)
+        else:
             require_positive(scale=scale)
-        elif scale not in ("shared", "per_pixel"):
-            raise ValueError(f"scale must be a number, 'shared' or 'per_pixel'; got {scale!r}.")
         require_positive(min_scale=min_scale)
         self.scale, self.min_scale = scale, min_scale
         self.num_params = 2 if scale == "per_pixel" else 1

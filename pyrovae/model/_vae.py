@@ -10,7 +10,8 @@ import pyro.distributions as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import as_event_shape, lookup, require_at_least
+from pyrovae._checks import as_event_shape, as_sizes, lookup, require_at_least, require_instance
+from pyrovae._random import restored_on_error
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model._base import VAEModel
 from pyrovae.networks import NETWORKS, ConvDecoder
@@ -68,28 +69,32 @@ class VAE(VAEModel):
         super().__init__()
         require_at_least(1, latent_dim=latent_dim)
         self.event_shape = shape = as_event_shape(event_shape)
-        hidden = tuple(hidden)
+        hidden = as_sizes(hidden, "hidden", empty=True)
+        require_instance(nn.Module | None, encoder=encoder, decoder=decoder)
         encoder_class, decoder_class = lookup(NETWORKS, network, "network")
         if not hidden and (encoder is not None or not is_mlp(encoder_class)):
             raise ValueError("hidden must name at least one width, the context's, for this encoder; got none.")
         self.latent_dim = latent_dim
         context_dim = hidden[-1] if hidden else prod(shape)
-        self.likelihood = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=len(shape))
-        self.posterior = POSTERIORS.build(posterior, posterior_options, latent_dim=latent_dim, context_dim=context_dim)
-        family = lookup(PRIORS, prior, "prior") if isinstance(prior, str) else prior
-        sizes = {"event_shape": shape} if getattr(family, "uses_posterior", False) else {}
-        self.prior = PRIORS.build(prior, prior_options, latent_dim=latent_dim, **sizes)
-        if getattr(self.prior, "uses_posterior", False) and not getattr(self.posterior, "can_score", True):
-            scorable = [name for name, family in POSTERIORS.items() if family.can_score]
-            raise ValueError(
-                f"{type(self.prior).__name__} scores the posterior at points it did not draw, which "
-                f"{type(self.posterior).__name__} cannot. Use one of {', '.join(scorable)}, or another prior."
+        with restored_on_error():
+            self.likelihood = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=len(shape))
+            self.posterior = POSTERIORS.build(
+                posterior, posterior_options, latent_dim=latent_dim, context_dim=context_dim
             )
-        make_decoder = partial(build_decoder, decoder_class, latent_dim, shape, hidden, self.likelihood.num_params)
-        if decoder is None and decoder_class is ConvDecoder:
-            decoder = make_decoder()  # in this order a seed's initial weights are drawn
-        self.encoder = build_encoder(encoder_class, shape, hidden) if encoder is None else encoder
-        self.decoder = make_decoder() if decoder is None else decoder
+            family = lookup(PRIORS, prior, "prior") if isinstance(prior, str) else prior
+            sizes = {"event_shape": shape} if getattr(family, "uses_posterior", False) else {}
+            self.prior = PRIORS.build(prior, prior_options, latent_dim=latent_dim, **sizes)
+            if getattr(self.prior, "uses_posterior", False) and not getattr(self.posterior, "can_score", True):
+                scorable = [name for name, family in POSTERIORS.items() if family.can_score]
+                raise ValueError(
+                    f"{type(self.prior).__name__} scores the posterior at points it did not draw, which "
+                    f"{type(self.posterior).__name__} cannot. Use one of {', '.join(scorable)}, or another prior."
+                )
+            make_decoder = partial(build_decoder, decoder_class, latent_dim, shape, hidden, self.likelihood.num_params)
+            if decoder is None and decoder_class is ConvDecoder:
+                decoder = make_decoder()  # in this order a seed's initial weights are drawn
+            self.encoder = build_encoder(encoder_class, shape, hidden) if encoder is None else encoder
+            self.decoder = make_decoder() if decoder is None else decoder
 
     def q(self, x: Float[Tensor, "*batch_event"]) -> dist.Distribution:
         """The posterior q(z | x): batch ``(...)`` for ``x`` of shape ``(..., *event_shape)``."""

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import require_at_least
+from pyrovae._checks import require_at_least, require_flag
 from pyrovae.networks._conv import over_leading
 
 
@@ -26,6 +26,7 @@ class PixelNetwork(nn.Module, ABC):
     def __init__(self, in_channels: int, out_channels: int, context_dim: int | None, spatial_context: bool) -> None:
         super().__init__()
         require_at_least(1, in_channels=in_channels, out_channels=out_channels)
+        require_flag(spatial_context=spatial_context)
         if context_dim is not None:
             require_at_least(1, context_dim=context_dim)
         elif spatial_context:

@@ -6,6 +6,8 @@ from math import prod
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyrovae._checks import as_event_shape, require_at_least
+
 _KERNEL_SIZE, _PADDING = 5, 2  # pixels, of every convolution but the one that spans the whole image
 
 
@@ -41,6 +43,7 @@ def as_image_shape(
     event_shape: Sequence[int],
     divisor: int = 4,
     *,
+    name: str = "event_shape",
     needs: str = " with height and width divisible by 4 for the conv networks",
     fix: str = ", or use network='mlp'",
 ) -> tuple[int, int, int]:
@@ -48,6 +51,7 @@ def as_image_shape(
 
     Args:
         event_shape: what should be an image's shape.
+        name: what errors call it.
         divisor: what H and W must be divisible by, as strides ask for.
         needs: of the error: what is needed besides the three sizes, and why.
         fix: of the error: what to do besides loading images as such.
@@ -55,12 +59,11 @@ def as_image_shape(
     Raises:
         ValueError: not three positive sizes, or ``divisor`` does not divide H and W.
     """
-    match tuple(event_shape):
-        case (channels, height, width) if min(channels, height, width) >= 1:
-            if height % divisor == 0 and width % divisor == 0:
-                return int(channels), int(height), int(width)
+    match as_event_shape(event_shape, name):
+        case (channels, height, width) if height % divisor == 0 and width % divisor == 0:
+            return channels, height, width
     raise ValueError(
-        f"event_shape must be (channels, height, width){needs}; got {tuple(event_shape)}. Load images with "
+        f"{name} must be (channels, height, width){needs}; got {tuple(event_shape)}. Load images with "
         f"flatten=False{fix}."
     )
 
@@ -75,7 +78,8 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, image_shape: tuple[int, int, int], out_features: int = 256) -> None:
         super().__init__()
-        channels, height, width = as_image_shape(image_shape)
+        channels, height, width = as_image_shape(image_shape, name="image_shape")
+        require_at_least(1, out_features=out_features)
         self.layers = nn.Sequential(
             _down(channels, 32, 1),
             _down(32, 32, 2),
@@ -102,7 +106,8 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, in_features: int, image_shape: tuple[int, int, int], out_channels: int) -> None:
         super().__init__()
-        _, height, width = as_image_shape(image_shape)
+        _, height, width = as_image_shape(image_shape, name="image_shape")
+        require_at_least(1, in_features=in_features, out_channels=out_channels)
         self.layers = nn.Sequential(
             nn.Unflatten(1, (in_features, 1, 1)),
             _Gated(nn.ConvTranspose2d(in_features, 2 * 64, (height // 4, width // 4))),

@@ -6,7 +6,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import require_at_least
+from pyrovae._checks import as_sizes, require_at_least, require_flag, shown
 
 
 class GatedLinear(nn.Module):
@@ -45,6 +45,9 @@ class MLP(nn.Sequential):
         layer_norm: bool = False,
     ) -> None:
         sizes = _sizes(in_features, hidden, out_features)
+        require_flag(final_activation=final_activation, layer_norm=layer_norm)
+        if isinstance(activation, nn.Module) or not (callable(activation) and isinstance(activation(), nn.Module)):
+            raise TypeError(f"activation must be the class of a layer, such as torch.nn.ReLU; got {shown(activation)}.")
         layers: list[nn.Module] = []
         for i, (n_in, n_out) in enumerate(pairwise(sizes)):
             layers.append(nn.Linear(n_in, n_out))
@@ -67,6 +70,7 @@ class GatedMLP(nn.Sequential):
         self, in_features: int, hidden: Sequence[int], out_features: int, *, final_activation: bool = False
     ) -> None:
         sizes = _sizes(in_features, hidden, out_features)
+        require_flag(final_activation=final_activation)
         layers: list[nn.Module] = [GatedLinear(n_in, n_out) for n_in, n_out in pairwise(sizes[:-1])]
         layers.append((GatedLinear if final_activation else nn.Linear)(sizes[-2], sizes[-1]))
         super().__init__(*layers)
@@ -74,5 +78,5 @@ class GatedMLP(nn.Sequential):
 
 def _sizes(in_features: int, hidden: Sequence[int], out_features: int) -> list[int]:
     """The sizes of all layers, checked."""
-    require_at_least(1, in_features=in_features, out_features=out_features, hidden=tuple(hidden))
-    return [in_features, *hidden, out_features]
+    require_at_least(1, in_features=in_features, out_features=out_features)
+    return [in_features, *as_sizes(hidden, "hidden", empty=True), out_features]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pyrovae._checks import require_at_least
+from pyrovae._checks import as_data, as_tensor, require_at_least, require_within, shown
 
 _MIN_WEIGHT = 1e-20  # of a code, in vectors, under which their mean is no longer taken
 
@@ -64,9 +64,7 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         require_at_least(2, num_codes=num_codes)
         require_at_least(1, code_dim=code_dim)
-        for name, value in {"decay": decay, "dead_below": dead_below}.items():
-            if not 0.0 <= value < 1.0:
-                raise ValueError(f"{name} must be at least 0 and less than 1; got {value}.")
+        require_within("[0, 1)", decay=decay, dead_below=dead_below)
         self.num_codes, self.code_dim, self.decay, self.dead_below = num_codes, code_dim, decay, dead_below
         self.register_buffer("codebook", torch.randn(num_codes, code_dim))
         self.register_buffer("counts", torch.zeros(num_codes))
@@ -127,9 +125,15 @@ def code_counts(codes: Int[Tensor, "..."], num_codes: int) -> Int[Tensor, "codes
     Raises:
         ValueError: codes that are not integers from 0 to ``num_codes - 1``.
     """
-    flat = codes.flatten()
-    if flat.is_floating_point() or (len(flat) and not 0 <= int(flat.min()) <= int(flat.max()) < num_codes):
-        came = f"{flat.dtype}, from {flat.min().item()} to {flat.max().item()}"
+    require_at_least(1, num_codes=num_codes)
+    flat = as_tensor(codes, "codes").flatten()
+    if (
+        flat.is_floating_point()
+        or flat.is_complex()
+        or flat.dtype == torch.bool
+        or (len(flat) and not 0 <= int(flat.min()) <= int(flat.max()) < num_codes)
+    ):
+        came = f"{flat.dtype}, {shown(flat.unique().tolist())}"
         raise ValueError(f"codes must be integers from 0 to {num_codes - 1}; got {came}.")
     return torch.bincount(flat, minlength=num_codes)
 
@@ -144,7 +148,7 @@ def perplexity(counts: Tensor) -> float:
     Raises:
         ValueError: counts that are negative or all zero.
     """
-    n = counts.double()
+    n = as_data(counts, "counts", integers=True).double()
     if not float(n.sum()) > 0 or float(n.min()) < 0:
         raise ValueError("counts must not be negative, nor all zero.")
     return math.exp(float(torch.special.entr(n / n.sum()).sum()))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import require_at_least
+from pyrovae._checks import require_at_least, require_instance
 from pyrovae._compat.torch import ConvNd
 
 _INITIAL_ITERATIONS = 20  # at least, on the initial weights
@@ -32,6 +32,7 @@ class SpectralSum(nn.Module):
 
     def __init__(self, network: nn.Module, *, iterations: int = 4) -> None:
         super().__init__()
+        require_instance(nn.Module, network=network)
         require_at_least(1, iterations=iterations)
         self.iterations = iterations
         self.names: dict[tuple[int, int], list[str]] = {}
@@ -40,7 +41,9 @@ class SpectralSum(nn.Module):
                 rows, columns = layer.weight.flatten(1).shape
                 self.names.setdefault((rows, columns), []).append(name)
         if not self.names:
-            raise ValueError(f"{type(network).__name__} has no linear or convolutional layer to be regularised.")
+            raise ValueError(
+                f"network, a {type(network).__name__}, has no linear or convolutional layer to be regularised."
+            )
         for (rows, columns), names in self.names.items():
             v = nn.functional.normalize(torch.randn(len(names), columns, 1), dim=1)
             self.register_buffer(f"v_{rows}x{columns}", v)

@@ -36,6 +36,8 @@ class Objective(PyroELBO):
 
     def __init__(self, *, num_particles: int = 1, max_plate_nesting: int | None = None) -> None:
         require_at_least(1, num_particles=num_particles)
+        if max_plate_nesting is not None:
+            require_at_least(1, max_plate_nesting=max_plate_nesting)
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self._nesting = max_plate_nesting  # Pyro's own attribute counts the particles' plate too
         self.time: float | None = None

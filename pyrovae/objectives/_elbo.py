@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import require_not_negative
+from pyrovae._checks import require_not_negative, shown
 from pyrovae.distributions._capabilities import family
 from pyrovae.model import LogTerms
 from pyrovae.objectives._base import Objective
@@ -54,8 +54,8 @@ class ELBO(Objective):
         max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
-        if analytic_kl not in ("auto", True, False):
-            raise ValueError(f"analytic_kl must be 'auto', True or False; got {analytic_kl!r}.")
+        if not isinstance(analytic_kl, bool) and not (isinstance(analytic_kl, str) and analytic_kl == "auto"):
+            raise ValueError(f"analytic_kl must be 'auto', True or False; got {shown(analytic_kl)}.")
         require_not_negative(free_bits=free_bits, **({} if callable(beta) else {"beta": beta}))
         if free_bits and analytic_kl is False:
             raise ValueError("free_bits needs the KL of each dimension in closed form: use analytic_kl='auto'.")

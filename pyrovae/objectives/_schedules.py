@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyrovae._checks import require_at_least, require_not_negative, require_positive
+from pyrovae._checks import require_at_least, require_not_negative, require_positive, require_within
 
 Weight = float | Callable[[float], float]
 
@@ -109,8 +109,7 @@ def cyclical(period: float, *, rise: float = 0.5, cycles: int = 4, end: float = 
     require_positive(period=period)
     require_at_least(1, cycles=cycles)
     require_not_negative(end=end)
-    if not 0 < rise <= 1:
-        raise ValueError(f"rise must be in (0, 1]; got {rise}.")
+    require_within("(0, 1]", rise=rise)
     return _Cycles(period, rise, cycles, end)
 
 

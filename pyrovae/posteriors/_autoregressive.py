@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Transform
 
+from pyrovae._checks import as_sizes, require_at_least
 from pyrovae._compat import zuko
 from pyrovae.posteriors._base import FlowPosterior
 
@@ -25,11 +26,12 @@ class InverseAutoregressive(FlowPosterior):
     def __init__(
         self, latent_dim: int, context_dim: int, *, num_flows: int, hidden: Sequence[int], **options: Any
     ) -> None:
+        hidden = as_sizes(hidden, "hidden", empty=True)
         super().__init__(latent_dim, context_dim, num_flows=num_flows)
         # The masked networks see every draw; a narrow summary of the context keeps them cheap.
         width = min(context_dim, 64)
         self.summary = nn.Linear(context_dim, width)
-        flow = self.family(latent_dim, width, transforms=num_flows, hidden_features=tuple(hidden), **options)
+        flow = self.family(latent_dim, width, transforms=num_flows, hidden_features=hidden, **options)
         self.steps = flow.transform.transforms
         with torch.no_grad():
             for step in self.steps:
@@ -83,4 +85,5 @@ class NeuralSpline(InverseAutoregressive):
         hidden: Sequence[int] = (128, 128),
         bins: int = 8,
     ) -> None:
+        require_at_least(2, bins=bins)
         super().__init__(latent_dim, context_dim, num_flows=num_flows, hidden=hidden, bins=bins)

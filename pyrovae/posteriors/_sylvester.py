@@ -29,10 +29,10 @@ class Sylvester(FlowPosterior):
     can_score = False
 
     def __init__(self, latent_dim: int, context_dim: int, *, num_flows: int, bottleneck: int) -> None:
-        super().__init__(latent_dim, context_dim, num_flows=num_flows)
-        require_at_least(1, bottleneck=bottleneck)
+        require_at_least(1, latent_dim=latent_dim, bottleneck=bottleneck)
         if bottleneck > latent_dim:
             raise ValueError(f"bottleneck must be at most latent_dim={latent_dim}; got {bottleneck}.")
+        super().__init__(latent_dim, context_dim, num_flows=num_flows)
         self.bottleneck = bottleneck
         self.triangles = nn.Linear(context_dim, num_flows * bottleneck**2)
         self.diagonals = nn.Linear(context_dim, num_flows * 3 * bottleneck)
@@ -65,6 +65,7 @@ class OrthogonalSylvester(Sylvester):
     """
 
     def __init__(self, latent_dim: int, context_dim: int, *, num_flows: int = 4, bottleneck: int | None = None) -> None:
+        require_at_least(1, latent_dim=latent_dim)
         bottleneck = min(latent_dim, 32) if bottleneck is None else bottleneck
         super().__init__(latent_dim, context_dim, num_flows=num_flows, bottleneck=bottleneck)
         self.columns = nn.Linear(context_dim, num_flows * latent_dim * bottleneck)
@@ -86,8 +87,8 @@ class HouseholderSylvester(Sylvester):
     """
 
     def __init__(self, latent_dim: int, context_dim: int, *, num_flows: int = 4, num_reflections: int = 8) -> None:
-        super().__init__(latent_dim, context_dim, num_flows=num_flows, bottleneck=latent_dim)
         require_at_least(1, num_reflections=num_reflections)
+        super().__init__(latent_dim, context_dim, num_flows=num_flows, bottleneck=latent_dim)
         self.num_reflections = num_reflections
         self.vectors = nn.Linear(context_dim, num_flows * num_reflections * latent_dim)
         nn.init.normal_(self.vectors.bias)  # a reflection needs a vector other than zero

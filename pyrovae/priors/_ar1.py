@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from pyrovae._checks import require_at_least
+from pyrovae._checks import require_at_least, require_not_negative
 from pyrovae.distributions import AR1 as AR1Process
 from pyrovae.priors._base import PosteriorAt, Prior
 
@@ -58,10 +58,8 @@ class AR1(Prior):
                 f"channels must divide latent_dim into chains of at least 2; got latent_dim={latent_dim} and "
                 f"channels={channels}. An independent dimension commits no rate."
             )
-        try:
-            delta = float(delta)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"delta must be a number of nats; got {delta!r}.") from error
+        require_not_negative(delta=delta)
+        delta = float(delta)
         most = channels * minimum_rate(-math.log(_MIN_INNOVATION_VARIANCE), length)
         if not 0.0 < delta <= most:
             raise ValueError(

@@ -5,7 +5,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pyrovae._checks import require_at_least
+from pyrovae._checks import as_sizes, require_at_least, shown
+from pyrovae._random import restored_on_error
 from pyrovae.distributions import Autoregressive
 from pyrovae.model import LossModel
 from pyrovae.networks import GatedPixelCNN
@@ -14,9 +15,10 @@ from pyrovae.networks import GatedPixelCNN
 def _checked(grid_shape: tuple[int, int], num_codes: int) -> tuple[int, int]:
     """The grid's sides; a ``ValueError`` unless they are positive and there are at least two codes."""
     require_at_least(2, num_codes=num_codes)
-    height, width = grid_shape
-    require_at_least(1, grid_shape=(height, width))
-    return height, width
+    match as_sizes(grid_shape, "grid_shape"):
+        case (height, width):
+            return height, width
+    raise ValueError(f"grid_shape must be (height, width); got {shown(grid_shape)}.")
 
 
 class UniformCodes(nn.Module):
@@ -76,10 +78,11 @@ class PixelCNNPrior(LossModel):
         require_at_least(1, embedding_dim=embedding_dim)
         self.grid_shape, self.num_codes = _checked(grid_shape, num_codes), num_codes
         self.event_shape = self.grid_shape
-        self.embedding = nn.Embedding(num_codes, embedding_dim)
-        self.network = GatedPixelCNN(
-            embedding_dim, num_codes, hidden=hidden, num_layers=num_layers, kernel_size=kernel_size
-        )
+        with restored_on_error():
+            self.embedding = nn.Embedding(num_codes, embedding_dim)
+            self.network = GatedPixelCNN(
+                embedding_dim, num_codes, hidden=hidden, num_layers=num_layers, kernel_size=kernel_size
+            )
 
     def logits(self, codes: Int[Tensor, "*batch rows width"]) -> Float[Tensor, "*batch codes rows width"]:
         """Logits of the code at every position given those before it, for the whole grid or its uppermost rows."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import as_event_shape, require_at_least
+from pyrovae._checks import as_event_shape, as_sizes, require_instance
 from pyrovae.distributions import product_of_normals
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAEModel
@@ -37,10 +37,9 @@ class _Hierarchy(VAEModel):
         likelihood_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.event_shape, dims, hidden = as_event_shape(event_shape), tuple(latent_dims), tuple(hidden)
-        if not dims:
-            raise ValueError("latent_dims must name at least one layer's size, e.g. (40, 20) for two; got none.")
-        require_at_least(1, latent_dims=dims, hidden=hidden)
+        self.event_shape = as_event_shape(event_shape)
+        dims, hidden = as_sizes(latent_dims, "latent_dims"), as_sizes(hidden, "hidden", empty=True)
+        require_instance(bool | None, layer_norm=layer_norm)
         layer_norm = self._layer_norm if layer_norm is None else layer_norm
         self.latent_dims = dims
         self.sites = tuple(f"z{layer}" for layer in range(1, len(dims) + 1))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Literal
 
+from pyrovae._checks import as_event_shape, require_at_least
 from pyrovae.model import VAE
 
 
@@ -29,8 +30,9 @@ def linear_vae(event_shape: Sequence[int], latent_dim: int, *, scale: float | Li
           (0): Linear(in_features=8, out_features=64, bias=True)
         )
     """
-    size = prod(event_shape)
-    if scale == "shared" and latent_dim >= size:
+    require_at_least(1, latent_dim=latent_dim)
+    size = prod(as_event_shape(event_shape))
+    if isinstance(scale, str) and scale == "shared" and latent_dim >= size:
         raise ValueError(
             f"latent_dim must be under {size}, the size of a datum, or the likelihood grows without bound as the "
             f"learnt σ goes to 0; got {latent_dim}. Take fewer latents, or give scale a number."

@@ -6,7 +6,8 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
-from pyrovae._checks import require_at_least
+from pyrovae._checks import require_at_least, require_flag
+from pyrovae._random import restored_on_error
 from pyrovae.model import VAE, VAEModel
 from pyrovae.model._modes import local_parameters
 from pyrovae.posteriors import POSTERIORS, Posterior
@@ -50,6 +51,7 @@ class NonAmortizedVAE(VAEModel):
     ) -> None:
         super().__init__()
         require_at_least(1, num_data=num_data)
+        require_flag(train_decoder=train_decoder)
         if not isinstance(generative, VAE):
             raise TypeError(
                 f"generative must be a pyrovae.VAE, whose prior and decoder are used; got {type(generative).__name__}."
@@ -64,7 +66,7 @@ class NonAmortizedVAE(VAEModel):
         require_at_least(1, context_dim=context_dim)
         sizes = {"latent_dim": generative.latent_dim, "context_dim": context_dim}
         self.event_shape = generative.event_shape
-        with local_parameters():
+        with restored_on_error(), local_parameters():
             self.generative = copy.deepcopy(generative).requires_grad_(train_decoder)
             del self.generative.encoder, self.generative.posterior
             self.context = nn.Embedding(num_data, context_dim)

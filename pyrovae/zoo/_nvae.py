@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import require_at_least, require_not_negative
+from pyrovae._checks import as_sizes, require_at_least, require_not_negative
 from pyrovae.distributions import residual_normal
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAEModel
@@ -70,10 +70,7 @@ class NVAE(VAEModel):
         spectral_weight: float = 1e-2,
     ) -> None:
         super().__init__()
-        groups = tuple(groups)
-        if not groups:
-            raise ValueError("groups must name at least one resolution's number of groups, e.g. (1, 2); got none.")
-        require_at_least(1, groups=groups)
+        groups = as_sizes(groups, "groups")
         halvings = len(groups)
         shrunk = 2**halvings
         needs = f" with height and width divisible by {shrunk}, for {halvings} resolutions"

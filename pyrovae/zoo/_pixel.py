@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import lookup, placed, require_at_least, require_one_of
+from pyrovae._checks import as_sizes, lookup, placed, require_at_least, require_instance, require_one_of, require_within
 from pyrovae._parts import Registry
+from pyrovae._random import restored_on_error
 from pyrovae.distributions import Autoregressive
 from pyrovae.distributions._capabilities import innermost
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
@@ -61,14 +62,18 @@ class PixelDecoder(nn.Module):
         super().__init__()
         channels, height, width = self.event_shape = _as_image(event_shape)
         require_at_least(1, context_dim=context_dim)
-        if not 0 <= input_dropout < 1:
-            raise ValueError(f"input_dropout must be in [0, 1); got {input_dropout}.")
+        require_within("[0, 1)", input_dropout=input_dropout)
+        require_instance(Likelihood, likelihood=likelihood)
+        require_instance(nn.Module | None, upsample=upsample)
         self.likelihood, self.upsample, self.input_dropout = likelihood, upsample, input_dropout
-        self.position = nn.Parameter(0.1 * torch.randn(context_dim, height, width))
-        sizes = {"in_channels": channels, "out_channels": likelihood.num_params * channels, "width": width}
-        self.network = DECODERS.build(network, network_options, **sizes, context_dim=context_dim, spatial_context=True)
-        some = likelihood(torch.zeros(likelihood.num_params, *self.event_shape))
-        self._support = innermost(some).support
+        with restored_on_error():
+            self.position = nn.Parameter(0.1 * torch.randn(context_dim, height, width))
+            sizes = {"in_channels": channels, "out_channels": likelihood.num_params * channels, "width": width}
+            self.network = DECODERS.build(
+                network, network_options, **sizes, context_dim=context_dim, spatial_context=True
+            )
+            some = likelihood(torch.zeros(likelihood.num_params, *self.event_shape))
+            self._support = innermost(some).support
 
     def forward(self, z: Float[Tensor, "*batch latent"] | None) -> Autoregressive:
         """The distribution p(x | z) with batch ``(...)``; without z, p(x) with batch ``()``."""
@@ -187,26 +192,30 @@ class PixelVAE(VAE):
         hidden: Sequence[int] = (300, 300),
         **parts: Any,
     ) -> None:
-        shape = _as_image(event_shape)
+        shape, hidden = _as_image(event_shape), as_sizes(hidden, "hidden", empty=True)
+        require_within("[0, 1)", input_dropout=input_dropout)
         require_at_least(1, latent_dim=latent_dim, context_dim=context_dim)
         require_one_of(("map", "vector"), conditioning=conditioning)
         pixel = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=3)
-        if conditioning == "vector":
-            upsample: nn.Module = nn.Linear(latent_dim, context_dim)
-        else:
-            _, cls = lookup(NETWORKS, network, "network")
-            cls = MLP if cls is StridedDecoder else cls
-            upsample = build_decoder(cls, latent_dim, (context_dim, *shape[1:]), tuple(hidden))
-        pixels = PixelDecoder(
-            shape,
-            pixel,
-            network=decoder,
-            network_options=decoder_options,
-            upsample=upsample,
-            context_dim=context_dim,
-            input_dropout=input_dropout,
-        )
-        super().__init__(shape, latent_dim, likelihood=pixel, network=network, hidden=hidden, decoder=pixels, **parts)
+        with restored_on_error():
+            if conditioning == "vector":
+                upsample: nn.Module = nn.Linear(latent_dim, context_dim)
+            else:
+                _, cls = lookup(NETWORKS, network, "network")
+                cls = MLP if cls is StridedDecoder else cls
+                upsample = build_decoder(cls, latent_dim, (context_dim, *shape[1:]), hidden)
+            pixels = PixelDecoder(
+                shape,
+                pixel,
+                network=decoder,
+                network_options=decoder_options,
+                upsample=upsample,
+                context_dim=context_dim,
+                input_dropout=input_dropout,
+            )
+            super().__init__(
+                shape, latent_dim, likelihood=pixel, network=network, hidden=hidden, decoder=pixels, **parts
+            )
 
     def p(self, z: Float[Tensor, "*batch latent"]) -> dist.Distribution:
         return self.decoder(z)

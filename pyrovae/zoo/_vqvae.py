@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyrovae._checks import as_data, as_event_shape, placed, require_at_least, require_positive
 from pyrovae._parts import check_sizes
+from pyrovae._random import restored_on_error
 from pyrovae.distributions import PointMass
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAEModel
@@ -83,15 +84,16 @@ class VQVAE(VAEModel):
         require_at_least(2, num_codes=num_codes)
         require_at_least(1, code_dim=code_dim)
         require_positive(commitment=commitment)
-        self.grid_shape = grid_shape(tuple(event_shape), downsampling)
         self.event_shape = shape = as_event_shape(event_shape)
+        self.grid_shape = grid_shape(shape, downsampling)
         self.num_codes, self.commitment = num_codes, commitment
         self.likelihood = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=3)
-        sizes = {"downsampling": downsampling, "hidden": hidden, "num_blocks": num_blocks}
-        self.encoder = GridEncoder(shape, code_dim, **sizes)
-        self.decoder = GridDecoder(code_dim, shape, self.likelihood.num_params * shape[0], **sizes)
-        self.quantizer = VectorQuantizer(num_codes, code_dim, decay=decay, dead_below=dead_below)
-        self.prior = UniformCodes(self.grid_shape, num_codes) if prior is None else prior
+        with restored_on_error():
+            sizes = {"downsampling": downsampling, "hidden": hidden, "num_blocks": num_blocks}
+            self.encoder = GridEncoder(shape, code_dim, **sizes)
+            self.decoder = GridDecoder(code_dim, shape, self.likelihood.num_params * shape[0], **sizes)
+            self.quantizer = VectorQuantizer(num_codes, code_dim, decay=decay, dead_below=dead_below)
+            self.prior = UniformCodes(self.grid_shape, num_codes) if prior is None else prior
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "prior":

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import as_data, as_event_shape, lookup, require_at_least, require_one_of
+from pyrovae._checks import as_data, as_event_shape, as_sizes, lookup, require_at_least, require_flag, require_one_of
 from pyrovae._random import seeded
 from pyrovae.model import LossModel
 from pyrovae.model._modes import evaluation_mode
@@ -69,13 +69,26 @@ class Autoencoder(LossModel):
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
         require_at_least(1, code_dim=code_dim)
+        hidden = as_sizes(hidden, "hidden", empty=True)
         require_one_of(tuple(ERRORS), reconstruction=reconstruction)
+        require_flag(tied=tied)
         names = {name: name for name in ACTIVATIONS}
         activation = lookup(names, activation, "activation")
-        code_activation = lookup(names, code_activation, "activation")
+        code_activation = lookup(names, code_activation, "code_activation")
         self.code_dim, self.reconstruction = int(code_dim), reconstruction
         self.code_activation, self.code_activation_name = ACTIVATIONS[code_activation].layer(), code_activation
-        layer, hidden = ACTIVATIONS[activation].layer, tuple(hidden)
+        noise = cost = None  # which draw nothing
+        if corruption is not None or corruption_options:
+            noise = CORRUPTIONS.build(corruption, corruption_options)
+        if penalty is not None or penalty_options:
+            cost = PENALTIES.build(penalty, penalty_options)
+        if cost is not None and code_activation not in cost.code_activations:
+            allowed = " or ".join(map(repr, cost.code_activations))
+            raise ValueError(
+                f"{type(cost).__name__} needs code_activation {allowed}, whose values are those of a "
+                f"probability; got {code_activation!r}."
+            )
+        layer = ACTIVATIONS[activation].layer
         self.encoder = MLP(prod(self.event_shape), hidden, self.code_dim, activation=layer)
         if tied:
             layers: list[nn.Module] = []
@@ -84,17 +97,7 @@ class Autoencoder(LossModel):
             self.decoder = nn.Sequential(*layers[:-1])
         else:
             self.decoder = MLP(self.code_dim, hidden[::-1], prod(self.event_shape), activation=layer)
-        self.corruption = self.penalty = None
-        if corruption is not None or corruption_options:
-            self.corruption = CORRUPTIONS.build(corruption, corruption_options)
-        if penalty is not None or penalty_options:
-            self.penalty = PENALTIES.build(penalty, penalty_options)
-        if self.penalty is not None and code_activation not in self.penalty.code_activations:
-            allowed = " or ".join(map(repr, self.penalty.code_activations))
-            raise ValueError(
-                f"{type(self.penalty).__name__} needs code_activation {allowed}, whose values are those of a "
-                f"probability; got {code_activation!r}."
-            )
+        self.corruption, self.penalty = noise, cost
 
     def loss(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch"]:
         """The error of the reconstruction plus the penalty, one value for each datum."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import require_positive
+from pyrovae._checks import require_flag, require_positive, require_within
 from pyrovae._parts import Registry
 
 
@@ -116,7 +116,9 @@ class MaskingNoise(Corruption):
 
     def __init__(self, *, fraction: float = 0.3, rescale: bool = False) -> None:
         super().__init__()
-        self.fraction, self.rescale = as_proportion("fraction", fraction), rescale
+        require_within("(0, 1)", fraction=fraction)
+        require_flag(rescale=rescale)
+        self.fraction, self.rescale = float(fraction), rescale
 
     def forward(self, x: Float[Tensor, "*batch_event"]) -> Float[Tensor, "*batch_event"]:
         kept = x * (torch.rand_like(x) >= self.fraction)
@@ -124,10 +126,3 @@ class MaskingNoise(Corruption):
 
 
 CORRUPTIONS: Registry[Corruption] = Registry("corruption", Corruption, gaussian=GaussianNoise, masking=MaskingNoise)
-
-
-def as_proportion(name: str, value: float) -> float:
-    """Check that a value lies strictly between 0 and 1, and return it as a float; a ``ValueError`` otherwise."""
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must lie between 0 and 1, without either; got {value}.")
-    return float(value)

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import require_at_least, require_positive
+from pyrovae._checks import require_at_least, require_positive, require_within
 from pyrovae._parts import Registry
-from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CodeNetworks, affine_layers, as_proportion
+from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CodeNetworks, affine_layers
 
 
 class Penalty(nn.Module, ABC):
@@ -74,7 +74,8 @@ class KLPenalty(Penalty):
 
     def __init__(self, *, weight: float = 1.0, target: float = 0.05) -> None:
         super().__init__(weight=weight)
-        self.target = as_proportion("target", target)
+        require_within("(0, 1)", target=target)
+        self.target = float(target)
 
     def forward(self, networks: CodeNetworks, x: Tensor, pre_activation: Tensor) -> Float[Tensor, ""]:
         # By logarithms: a unit that is off for the whole batch has a finite KL and a gradient.
