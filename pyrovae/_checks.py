@@ -2,8 +2,10 @@
 
 import difflib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import numpy as np
@@ -16,6 +18,7 @@ from pyrovae._frames import Columns, as_numbers, in_order
 
 T = TypeVar("T")
 _TOO_LARGE = 2**63  # for an integer of torch's or NumPy's
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MAX_SHOWN = 500  # characters of a value in an error
 _ROWS_PER_CHECK = 4096  # data looked at at once
 ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
@@ -110,7 +113,7 @@ def require_seed(**arguments: Any) -> None:
 def require_instance(kind: Any, **arguments: Any) -> None:
     """Raise a ``TypeError`` unless every named argument is of a class, or of one of a union of classes."""
     for name, value in arguments.items():
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        if not isinstance(value, kind):
             wanted = (
                 kind.__name__
                 if isinstance(kind, type)
@@ -127,6 +130,15 @@ def require_flag(**arguments: Any) -> None:
             raise TypeError(f"{name} must be True or False; got {shown(value)}.")
 
 
+def as_path(value: Any, name: str) -> Path:
+    """Check what should be a path, and return it; a ``TypeError`` for something else, a ``ValueError`` for nothing."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a str or a path; got {shown(value)}.")
+    if not os.fspath(value):
+        raise ValueError(f"{name} must be the path of a file or folder; got an empty one.")
+    return Path(value)
+
+
 def require_callable(**arguments: Any) -> None:
     """Raise a ``TypeError`` unless every named argument can be called."""
     for name, value in arguments.items():
@@ -134,11 +146,23 @@ def require_callable(**arguments: Any) -> None:
             raise TypeError(f"{name} must be a function, or another object that can be called; got {shown(value)}.")
 
 
-def require_tensors(**arguments: Any) -> None:
-    """Raise a ``TypeError`` unless every named argument is a tensor of floating-point numbers, whichever."""
+def require_tensors(*, integers: bool = False, **arguments: Any) -> None:
+    """Raise a ``TypeError`` unless every named argument is a tensor of floating-point numbers, or of ``integers``,
+    whichever.
+    """
     for name, value in arguments.items():
-        if not (isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided):
-            raise TypeError(f"{name} must be a tensor of floating-point numbers; got {shown(value)}.")
+        plain = isinstance(value, Tensor) and value.layout is torch.strided
+        if not plain or not (value.dtype in _INTEGERS if integers else value.is_floating_point()):
+            kind = "integers" if integers else "floating-point numbers"
+            raise TypeError(f"{name} must be a tensor of {kind}; got {shown(value)}.")
+
+
+def require_columns(columns: Sequence[str], **frames: Any) -> None:
+    """Raise unless every named argument is a ``DataFrame`` (``TypeError``) with these columns (``ValueError``)."""
+    require_instance(pd.DataFrame, **frames)
+    for name, frame in frames.items():
+        if missing := [column for column in columns if column not in frame]:
+            raise ValueError(f"{name} lacks the column(s) {', '.join(missing)}; it has {shown(list(frame))}.")
 
 
 def require_broadcasting(**tensors: Tensor) -> None:
@@ -222,10 +246,10 @@ def as_tensor(value: Any, name: str, names: Sequence[str] | None = None) -> Tens
         )
     try:
         return torch.as_tensor(_as_torch_has_it(np.asarray(value)))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # ragged lists are ValueErrors
         raise ValueError(
-            f"{name} must be a tensor, array or DataFrame of numbers; got {type(value).__name__} "
-            f"with dtype {np.asarray(value).dtype}."
+            f"{name} must be a tensor, array or DataFrame of numbers; got {type(value).__name__}"
+            f"{f' with dtype {value.dtype}' if isinstance(value, np.ndarray) else ''}."
         ) from error
 
 

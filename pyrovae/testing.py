@@ -1,7 +1,7 @@
 """Models whose log p(x) is known, to check estimators against: in closed form, by enumeration or by quadrature."""
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -9,7 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import require_at_least, require_one_of
+from pyrovae._checks import (
+    as_data,
+    require_at_least,
+    require_instance,
+    require_not_negative,
+    require_one_of,
+    require_positive,
+    require_tensors,
+    require_within,
+)
 from pyrovae.model import VAEModel
 
 Guide = Literal["exact", "mean_field", "detuned"]
@@ -43,6 +52,9 @@ class LinearGaussian(VAEModel):
     ) -> None:
         super().__init__()
         require_one_of(get_args(Guide), guide=guide)
+        require_positive(noise=noise, stretch=stretch)
+        require_within("(-inf, inf)", shift=shift)
+        _check_lines(w, b)
         self.event_shape = (len(w),)
         self.w, self.b, self.noise = nn.Parameter(w), nn.Parameter(b), noise
         self.guide_kind = guide
@@ -69,6 +81,12 @@ class LinearGaussian(VAEModel):
             ValueError: no eigenvalue over that is left out, or all of these are 0: the likelihood has no maximum.
         """
         require_at_least(1, latent_dim=latent_dim)
+        require_one_of(get_args(Guide), guide=guide)
+        if noise is not None:
+            require_positive(noise=noise)
+        x = as_data(x, "x")
+        if x.dim() != 2:
+            raise ValueError(f"x must have shape (N, D); got {tuple(x.shape)}.")
         d = x.shape[1]
         if latent_dim > d or (latent_dim == d and noise is None):
             raise ValueError(f"latent_dim must be under {d}, the dimension of x, for σ² to be found; got {latent_dim}.")
@@ -146,6 +164,8 @@ class BetaBernoulli(VAEModel):
     def __init__(self, n: int, a: float = 2.0, b: float = 3.0, detune: float = 0.0) -> None:
         super().__init__()
         require_at_least(1, n=n)
+        require_positive(a=a, b=b)
+        require_not_negative(detune=detune)
         self.event_shape = (n,)
         self.prior = nn.Parameter(torch.tensor([a, b]))
         self.detune = detune
@@ -179,6 +199,10 @@ class DiscreteMixture(VAEModel):
 
     def __init__(self, log_weights: Float[Tensor, "k"], logits: Float[Tensor, "k d"]) -> None:
         super().__init__()
+        require_tensors(log_weights=log_weights, logits=logits)
+        if logits.dim() != 2 or log_weights.shape != logits.shape[:1] or not logits.numel():
+            came = f"{tuple(log_weights.shape)} and {tuple(logits.shape)}"
+            raise ValueError(f"log_weights and logits must have shapes (K,) and (K, D); got {came}.")
         self.event_shape = (logits.shape[1],)
         self.log_weights, self.logits = nn.Parameter(log_weights), nn.Parameter(logits)
         self.encoder = nn.Linear(logits.shape[1], logits.shape[0])
@@ -224,6 +248,12 @@ class LinearMixture(VAEModel):
         stretch: float = 1.0,
     ) -> None:
         super().__init__()
+        require_positive(spread=spread, noise=noise, stretch=stretch)
+        _check_lines(w, b)
+        require_tensors(weights=weights, means=means)
+        if weights.dim() != 1 or means.shape != (*weights.shape, w.shape[1]):
+            came = f"{tuple(weights.shape)} and {tuple(means.shape)}"
+            raise ValueError(f"weights and means must have shapes (K,) and (K, {w.shape[1]}); got {came}.")
         self.event_shape = (len(w),)
         self.weights, self.means, self.spread = nn.Parameter(weights), nn.Parameter(means), spread
         self.w, self.b, self.noise, self.stretch = nn.Parameter(w), nn.Parameter(b), noise, stretch
@@ -268,6 +298,11 @@ def grid_log_px(
         half_width: the square is [-half_width, half_width]².
         points: grid points per side.
     """
+    require_instance(VAEModel, model=model)
+    require_positive(half_width=half_width)
+    require_at_least(2, points=points)
+    require_instance(str, site=site)
+    x = as_data(x, "x", model.event_shape)
     axis = torch.linspace(-half_width, half_width, points, device=x.device, dtype=x.dtype)
     grid = torch.cartesian_prod(axis, axis).unsqueeze(1)  # (points², 1, 2)
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
@@ -275,6 +310,13 @@ def grid_log_px(
         latents = {site: part.expand(-1, len(x), -1)}
         total = torch.logaddexp(total, model.log_joint(x, latents=latents).double().logsumexp(0))
     return total + 2.0 * math.log(2.0 * half_width / (points - 1))
+
+
+def _check_lines(w: Any, b: Any) -> None:
+    """Raise unless these are a matrix ``(D, Z)`` and a vector ``(D,)``."""
+    require_tensors(w=w, b=b)
+    if w.dim() != 2 or b.shape != w.shape[:1] or not w.numel():
+        raise ValueError(f"w and b must have shapes (D, Z) and (D,); got {tuple(w.shape)} and {tuple(b.shape)}.")
 
 
 def _log_beta(a: Tensor, b: Tensor) -> Tensor:

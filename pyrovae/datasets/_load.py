@@ -5,13 +5,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae._checks import lookup
+from pyrovae._checks import as_path, lookup, require_at_least, require_flag, require_one_of
 from pyrovae._hash import content_hash
 from pyrovae.datasets import _files as files
 from pyrovae.datasets import _sources as sources
@@ -114,8 +114,12 @@ def load(
         FileNotFoundError: a file is missing and was not, or could not be, downloaded.
     """
     make = lookup(DATASETS, name, "data set")
-    if binarize not in (None, "dynamic", "static", "threshold"):
-        raise ValueError(f"binarize must be 'dynamic', 'static', 'threshold' or None; got {binarize!r}.")
+    if binarize is not None:
+        require_one_of(get_args(Binarize), binarize=binarize)
+    require_flag(flatten=flatten, download=download, progress=progress)
+    require_at_least(0, seed=seed)
+    if root is not None:
+        as_path(root, "root")
     known = [name for name in inspect.signature(make).parameters if name != "read"]
     for option in options:
         if option not in known:

@@ -36,7 +36,7 @@ class AR1(dist.MultivariateNormal):
         scale: Float[Tensor, "chains"] | None = None,
         batch_shape: tuple[int, ...] | list[int] = (),
     ) -> None:
-        require_tensors(alpha=alpha, **({} if scale is None else {"scale": scale}))
+        require_tensors(alpha=alpha, scale=alpha if scale is None else scale)
         require_at_least(1, length=length)
         if alpha.dim() != 1:
             raise ValueError(f"alpha must be one number for each chain, (C,); got shape {tuple(alpha.shape)}.")

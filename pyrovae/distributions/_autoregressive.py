@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyrovae._checks import as_event_shape, as_sizes, require_at_least, require_callable, require_instance
+from pyrovae._checks import as_event_shape, as_sizes, as_tensor, require_at_least, require_callable, require_instance
 
 
 class Autoregressive(TorchDistribution):
@@ -43,7 +43,9 @@ class Autoregressive(TorchDistribution):
     ) -> None:
         require_callable(conditional=conditional)
         require_instance(constraints.Constraint, support=support)
-        require_instance(Tensor | None, like=like)
+        if like is not None:
+            require_instance(Tensor, like=like)
+            as_tensor(like, "like")
         require_at_least(1, mean_draws=mean_draws)
         event_shape = as_event_shape(event_shape)
         if len(event_shape) < 2:

@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrovae._checks import require_at_least, require_instance, require_tensors
+from pyrovae._checks import require_at_least, require_flag, require_tensors
 from pyrovae._compat.torch import validate
 
 _MAX_SERIES_LOGIT = 0.3  # logits under it take series, which there are exact to 1e-12
@@ -30,10 +30,11 @@ class IndependentBernoulli(dist.Independent):
     def __init__(self, logits: Tensor, event_dim: int, *, validate_args: bool | None = None) -> None:
         require_tensors(logits=logits)
         require_at_least(0, event_dim=event_dim)
-        require_instance(bool | None, validate_args=validate_args)
+        if validate_args is not None:
+            require_flag(validate_args=validate_args)
         if event_dim > logits.dim():
             raise ValueError(
-                f"event_dim must be at most {logits.dim()}, as logits have shape {tuple(logits.shape)}; got {event_dim}."
+                f"event_dim must be at most {logits.dim()} for logits of shape {tuple(logits.shape)}; got {event_dim}."
             )
         super().__init__(dist.Bernoulli(logits=logits, validate_args=validate_args), event_dim)
 

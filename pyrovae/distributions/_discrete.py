@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Categorical, constraints, register_kl
 from torch.nn.functional import logsigmoid
 
-from pyrovae._checks import require_at_least, require_broadcasting, require_instance, require_tensors
+from pyrovae._checks import require_at_least, require_broadcasting, require_tensors
 
 
 class OnLevels(constraints.Constraint):
@@ -140,10 +140,8 @@ class PointMass(TorchDistribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, value: Int[Tensor, "*batch"], num_values: int) -> None:
-        require_instance(Tensor, value=value)
+        require_tensors(integers=True, value=value)
         require_at_least(1, num_values=num_values)
-        if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-            raise TypeError(f"value must be a tensor of integers; got {value.dtype}.")
         self.value = value
         self.num_values = num_values
         super().__init__(value.shape, torch.Size(), validate_args=False)

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrovae._checks import require_at_least, require_one_of, resolve_device
+from pyrovae._checks import (
+    require_at_least,
+    require_flag,
+    require_instance,
+    require_one_of,
+    require_seed,
+    resolve_device,
+)
 from pyrovae._compat.torch import full_precision
 from pyrovae._distributed import check_same_everywhere, common_seed, connect, joined, my_blocks, num_processes, rank
 from pyrovae._graph import COMPILE, Compile, Graph
@@ -23,6 +30,17 @@ from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model._modes import evaluation_mode
 
 Compute = Callable[[slice, int], Mapping[Any, Tensor]]
+
+
+def check_options(seed: Any, device: Any, memory_budget: Any, compile: Any, progress: Any) -> None:
+    """Raise a ``ValueError`` or ``TypeError`` where an option of all estimators is out of its range."""
+    require_seed(seed=seed)
+    require_one_of(COMPILE, compile=compile)
+    require_flag(progress=progress)
+    if device is not None:
+        resolve_device(device)
+    if memory_budget is not None:
+        require_at_least(1, memory_budget=memory_budget)
 
 
 class EvaluationRun:
@@ -78,9 +96,10 @@ class EvaluationRun:
         progress: bool = True,
         density: bool = True,
     ) -> None:
-        require_one_of(COMPILE, compile=compile)
-        if memory_budget is not None:
-            require_at_least(1, memory_budget=memory_budget)
+        check_options(seed, device, memory_budget, compile, progress)
+        require_flag(density=density)
+        require_instance(str, function=function)
+        require_instance(tuple, covariates=covariates)
         self.model: Any = require_density(function, model) if density else model
         self.data = as_evaluation_data(model, x, covariates, counted=density)
         self.memory_budget, self.compile, self._seed = memory_budget, compile, seed

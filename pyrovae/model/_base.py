@@ -8,10 +8,11 @@ from jaxtyping import Num
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
-from pyrovae._checks import rows_of, to_device
+from pyrovae._checks import as_tensor, require_at_least, require_instance, rows_of, to_device
 from pyrovae._compat.pyro import param_statements, reason
 from pyrovae._compat.torch import is_outside_support, part_of
 from pyrovae.model._generation import Generation
+from pyrovae.model._inputs import check_num_covariates
 from pyrovae.model._latents import Data, Latents, PerDatum
 from pyrovae.model._log_terms import LogTerms, draw, log_densities, log_terms, sum_terms
 from pyrovae.model._modes import inference, local_parameters, param_statements_disabled
@@ -75,15 +76,19 @@ class VAEModel(Generation, PyroModule):
             covariates: passed to model and guide.
             num_particles: K, draws of z per datum; the encoder runs once per datum.
         """
+        require_at_least(1, num_particles=num_particles)
+        self._given(x, covariates)
         with local_parameters():
             return self._on_waist(log_terms, self.model, self.guide, x, *covariates, num_particles=num_particles).read()
 
     def log_joint(self, x: Data, *covariates: Any, latents: Mapping[str, Tensor]) -> PerDatum:
         """The joint log-density log p(x, z), in nats, at given ``latents``, each ``(K, *plates, B, *event)``."""
+        self._given(x, covariates, latents)
         return sum_terms(self._on_waist(log_densities, self.model, x, *covariates, latents=latents))
 
     def log_prior(self, x: Data, *covariates: Any, latents: Mapping[str, Tensor]) -> dict[str, PerDatum]:
         """The log-density log p(z), in nats, by latent site, given the sites before it, at given ``latents``."""
+        self._given(x, covariates, latents)
         terms = self._on_waist(log_densities, self.model, x, *covariates, latents=latents)
         return {site: term for site, term in terms.items() if site in latents}
 
@@ -93,12 +98,15 @@ class VAEModel(Generation, PyroModule):
         Raises:
             NotImplementedError: a flow that can score its own draws only (``can_score`` is False).
         """
+        self._given(x, covariates, latents)
         return sum_terms(self._on_waist(log_densities, self.guide, x, *covariates, latents=latents))
 
     def draw_posterior(self, x: Data, *covariates: Any, num_particles: int) -> tuple[Latents, PerDatum]:
         """Draw z ~ q(z | x), each site's ``(K, *plates, B, *event)``, with their log q(z | x) in nats. The decoder does
         not run.
         """
+        require_at_least(1, num_particles=num_particles)
+        self._given(x, covariates)
         return self._on_waist(draw, self.guide, x, *covariates, num_particles=num_particles)[:2]
 
     def draw_prior(
@@ -107,7 +115,21 @@ class VAEModel(Generation, PyroModule):
         """Draw z ~ p(z), each site's ``(K, *plates, B, *event)``, with their log p(z) and the log p(x | z) of the data,
         in nats.
         """
+        require_at_least(1, num_particles=num_particles)
+        self._given(x, covariates)
         return self._on_waist(draw, self.model, x, *covariates, num_particles=num_particles)
+
+    def _given(self, x: Any, covariates: tuple[Any, ...], latents: Any = None) -> None:
+        """Check what came, but for its values, which may be anywhere: this is called often."""
+        require_instance(Tensor, x=x)
+        as_tensor(x, "x")
+        if self.event_shape is not None and tuple(x.shape[1:]) != tuple(self.event_shape):
+            needed = ", ".join(map(str, self.event_shape))
+            raise ValueError(f"x has shape {tuple(x.shape)}; the model needs (N, {needed}).")
+        check_num_covariates(self, covariates)
+        if latents is not None:
+            require_instance(Mapping, latents=latents)
+            require_instance(Tensor, **{f"latents[{site!r}]": z for site, z in latents.items()})
 
     def _on_waist(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Call a function of programs with tensors on the model's device and parameters in the model."""

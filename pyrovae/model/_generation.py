@@ -9,7 +9,7 @@ from jaxtyping import Num
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, as_data, as_tensor, placed, require_at_least, rows_of
+from pyrovae._checks import as_covariates, as_data, as_tensor, placed, require_at_least, require_seed, rows_of
 from pyrovae.distributions._capabilities import capabilities, center, family, holds_integers, moment, support_of
 from pyrovae.model._inputs import as_inputs, check_num_covariates
 from pyrovae.model._latents import Data, Latents, as_latents, of_one_particle
@@ -90,10 +90,12 @@ class Generation(SaveableModule):
         Raises:
             ValueError: bad data, or the mean of a site that has none.
         """
+        require_seed(seed=seed)
+        if num_samples is not None:
+            require_at_least(1, num_samples=num_samples)
         x, *given = self._inputs(x, covariates)
         with inference(self, seed):
             if num_samples is not None:
-                require_at_least(1, num_samples=num_samples)
                 return _only(_data_first(self.draw_posterior(x, *given, num_particles=num_samples)[0]))
             sites = self._guide_sites(x, *given)
             for name, site in sites.items():
@@ -159,6 +161,7 @@ class Generation(SaveableModule):
         """Reconstruct data: :meth:`decode` at one draw z ~ q(z | x) per datum. Where the model uses x besides observing
         it (the size of a library, a mask), it is this x.
         """
+        require_seed(seed=seed)
         x, *given = self._inputs(x, covariates)
         with inference(self, seed):
             latents = self.draw_posterior(x, *given, num_particles=1)[0]
@@ -253,6 +256,7 @@ class Generation(SaveableModule):
     ) -> tuple[Tensor, Latents]:
         """Draw latents from the prior, with data drawn too, or zeros."""
         require_at_least(1, n=n)
+        require_seed(seed=seed)
         covariates = self._covariates(covariates, n)
         with inference(self, seed):
             name = sites_without_data(self, covariates, data=data, labels=data)[0]

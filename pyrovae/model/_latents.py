@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from pyrovae._checks import require_broadcasting, require_instance, require_one_of
 from pyrovae._compat.torch import register_pytree_node
 
 Data = Num[Tensor, "batch *event"]
@@ -37,6 +38,10 @@ class Latents(dict[str, Tensor]):
             site: name.
             value: what broadcasts to the draws' shape, to be arranged likewise: a mean of the site, say.
         """
+        require_one_of(tuple(self), site=site)
+        if value is not None:
+            require_instance(Tensor, value=value)
+            require_broadcasting(value=value, latents=self[site])
         z = self[site] if value is None else value.broadcast_to(self[site].shape)
         return z.movedim(self.data_dim, 1).flatten(2) if z.dim() > 2 else z.unsqueeze(2)
 

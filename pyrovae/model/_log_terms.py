@@ -18,6 +18,7 @@ from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyrovae._checks import require_flag, require_one_of
 from pyrovae._compat.pyro import is_sample_site, scale_and_mask
 from pyrovae.distributions._capabilities import capabilities, innermost, innermost_support
 from pyrovae.distributions._density import is_zero_somewhere, log_density, mask_of, sum_last
@@ -107,12 +108,16 @@ class LogTerms:
         """The draws at ``site``, or a value that broadcasts to them, as :meth:`Latents.by_datum` arranges them."""
         return self.latents.by_datum(site, value)
 
+    def _check_site(self, site: Any) -> None:
+        require_one_of(tuple({**self.posterior, **self.prior}), site=site)
+
     def closed_form_kl(self, site: str) -> PerDatum | None:
         """The closed-form KL(q(z) ‖ p(z)) at ``site`` given the sites before it, or ``None`` where it is not known.
 
         Valid only where everything that precedes the site in the model also precedes it in the guide:
         otherwise p(z | parents) depends on draws made after z, and averaging over q(z) alone is wrong.
         """
+        self._check_site(site)
         if site not in self.prior or site not in self.posterior or site in self.masks:
             return None
         in_model, in_guide = list(self.prior), list(self.posterior)
@@ -135,6 +140,8 @@ class LogTerms:
 
     def kl(self, site: str, *, closed_form: bool = True) -> PerDatum:
         """The KL at ``site``: in closed form where known and wanted, else log q(z | x) - log p(z) at the draws."""
+        self._check_site(site)
+        require_flag(closed_form=closed_form)
         if closed_form and (exact := self.closed_form_kl(site)) is not None:
             return exact
         log_q = self.log_posterior[site]

@@ -7,11 +7,19 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from pyrovae._checks import require_instance
+
 # Okabe & Ito (2008), without the yellow, which white paper swallows.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PALETTE = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#000000")
 GREY = "#999999"
 FLAGGED = VERMILION  # what should not be relied on
+
+
+def check_frame(title: Any, ax: Any) -> None:
+    """Raise a ``TypeError`` unless these are a title and axes, or ``None``."""
+    require_instance(str, title=title)
+    require_instance(Axes | None, ax=ax)
 
 
 def new_axes(width: float, height: float) -> Axes:

@@ -5,8 +5,9 @@ from jaxtyping import Int
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from pyrovae._checks import require_tensors
 from pyrovae.networks import perplexity
-from pyrovae.plots._axes import BLUE, ORANGE, VERMILION, new_axes
+from pyrovae.plots._axes import BLUE, ORANGE, VERMILION, check_frame, new_axes
 
 
 def codebook_usage(counts: Int[Tensor, "codes"], *, title: str = "", ax: Axes | None = None) -> Axes:
@@ -29,6 +30,8 @@ def codebook_usage(counts: Int[Tensor, "codes"], *, title: str = "", ax: Axes | 
         >>> [round(float(bar.get_height()), 2) for bar in ax.patches]
         [0.5, 0.25, 0.25, 0.0]
     """
+    check_frame(title, ax)
+    require_tensors(integers=True, counts=counts)
     if counts.dim() != 1:
         raise ValueError(f"counts must be one number for each code, (K,); got shape {tuple(counts.shape)}.")
     effective = perplexity(counts)

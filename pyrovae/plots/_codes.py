@@ -3,13 +3,13 @@
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyrovae.plots._axes import new_axes
+from pyrovae._checks import as_data, as_tensor
+from pyrovae.plots._axes import check_frame, new_axes
 from pyrovae.plots._inputs import as_dims
 
 
@@ -39,8 +39,11 @@ def codes(
         >>> ax.get_ylabel(), len(ax.collections)
         ('code[2]', 10)
     """
-    points = torch.as_tensor(code).detach().cpu().float().numpy()
-    names = torch.as_tensor(labels).cpu().numpy()
+    check_frame(title, ax)
+    points = as_data(code, "code").detach().cpu().float().numpy()
+    names = as_tensor(labels, "labels").cpu().numpy()
+    if names.ndim != 1 or names.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers (N,); got {names.dtype} of shape {names.shape}.")
     if points.ndim != 2 or len(points) != len(names):
         raise ValueError(f"code must be (N, Z) with N labels; got {points.shape} and {len(names)} labels.")
     across, up = as_dims(dims, points.shape[1], (2,))

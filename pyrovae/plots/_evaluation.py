@@ -8,9 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from pyrovae._checks import require_columns, require_instance, require_positive
 from pyrovae.evaluation import AISResult, MarginalResult
 from pyrovae.evaluation.marginal._compare import same_data
-from pyrovae.plots._axes import BLUE, GREY, ORANGE, legend_above, new_axes, styles
+from pyrovae.plots._axes import BLUE, GREY, ORANGE, check_frame, legend_above, new_axes, styles
 from pyrovae.plots._inputs import by_name
 
 _GAP_COLUMNS = ("approximation", "approximation_se", "amortization", "amortization_se")
@@ -38,6 +39,13 @@ def forest(
         >>> [t.get_text() for t in forest(table).get_yticklabels()]
         ['IAF', 'mean-field']
     """
+    check_frame("", ax)
+    require_columns(("diff", "diff_se", "diff_mc_se"), comparison=comparison)
+    require_instance(str | None, reference=reference)
+    if interval is not None:
+        require_positive(interval=interval)
+    if reference is not None and reference not in comparison.index:
+        raise ValueError(f"reference must be a row of comparison; got {reference!r}.")
     ax = ax or new_axes(7, 0.45 * len(comparison) + 1.5)
     if reference is None:
         reference = str(comparison.index[comparison["diff_se"] == 0][0])
@@ -89,6 +97,7 @@ def bounds(
         >>> ax.get_lines()[0].get_xdata().tolist()
         [1, 10, 100]
     """
+    check_frame("", ax)
     name = results.provenance.model_name if isinstance(results, MarginalResult) else ""
     runs = by_name(results, "results", MarginalResult, name)
     annealed = _annealed(ais, list(runs))
@@ -134,9 +143,11 @@ def gaps(tables: Mapping[str, Any] | pd.DataFrame, *, ax: Axes | None = None) ->
         >>> [float(bar.get_width()) for bar in gaps({"mean-field": row}).patches]
         [0.8, 1.5]
     """
-    rows = by_name(tables.iterrows() if isinstance(tables, pd.DataFrame) else tables, "tables")
+    check_frame("", ax)
+    rows = by_name(dict(tables.iterrows()) if isinstance(tables, pd.DataFrame) else tables, "tables")
     rows = {name: of.summary() if hasattr(of, "summary") else of for name, of in rows.items()}
     for name, row in rows.items():
+        require_instance(Mapping | pd.Series, **{f"tables[{name!r}]": row})
         if missing := [column for column in _GAP_COLUMNS if column not in row]:
             has = ", ".join(map(str, row.keys()))
             raise ValueError(f"the summary of {name!r} lacks {', '.join(missing)}; it has {has}.")
@@ -165,6 +176,8 @@ def _annealed(ais: AISResult | Mapping[str, AISResult] | None, names: list[str])
     Raises:
         ValueError: a single one of several models, or one of a model that is not there.
     """
+    if ais is not None and not isinstance(ais, AISResult):
+        ais = by_name(ais, "ais", AISResult) if ais or not isinstance(ais, Mapping) else {}
     if isinstance(ais, AISResult):
         if len(names) > 1:
             raise ValueError(f"ais must be a mapping where there are several results: pass {{{names[0]!r}: ...}}.")

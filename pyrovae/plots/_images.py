@@ -8,7 +8,9 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyrovae.plots._axes import new_axes
+from pyrovae._checks import as_data, require_at_least, require_instance, shown
+from pyrovae.plots._axes import check_frame, new_axes
+from pyrovae.plots._inputs import as_picture, require_method
 
 
 def images(
@@ -35,9 +37,19 @@ def images(
         >>> images(torch.rand(20, 64), (1, 8, 8)).get_images()[0].get_array().shape
         (19, 91)
     """
-    height, width = tuple(image_shape)[-2:]
-    pictures = x.detach().cpu().float().reshape(-1, height, width).clamp(0, 1)
+    check_frame(title, ax)
+    height, width = as_picture(image_shape)
+    require_at_least(1, columns=columns)
+    require_instance(tuple | list, row_labels=row_labels)
+    x = as_data(x, "x").detach().cpu()
+    if x[0].numel() != height * width:
+        raise ValueError(
+            f"x has {x[0].numel()} numbers a datum; image_shape {tuple(image_shape)} needs {height * width}."
+        )
+    pictures = x.float().reshape(-1, height, width).clamp(0, 1)
     rows = math.ceil(len(pictures) / columns)
+    if len(row_labels) > rows or not all(isinstance(label, str) for label in row_labels):
+        raise ValueError(f"row_labels must be text for up to {rows} row(s); got {shown(row_labels)}.")
     canvas = torch.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 0.5)
     for i, picture in enumerate(pictures):
         r, c = divmod(i, columns)
@@ -77,7 +89,12 @@ def reconstructions(
         >>> reconstructions(vae, torch.zeros(5, 64), (8, 8), title="untrained").get_title()
         'untrained'
     """
+    check_frame(title, ax)
+    as_picture(image_shape)
     models = model if isinstance(model, Mapping) else {"decoded": model}
+    single = not isinstance(model, Mapping)
+    require_method("reconstruct", **{"model" if single else f"model[{name!r}]": m for name, m in models.items()})
+    x = as_data(x, "x")
     rows = {"data": x, **{name: m.reconstruct(x) for name, m in models.items()}}
     return strips(rows, image_shape, title=title, ax=ax)
 
@@ -111,6 +128,11 @@ def denoising(
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['clean', 'noisy', 'plain']
     """
+    check_frame(title, ax)
+    as_picture(image_shape)
+    require_instance(Mapping, models=models)
+    require_method("reconstruct", **{f"models[{name!r}]": m for name, m in models.items()})
+    x, noisy = as_data(x, "x"), as_data(noisy, "noisy")
     if noisy.shape != x.shape:
         raise ValueError(f"noisy has shape {tuple(noisy.shape)} and x has {tuple(x.shape)}; they must be equal.")
     rows = {"clean": x, "noisy": noisy, **{name: m.reconstruct(noisy) for name, m in models.items()}}
@@ -135,4 +157,7 @@ def samples(
         >>> samples(pyrovae.VAE((64,), 2, hidden=(8,)), (8, 8), title="untrained").get_title()
         'untrained'
     """
+    check_frame(title, ax)
+    as_picture(image_shape)
+    require_method("sample_latents", model=model)
     return images(model.decode(model.sample_latents(n, seed=seed)), image_shape, title=title, ax=ax)

@@ -1,9 +1,11 @@
 """Arguments that several plots take: results by name, latents, and which of their dimensions to show."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+
+from pyrovae._checks import as_event_shape, require_at_least, require_instance, shown
 
 
 def by_name(results: Any, argument: str, kind: Any = (), name: str = "") -> dict[str, Any]:
@@ -12,10 +14,30 @@ def by_name(results: Any, argument: str, kind: Any = (), name: str = "") -> dict
     Raises:
         ValueError: there are none.
     """
-    results = {name: results} if isinstance(results, kind) else dict(results)
+    if kind and isinstance(results, kind):
+        return {name: results}
+    require_instance(Mapping, **{argument: results})
     if not results:
         raise ValueError(f"{argument} is empty: pass at least one result.")
-    return results
+    for key, result in results.items():
+        if kind:
+            require_instance(kind, **{f"{argument}[{key!r}]": result})
+    return dict(results)
+
+
+def as_picture(image_shape: Any) -> tuple[int, int]:
+    """Height and width of ``(1, H, W)`` or ``(H, W)``; a ``ValueError`` for anything else."""
+    match as_event_shape(image_shape, "image_shape"):
+        case (height, width) | (1, height, width):
+            return height, width
+    raise ValueError(f"image_shape must be (1, H, W) or (H, W); got {shown(image_shape)}.")
+
+
+def require_method(method: str, **models: Any) -> None:
+    """Raise a ``TypeError`` unless every named argument is an object with this method."""
+    for name, model in models.items():
+        if isinstance(model, type) or not callable(getattr(model, method, None)):
+            raise TypeError(f"{name} must be a model with {method}(...); got {shown(model)}.")
 
 
 def single_site(latents: Any) -> Tensor:
@@ -42,6 +64,8 @@ def as_dims(dims: Sequence[int], size: int, counts: Sequence[int] = ()) -> tuple
     Raises:
         ValueError: dimensions that are not there or come twice, too few or too many.
     """
+    require_instance(tuple | list | range, dims=dims)
+    require_at_least(0, **{f"dims[{i}]": d for i, d in enumerate(dims)})
     chosen = tuple(int(d) for d in dims)
     if len(chosen) not in (counts or range(1, size + 1)) or len(set(chosen) & set(range(size))) != len(chosen):
         number = "".join(f"{n} or " for n in counts).removesuffix("or ")

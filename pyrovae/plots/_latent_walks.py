@@ -8,10 +8,11 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyrovae._checks import require_at_least
+from pyrovae._checks import require_at_least, require_instance, require_within, shown
 from pyrovae.model import VAEModel
+from pyrovae.plots._axes import check_frame
 from pyrovae.plots._images import images
-from pyrovae.plots._inputs import as_dims, single_site
+from pyrovae.plots._inputs import as_dims, as_picture, require_method, single_site
 from pyrovae.priors import StandardNormal
 
 _NUM_QUANTILE_DRAWS = 20_000  # from a prior without an inverse distribution function
@@ -53,12 +54,17 @@ def manifold(
         >>> ax.get_xlabel(), ax.get_images()[0].get_array().shape
         ('z[0]', (28, 28))
     """
+    check_frame(title, ax)
+    height, width = as_picture(image_shape)
     require_at_least(2, n=n)
     if extent is None:
         *quantiles, medians = _prior_quantiles(model, torch.cat([(torch.arange(n) + 0.5) / n, torch.tensor([0.5])]))
         first, second = as_dims(dims, len(medians), (2,))
         across, up = torch.stack(quantiles)[:, [first, second]].T
     else:
+        if not isinstance(extent, (tuple, list)) or len(extent) != 4:
+            raise ValueError(f"extent must be (left, right, bottom, top); got {shown(extent)}.")
+        require_within("(-inf, inf)", **{f"extent[{i}]": e for i, e in enumerate(extent)})
         left, right, bottom, top = (float(e) for e in extent)
         if not (left < right and bottom < top):
             raise ValueError(f"extent must be left < right, bottom < top; got {tuple(extent)}.")
@@ -68,7 +74,6 @@ def manifold(
     z = medians.repeat(n, n, 1)
     z[..., first], z[..., second] = across, up.flip(0).unsqueeze(1)
     ax = images(_decode(model, z.flatten(0, 1)), image_shape, columns=n, title=title, ax=ax)
-    height, width = tuple(image_shape)[-2:]
     at = np.unique(np.linspace(0, n - 1, min(n, _MAX_TICKS)).round().astype(int))
     ax.set_xticks((at + 0.5) * (width + 1), [f"{v:.2g}" for v in across[at].tolist()])
     ax.set_yticks((n - at - 0.5) * (height + 1), [f"{v:.2g}" for v in up[at].tolist()])
@@ -111,6 +116,12 @@ def traversals(
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['z[0]', 'z[1]', 'z[2]']
     """
+    check_frame(title, ax)
+    as_picture(image_shape)
+    if values is not None:
+        require_instance(tuple | list, values=values)
+        require_within("(-inf, inf)", **{f"values[{i}]": v for i, v in enumerate(values)})
+    require_method("encode" if hasattr(model, "encode") else "transform", model=model)
     encode = getattr(model, "encode", None) or model.transform
     mean = _vectors(encode(x, *covariates)).detach().cpu()
     chosen = as_dims(range(mean.shape[1]) if dims is None else dims, mean.shape[1])
@@ -141,6 +152,7 @@ def traversals(
 
 def _decode(model: Any, z: Tensor, *covariates: Any) -> Tensor:
     """Decode latents with whichever method the model has for that."""
+    require_method("decode" if hasattr(model, "decode") else "inverse_transform", model=model)
     decode: Callable[..., Tensor] = getattr(model, "decode", None) or model.inverse_transform
     with torch.no_grad():
         return decode(z, *covariates)

@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pyrovae._checks import require_at_least
+from pyrovae._checks import require_at_least, require_instance, require_seed
 from pyrovae._random import seeded
 from pyrovae.evaluation import CollapseReport
 from pyrovae.evaluation._data import as_evaluation_data, require_density
 from pyrovae.model import VAEModel
-from pyrovae.plots._axes import BLUE, GREY, ORANGE, legend_above, new_axes, styles
+from pyrovae.plots._axes import BLUE, GREY, ORANGE, check_frame, legend_above, new_axes, styles
 from pyrovae.plots._inputs import as_dims, by_name, single_site
 
 _MAX_NAMED_DIMS = 32  # dimensions whose names fit below the bars
@@ -46,6 +46,7 @@ def kl_per_dimension(report: CollapseReport | Mapping[str, CollapseReport], *, a
         >>> len(ax.patches), ax.get_ylabel()
         (3, 'KL (nats per datum)')
     """
+    check_frame("", ax)
     reports = by_name(report, "report", CollapseReport)
     tables = {name: r.dimensions.sort_values("kl", ascending=False) for name, r in reports.items()}
     longest = max(map(len, tables.values()))
@@ -89,7 +90,9 @@ def active_units(reports: Mapping[str, CollapseReport], *, ax: Axes | None = Non
         >>> [float(bar.get_width()) for bar in ax.patches][0]
         3.0
     """
-    reports = by_name(reports, "reports")
+    check_frame("", ax)
+    require_instance(Mapping, reports=reports)
+    reports = by_name(reports, "reports", CollapseReport)
     ax = ax or new_axes(7, 0.4 * len(reports) + 1.3)
     total = [int(r.sites["dimensions"].sum()) for r in reports.values()]
     active = [int(r.sites["active"].sum()) for r in reports.values()]
@@ -139,7 +142,9 @@ def aggregate_posterior(
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('z[0]', 'z[2]')
     """
+    check_frame("", ax)
     require_at_least(1, num_samples=num_samples)
+    require_seed(seed=seed)
     q, p = _draws(model, x, covariates, num_samples, seed)
     chosen = as_dims((0,) if q.shape[1] == 1 else dims, q.shape[1], (1, 2))
     labels = f"q(z), {len(x)} data", "p(z)"
@@ -189,7 +194,7 @@ def _draws(
     model: VAEModel, x: Any, covariates: tuple[Any, ...], num_samples: int, seed: int | None
 ) -> tuple[Tensor, Tensor]:
     """Draw as many latents from q(z) as from p(z), ``(N·S, Z)`` each, on the CPU."""
-    data = as_evaluation_data(require_density("aggregate_posterior", model), x, covariates)
+    data = as_evaluation_data(require_density("model: aggregate_posterior", model), x, covariates)
     step, like = max(1, _DRAWS_PER_BATCH // num_samples), model.placement
     q, p = [], []
     with seeded(seed):

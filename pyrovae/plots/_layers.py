@@ -8,11 +8,12 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
-from pyrovae._checks import require_at_least
+from pyrovae._checks import require_at_least, require_instance
 from pyrovae.evaluation import CollapseReport
-from pyrovae.plots._axes import legend_above, new_axes, styles
+from pyrovae.model import VAEModel
+from pyrovae.plots._axes import check_frame, legend_above, new_axes, styles
 from pyrovae.plots._images import strips
-from pyrovae.plots._inputs import by_name
+from pyrovae.plots._inputs import as_picture, by_name
 
 
 def layer_samples(
@@ -42,7 +43,10 @@ def layer_samples(
         >>> [label.get_text() for label in layer_samples(ladder, (8, 8)).get_yticklabels()]
         ['all drawn', 'z2 held']
     """
+    check_frame(title, ax)
+    as_picture(image_shape)
     require_at_least(2, n=n)
+    require_instance(VAEModel, model=model)
     draws = model.sample_latents(n, seed=seed)
     if not isinstance(draws, dict):
         raise ValueError("layer_samples shows what several latent sites decide; this model has one. Use samples.")
@@ -72,6 +76,7 @@ def kl_per_site(report: CollapseReport | Mapping[str, CollapseReport], *, ax: Ax
         >>> [label.get_text() for label in ax.get_xticklabels()], ax.get_ylabel()
         (['z2', 'z1'], 'KL (nats per datum)')
     """
+    check_frame("", ax)
     tables: dict[str, pd.DataFrame] = {n: r.sites for n, r in by_name(report, "report", CollapseReport).items()}
     longest = max(tables.values(), key=len)  # whose order is taken; others' own come behind
     sites = list(dict.fromkeys(site for table in (longest, *tables.values()) for site in table.index))

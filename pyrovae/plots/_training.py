@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pyrovae.plots._axes import new_axes, styles
+from pyrovae._checks import require_instance
+from pyrovae.plots._axes import check_frame, new_axes, styles
+from pyrovae.plots._inputs import by_name
 from pyrovae.training import FitResult
 
 _COLUMN_LABELS = {
@@ -35,14 +37,21 @@ def curves(runs: Mapping[str, FitResult | pd.DataFrame], *, column: str = "val_l
         >>> ax.get_ylabel()
         'validation bound (nats)'
     """
+    check_frame("", ax)
+    require_instance(str, column=column)
+    runs = by_name(runs, "runs")
+    for name, run in runs.items():
+        require_instance(FitResult | pd.DataFrame, **{f"runs[{name!r}]": run})
+        if column not in (run.history if isinstance(run, FitResult) else run):
+            fix = (
+                "fit it with validation, or pass column='loss'" if column == "val_loss" else "let a callback record it"
+            )
+            raise ValueError(f"{name!r} has no column {column!r}: {fix}.")
     ax = ax or new_axes(7, 4.5)
     loss = column in ("val_loss", "loss")
     lowest: list[float] = []
     for (name, run), style in zip(runs.items(), styles(), strict=False):
         history = run.history if isinstance(run, FitResult) else run
-        if column not in history:
-            fix = "fit it with validation, or pass column='loss'" if loss else "let a callback record it"
-            raise ValueError(f"{name!r} has no {column!r}: {fix}.")
         values = (-history[column] if loss else history[column]).dropna()
         ax.plot(values.index + 1, values, label=name, linewidth=1.5, **style)
         lowest.append(float(np.nanquantile(values, 0.1)))

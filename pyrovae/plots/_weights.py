@@ -10,10 +10,10 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import genpareto
 from torch import Tensor
 
-from pyrovae._checks import as_tensor
+from pyrovae._checks import as_tensor, require_instance
 from pyrovae.evaluation import MarginalResult, khat_threshold
 from pyrovae.evaluation.marginal._tail import pareto_tail, tail_length
-from pyrovae.plots._axes import BLUE, FLAGGED, GREEN, GREY, legend_above, new_axes
+from pyrovae.plots._axes import BLUE, FLAGGED, GREEN, GREY, check_frame, legend_above, new_axes
 
 _NUM_BINS = 60
 
@@ -37,6 +37,7 @@ def log_weights(log_weight: Float[Tensor, "draws"] | Any, *, ax: Axes | None = N
         >>> int(sum(bar.get_height() for bar in ax.containers[0]))
         1000
     """
+    check_frame("", ax)
     w = _one_datum(log_weight)
     k = len(w)
     m = min(tail_length(k), k - 1)
@@ -91,6 +92,8 @@ def khats(result: MarginalResult, *, ax: Axes | None = None) -> Axes:
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('datum', 'Pareto k̂')
     """
+    check_frame("", ax)
+    require_instance(MarginalResult, result=result)
     khat, reliable = result.pointwise["khat"].to_numpy(), result.pointwise["reliable"].to_numpy(dtype=bool)
     limit = result.khat_threshold
     shown = [*khat[np.isfinite(khat)], *([limit] if math.isfinite(limit) else [])] or [0.0]

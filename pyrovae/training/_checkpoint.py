@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from pyro.infer import ELBO as PyroELBO
 
-from pyrovae._checks import require_at_least, require_one_of
+from pyrovae._checks import as_path, require_at_least, require_one_of
 from pyrovae._distributed import num_processes
 from pyrovae._files import replaced
 from pyrovae.training.batches import Batches
@@ -57,8 +57,7 @@ class Checkpoint:
     resume: Resume = "auto"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.folder, (str, os.PathLike)):
-            raise TypeError(f"folder must be a str or a path; got {type(self.folder).__name__}.")
+        as_path(self.folder, "folder")
         require_at_least(1, every=self.every, keep=self.keep)
         require_one_of(get_args(Resume), resume=self.resume)
 

@@ -4,13 +4,24 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyrovae._checks import placed, require_at_least, require_one_of, resolve_device
+from pyrovae._checks import (
+    placed,
+    require_at_least,
+    require_callable,
+    require_flag,
+    require_one_of,
+    require_positive,
+    require_seed,
+    resolve_device,
+    shown,
+)
 from pyrovae._distributed import check_same_everywhere, connect, from_main, num_processes, rank
 from pyrovae._random import reseed, seeded
 from pyrovae.model import LossModel, VAEModel
@@ -19,7 +30,7 @@ from pyrovae.model._modes import local_parameters
 from pyrovae.objectives import ELBO
 from pyrovae.training._checkpoint import Checkpoint, CheckpointFolder, identity
 from pyrovae.training._loop import train
-from pyrovae.training._optimizers import make_optimizer
+from pyrovae.training._optimizers import make_optimizer, make_scheduler
 from pyrovae.training._progress import Plan
 from pyrovae.training._result import Callback, FitResult
 from pyrovae.training.batches import Batches, Model, Transform, as_batches, as_fields, hold_out, with_splits
@@ -68,7 +79,8 @@ def fit(
         epochs: passes over the data.
         batch_size: data per step, where ``data`` is not a ``DataLoader``.
         learning_rate: of Adam, where ``optimizer`` is not given.
-        optimizer: a function from the model's parameters to a ``torch.optim.Optimizer`` of all or some of them.
+        optimizer: a function from the model's parameters to a ``torch.optim.Optimizer`` of all or some of them; a
+            warning names those that it leaves out, and the gradient's norm is then that of the others.
         lr_schedule: a function from the optimiser to a scheduler, stepped after every epoch.
         clip_norm: largest norm of the gradient of the loss per datum.
         patience: stop after so many epochs without a lower validation loss; epochs in which the KL weight is still
@@ -101,41 +113,71 @@ def fit(
         TypeError: ``model`` is neither a :class:`~pyrovae.VAEModel` nor a :class:`~pyrovae.LossModel`, an objective for
             the latter, or data of an unknown kind, such as a list.
         ValueError: bad data (see :func:`~pyrovae.log_marginal`) or arguments; parameters that are all frozen, or were
-            made under ``torch.inference_mode``; an optimiser of other parameters, or a loss that depends on none of
+            made under ``torch.inference_mode``; an optimiser of other parameters, a scheduler of another
+            optimiser, or a loss that depends on none of
             those that it has. (Gradients are enabled, whatever the caller disabled.)
         NonFiniteLoss: the loss became NaN or infinite; the message names the epoch, the step and the site.
         CheckpointError: a checkpoint cannot be written, or is of another model, other data or settings.
         FileNotFoundError: ``Checkpoint(resume="must")`` and there is no checkpoint.
     """
+    _check_settings(epochs, batch_size, learning_rate, clip_norm, patience, device, seed, compile, precision, progress)
+    _check_functions(optimizer, lr_schedule, batch_transform, callbacks)
     connect()
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed), local_parameters():
         objective = _objective(model, objective)
-        require_at_least(0, epochs=epochs)
-        require_one_of(tuple(ENGINES), compile=compile)
-        if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive; got {clip_norm}.")
-        require_one_of(("float32", "bfloat16"), precision=precision)
         target = resolve_device(device)
-        if precision == "bfloat16" and target.type != "cuda":
-            raise ValueError(
-                f"precision='bfloat16' is for CUDA devices; the device is {target}. Use precision='float32'."
-            )
         folder = None if checkpoint is None else CheckpointFolder(checkpoint)
         data, validation, transform = with_splits(data, validation, batch_transform)
-        if patience is not None:
-            require_at_least(1, patience=patience)
-            if validation is None:
-                raise ValueError("patience needs validation data: pass validation=0.1 to hold out a tenth.")
+        if patience is not None and validation is None:
+            raise ValueError("patience needs validation data: pass validation=0.1 to hold out a tenth.")
         model.to(target)
         batches, held_out = _batches(model, data, validation, transform, batch_size, objective)
         stepper = make_optimizer(model, optimizer, learning_rate)
-        scheduler = lr_schedule(stepper) if lr_schedule else None
+        scheduler = None if lr_schedule is None else make_scheduler(stepper, lr_schedule)
         task = Task(model, objective, stepper, clip_norm, autocast=precision == "bfloat16")
         _join(model, batches, held_out)
         known = identity(task, batches, held_out, scheduler, batch_size=batch_size, seed=seed) if folder else {}
         plan = Plan(task, batches, held_out, compile, epochs, patience, scheduler, callbacks, folder, known)
         with pyro.distributions.validation_enabled(False):  # which has been done: now it would only cost time
             return train(plan, visible=progress and rank() == 0)
+
+
+def _check_settings(
+    epochs: Any,
+    batch_size: Any,
+    learning_rate: Any,
+    clip_norm: Any,
+    patience: Any,
+    device: Any,
+    seed: Any,
+    compile: Any,
+    precision: Any,
+    progress: Any,
+) -> None:
+    """Raise a ``ValueError`` or ``TypeError`` where a number, name or flag is out of its range."""
+    require_at_least(0, epochs=epochs)
+    require_at_least(1, batch_size=batch_size, **({} if patience is None else {"patience": patience}))
+    require_positive(learning_rate=learning_rate, **({} if clip_norm is None else {"clip_norm": clip_norm}))
+    require_seed(seed=seed)
+    require_one_of(tuple(ENGINES), compile=compile)
+    require_one_of(("float32", "bfloat16"), precision=precision)
+    require_flag(progress=progress)
+    target = resolve_device(device)
+    if precision == "bfloat16" and target.type != "cuda":
+        raise ValueError(f"precision='bfloat16' is for CUDA devices; the device is {target}. Use precision='float32'.")
+
+
+def _check_functions(optimizer: Any, lr_schedule: Any, batch_transform: Any, callbacks: Any) -> None:
+    """Raise a ``TypeError`` where something else came than a function, or several."""
+    made = {"optimizer": optimizer, "lr_schedule": lr_schedule, "batch_transform": batch_transform}
+    for name, value in made.items():
+        if isinstance(value, (Optimizer, LRScheduler)):
+            kind = type(value).__name__
+            raise TypeError(f"{name} must be a function, as lambda given: {kind}(given, ...); got a {kind}.")
+    require_callable(**{name: value for name, value in made.items() if value is not None})
+    if not isinstance(callbacks, (list, tuple)):
+        raise TypeError(f"callbacks must be a list of functions; got {shown(callbacks)}. Pass callbacks=[...].")
+    require_callable(**{f"callbacks[{i}]": callback for i, callback in enumerate(callbacks)})
 
 
 def _objective(model: Model, objective: PyroELBO | None) -> PyroELBO | None:
@@ -162,8 +204,8 @@ def _batches(
 ) -> tuple[Batches, Batches | None]:
     """Batches to train on and to validate on, once the model has run on both."""
     with keep_columns(model, as_fields(data)):
-        if isinstance(validation, float):
-            data, (x, *rest) = hold_out(model, data, validation)
+        if isinstance(validation, (float, np.floating)):
+            data, (x, *rest) = hold_out(model, data, float(validation))
             x = placed(x, model.placement)
             validation = (from_main(transform(x) if transform else x), *rest)
         train = as_batches(model, data, batch_size=batch_size, transform=transform)

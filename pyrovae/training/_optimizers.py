@@ -1,13 +1,16 @@
 """Optimisers: of parameters that can be trained and that the loss depends on, and one against a lagging encoder."""
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from pyrovae._checks import require_at_least, require_positive
+from pyrovae._checks import require_at_least, require_instance, require_positive, require_tensors, shown
 from pyrovae.training.batches import Model
 
 
@@ -45,8 +48,9 @@ def make_optimizer(model: Model, make: Callable[[Any], Optimizer] | None, learni
     """Make the optimiser of the parameters that are not frozen: Adam, if none is given.
 
     Raises:
-        ValueError: no parameters (see :func:`trainable`), an optimiser that has none of them, or takes several losses a
-            step.
+        TypeError: ``make`` gives no optimiser.
+        ValueError: no parameters (see :func:`trainable`), an optimiser that has none of them, others, or one twice, or
+            that takes several losses a step.
     """
     parameters = trainable(model)
     if make is None:
@@ -55,14 +59,46 @@ def make_optimizer(model: Model, make: Callable[[Any], Optimizer] | None, learni
         optimizer: Optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
     else:
         optimizer = make(parameters)
-    if not {id(p) for p in parameters} & {id(p) for p in _held(optimizer)}:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must give a torch.optim.Optimizer; it gave {shown(optimizer)}.")
+    held, own = Counter(id(p) for p in _held(optimizer)), {id(p): name for name, p in model.named_parameters()}
+    if not any(id(p) in held for p in parameters):
         raise ValueError(
             f"the optimiser has none of the parameters of {type(model).__name__} that are trained: make it of those "
             f"that it is given, as in optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3)."
         )
+    if foreign := len(held.keys() - own.keys()):
+        raise ValueError(
+            f"the optimiser has {foreign} parameter(s) that are not {type(model).__name__}'s: make it of those that it "
+            f"is given."
+        )
+    if twice := [own[i] for i, count in held.items() if count > 1]:
+        raise ValueError(f"the optimiser has {twice[0]} twice, and would update it twice a step: name it once.")
+    if left_out := [own[id(p)] for p in parameters if id(p) not in held]:
+        some = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+        warnings.warn(
+            f"the optimiser leaves out {len(left_out)} of {len(parameters)} parameters of {type(model).__name__}, "
+            f"which stay as they are: {some}. Where that is meant, freeze them by requires_grad_(False).",
+            stacklevel=3,
+        )
     if isinstance(optimizer, LBFGS):
         raise ValueError("LBFGS evaluates the loss several times a step, which a stochastic loss does not allow.")
     return optimizer
+
+
+def make_scheduler(optimizer: Optimizer, make: Callable[[Optimizer], LRScheduler]) -> LRScheduler:
+    """Make the scheduler of an optimiser's learning rates.
+
+    Raises:
+        TypeError: ``make`` gives no scheduler.
+        ValueError: it gives one of another optimiser.
+    """
+    scheduler = make(optimizer)
+    if not isinstance(scheduler, LRScheduler):
+        raise TypeError(f"lr_schedule must give a scheduler of torch.optim.lr_scheduler; it gave {shown(scheduler)}.")
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ValueError("lr_schedule gives a scheduler of another optimiser: make it of the one that it is given.")
+    return scheduler
 
 
 def check_gradients(optimizer: Optimizer) -> None:
@@ -73,6 +109,14 @@ def check_gradients(optimizer: Optimizer) -> None:
 
 def _held(optimizer: Any) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _as_list(parameters: Any, name: str) -> list[Tensor]:
+    if isinstance(parameters, (Tensor, str)) or not isinstance(parameters, Iterable):
+        raise TypeError(f"{name} must be several tensors, such as module.parameters(); got {shown(parameters)}.")
+    each = list(parameters)
+    require_tensors(**{f"{name}[{i}]": p for i, p in enumerate(each)})
+    return each
 
 
 class LaggingAdam(torch.optim.Adam):
@@ -101,8 +145,8 @@ class LaggingAdam(torch.optim.Adam):
         require_at_least(1, every=every)
         require_at_least(0, steps=steps)
         require_positive(learning_rate=learning_rate)
-        chosen = {id(p) for p in slow}
-        everything = list(parameters)
+        everything, waiting = _as_list(parameters, "parameters"), _as_list(slow, "slow")
+        chosen = {id(p) for p in waiting}
         fast = [p for p in everything if id(p) not in chosen]
         waiting = [p for p in everything if id(p) in chosen]
         if not fast or not waiting:
@@ -153,5 +197,7 @@ def lagging_inference(
     require_positive(learning_rate=learning_rate)
     if not slow:
         raise ValueError("lagging_inference needs the modules whose updates wait: lagging_inference(vae.decoder).")
+    for part in slow:
+        require_instance(nn.Module | Tensor, slow=part)
     waiting = [p for part in slow for p in (part.parameters() if isinstance(part, nn.Module) else [part])]
     return lambda parameters: LaggingAdam(parameters, waiting, every=every, steps=steps, learning_rate=learning_rate)

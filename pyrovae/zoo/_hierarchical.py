@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import as_event_shape, as_sizes, require_instance
+from pyrovae._checks import as_event_shape, as_sizes, require_flag
 from pyrovae.distributions import product_of_normals
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAEModel
@@ -39,7 +39,8 @@ class _Hierarchy(VAEModel):
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
         dims, hidden = as_sizes(latent_dims, "latent_dims"), as_sizes(hidden, "hidden", empty=True)
-        require_instance(bool | None, layer_norm=layer_norm)
+        if layer_norm is not None:
+            require_flag(layer_norm=layer_norm)
         layer_norm = self._layer_norm if layer_norm is None else layer_norm
         self.latent_dims = dims
         self.sites = tuple(f"z{layer}" for layer in range(1, len(dims) + 1))

@@ -194,8 +194,8 @@ SEED = Kind(lambda value: is_integer(value) and 0 <= value < 2**63, "an integer 
 CALLABLE = Kind(callable, "something that can be called")
 TEXT = Kind(lambda value: isinstance(value, str), "text")
 MAYBE_TEXT = TEXT.or_(NONE)
-SHAPE = sequence(size(), range(1, 5))
-WIDTHS = sequence(size(), range(6))
+SHAPE = sequence(size(), range(1, 8))
+WIDTHS = sequence(size(), range(8))
 OPTIONS = Kind(
     lambda value: isinstance(value, Mapping) and not value, "no options", ("hidden", [("hidden", 3)], {"nonsense": 1})
 )

@@ -505,7 +505,7 @@ PARTS: dict[str, Case] = {
     "pyrovae.priors.StandardNormal": case(with_(latent_dim=2)),
     "pyrovae.priors.MixtureOfGaussians": case(with_(latent_dim=2), num_components=size()),
     "pyrovae.priors.AR1": case(
-        with_(latent_dim=4, delta=1.0), latent_dim=size(2), delta=number(0.0, 6.0), channels=size(1, 2)
+        with_(latent_dim=4, delta=1.0), latent_dim=size(2), delta=number(0.0, 100.0), channels=size(1, 2)
     ),
     "pyrovae.priors.VampPrior": case(with_(latent_dim=2, event_shape=(3,)), num_pseudo_inputs=size()),
 }
@@ -535,7 +535,7 @@ NETWORKS: dict[str, Case] = {
         hidden=HIDDEN, width=size(), context_dim=size().or_(NONE),
         spatial_context=Kind(lambda v: v is False, "False, without context_dim", ("yes", 1)),
     ),
-    "pyrovae.networks.SpectralSum": case(lambda: {"network": nn.Linear(2, 2)}, network=nothing(), iterations=size()),
+    "pyrovae.networks.SpectralSum": case(lambda: {"network": vae().decoder}, network=nothing(), iterations=size()),
     "pyrovae.networks.VectorQuantizer": case(with_(num_codes=4, code_dim=2)),
     "pyrovae.networks.code_counts": case(lambda: {"codes": torch.tensor([[0, 1]]), "num_codes": 4},
                                          codes=nothing(), num_codes=size(2)),
@@ -546,7 +546,7 @@ IMAGES = sequence(size(), (3,), (8, 8), (0, 8, 8))
 ZOO: dict[str, Case] = {
     "pyrovae.zoo.beta_vae": case(with_(event_shape=IMAGE, latent_dim=2), event_shape=IMAGES),
     "pyrovae.zoo.delta_vae": case(with_(event_shape=(D,), latent_dim=4, delta=1.0, hidden=(3,)),
-                                  delta=number(0.0, 6.0), latent_dim=size(2), channels=size(1, 2)),
+                                  delta=number(0.0, 100.0), latent_dim=size(2), channels=size(1, 2)),
     "pyrovae.zoo.linear_vae": case(with_(event_shape=(D,), latent_dim=2), scale=POSITIVE.or_(one_of("shared"))),
     "pyrovae.zoo.HierarchicalVAE": case(
         with_(event_shape=(D,), latent_dims=(2,), hidden=(3,)), latent_dims=sequence(size(), range(1, 7)),
@@ -611,40 +611,57 @@ for _make in ("Autoencoder", "linear_autoencoder", "deep_autoencoder", "denoisin
         penalty=one_of("kl", "l1") if _make == "sparse_autoencoder" else one_of("l1", "contraction").or_(NONE),
     )
 
+def floats(fits: Callable[[Tensor], bool] = lambda value: True, *near: Any) -> Kind:
+    """A tensor of floats, whatever their values, of a shape that fits."""
+    return Kind(lambda v: tensor().takes(v) and fits(v), "a tensor of a shape that fits", (np.zeros(3), [0.0], *near))
+
+
+def broadcasts(*shape: int) -> Kind:
+    return floats(lambda v: v.dim() <= len(shape) and all(n in (1, m) for n, m in zip(v.shape[::-1], shape[::-1])))
+
+
+BATCH = sequence(size(0), range(8))
 DISTRIBUTIONS: dict[str, Case] = {
     "pyrovae.distributions.AR1": case(
-        lambda: {"alpha": torch.tensor([0.5]), "length": 3}, alpha=tensor().but(torch.zeros(2, 2)), length=size(),
-        scale=NONE, batch_shape=sequence(size(0), range(7)),
+        lambda: {"alpha": torch.tensor([0.5]), "length": 3}, alpha=floats(lambda v: v.dim() == 1, torch.zeros(2, 2)),
+        length=size(), scale=floats(lambda v: v.shape in ((1,), (D,), ())).or_(NONE), batch_shape=BATCH,
     ),
     "pyrovae.distributions.Autoregressive": case(
         lambda: {"conditional": lambda v: v, "event_shape": (2, 2)}, conditional=CALLABLE,
-        event_shape=sequence(size(), (2, 3)), batch_shape=sequence(size(0), range(7)),
-        support=nothing(), like=NONE, mean_draws=size(),
+        event_shape=sequence(size(), range(2, 8)), batch_shape=BATCH, support=nothing(),
+        like=Kind(lambda v: isinstance(v, Tensor) and v.layout is torch.strided and v.device.type == "cpu"
+                  and not v.is_quantized, "a tensor").or_(NONE), mean_draws=size(),
     ),
-    "pyrovae.distributions.ContinuousBernoulli": case(lambda: {"logits": torch.zeros(3)}, logits=tensor()),
+    "pyrovae.distributions.ContinuousBernoulli": case(lambda: {"logits": torch.zeros(3)}, logits=floats()),
     "pyrovae.distributions.DiscretizedLogistic": case(
-        lambda: {"loc": torch.zeros(3), "scale": torch.ones(3), "num_levels": 4}, loc=nothing(), scale=nothing()
+        lambda: {"loc": torch.zeros(3), "scale": torch.ones(3), "num_levels": 4}, loc=broadcasts(3), scale=broadcasts(3)
     ),
     "pyrovae.distributions.Flow": case(
-        lambda: {"base": normal(), "transforms": [torch.distributions.AffineTransform(0.0, 2.0, 1)], "can_score": True}, base=nothing(), transforms=sequence(nothing(), (0,)),
-        can_score=FLAG,
+        lambda: {"base": normal(), "transforms": [torch.distributions.AffineTransform(0.0, 2.0, 1)], "can_score": True},
+        base=nothing(), transforms=nothing(), can_score=FLAG,
     ),
     "pyrovae.distributions.IndependentBernoulli": case(
-        lambda: {"logits": torch.zeros(2, 3), "event_dim": 1}, logits=tensor().but(torch.tensor(0.0)), event_dim=size(0, 2),
+        lambda: {"logits": torch.zeros(2, 3), "event_dim": 1, "validate_args": False},
+        logits=floats(lambda v: v.dim() > 0, torch.tensor(0.0)), event_dim=size(0, 2),
     ),
-    "pyrovae.distributions.Levels": case(lambda: {"logits": torch.zeros(3)}, logits=nothing()),
-    "pyrovae.distributions.PointMass": case(lambda: {"value": torch.zeros(3).long(), "num_values": 4},
-                                            value=nothing(), num_values=size()),
+    "pyrovae.distributions.Levels": case(
+        lambda: {"logits": torch.zeros(3)}, logits=floats(lambda v: v.dim() > 0 and v.shape[-1] > 1, torch.zeros(3, 1))
+    ),
+    "pyrovae.distributions.PointMass": case(
+        lambda: {"value": torch.zeros(3).long(), "num_values": 4},
+        value=Kind(lambda v: isinstance(v, Tensor) and v.dtype == torch.int64, "integers"), num_values=size(),
+    ),
     "pyrovae.distributions.SylvesterTransform": case(
         lambda: {"q": torch.eye(3, 2), "r": torch.eye(2), "r_tilde": torch.eye(2), "b": torch.zeros(2)},
-        q=nothing(), r=nothing(), r_tilde=nothing(), b=nothing(),
+        q=floats(lambda v: v.dim() > 1 and v.shape[-1] == 2), r=nothing(), r_tilde=nothing(),
+        b=floats(lambda v: v.shape[-1:] == (2,)),
     ),
     "pyrovae.distributions.capabilities": case(lambda: {"p": normal()}, p=nothing()),
     "pyrovae.distributions.product_of_normals": case(lambda: {"p": normal(), "q": normal()}, p=nothing(), q=nothing()),
     "pyrovae.distributions.register_chart": case(lambda: {"distribution": dist.VonMises}, distribution=nothing()),
     "pyrovae.distributions.residual_normal": case(
-        lambda: {"p": normal(), "shift": torch.zeros(3), "stretch": torch.ones(3)}, p=nothing(), shift=nothing(),
-        stretch=nothing(),
+        lambda: {"p": normal(), "shift": torch.zeros(3), "stretch": torch.ones(3)}, p=nothing(), shift=broadcasts(3),
+        stretch=broadcasts(3),
     ),
 }
 

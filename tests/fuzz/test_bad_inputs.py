@@ -120,9 +120,10 @@ def kind_of(case: Case, argument: str) -> Kind:
     return case.kinds[argument] if argument in case.kinds else KINDS[argument]
 
 
-def call(path: str, case: Case, argument: str, value: Any) -> Callable[[], Any]:
-    """The recipe's call, with one argument replaced."""
+def call(path: str, case: Case, argument: str, value: Any) -> tuple[Callable[[], Any], list[Any]]:
+    """The recipe's call, with one argument replaced, and the modules that it is about."""
     function, chosen = target(path, case), case.given()
+    modules = [m for m in (*chosen.values(), getattr(function, "__self__", None)) if isinstance(m, torch.nn.Module)]
     parameters = inspect.signature(function).parameters
     if "progress" in parameters or any(name.endswith("options") for name in chosen.keys() & {"fit_options"}):
         chosen.setdefault("progress", False)
@@ -146,12 +147,11 @@ def call(path: str, case: Case, argument: str, value: Any) -> Callable[[], Any]:
     for p in parameters.values():
         if p.kind is p.POSITIONAL_ONLY and p.name in chosen:
             positional.append(chosen.pop(p.name))
-    return lambda: function(*positional, **chosen)
+    return lambda: function(*positional, **chosen), modules
 
 
-def state(case: Case) -> list[Any]:
+def state(modules: list[Any]) -> list[Any]:
     """All that a refused call must leave as it is."""
-    models = [m for m in (*case.given().values(), case.of and case.of()) if isinstance(m, torch.nn.Module)]
     return [
         torch.get_rng_state().numpy().tobytes(),
         np.random.get_state()[1].tobytes(),  # noqa: NPY002
@@ -162,7 +162,7 @@ def state(case: Case) -> list[Any]:
         torch.is_grad_enabled(),
         plt.get_fignums(),
         sorted(Path().rglob("*")),
-        [(m.training, {name: v.clone().tolist() for name, v in m.state_dict().items()}) for m in models[:1]],
+        [(m.training, {name: v.clone().tolist() for name, v in m.state_dict().items()}) for m in modules],
     ]
 
 
@@ -177,12 +177,12 @@ def fault(path: str, case: Case, argument: str, value: Any) -> str | None:
     """What goes wrong when a value is passed to an argument; ``None`` where all is well."""
     kind = kind_of(case, argument)
     right = kind.takes(value)
-    make = call(path, case, argument, value)
-    before = None if right else state(case)
+    make, modules = call(path, case, argument, value)
+    before = [] if right else state(modules)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            signal.setitimer(signal.ITIMER_REAL, SECONDS, SECONDS)  # again, should it be caught
             make()
     except (ValueError, TypeError, *case.errors) as error:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -196,8 +196,7 @@ def fault(path: str, case: Case, argument: str, value: Any) -> str | None:
             return f"an error of {Path(frames[-1].filename).name}: {type(error).__name__}: {str(error)[:100]}"
         if not any(re.search(rf"\b{re.escape(name)}\b", str(error)) for name in names) or "\n" in str(error):
             return f"an error that does not name it: {type(error).__name__}: {str(error)[:150]}"
-        if state(case) != before:
-            changed = [i for i, (a, b) in enumerate(zip(state(case), before or [], strict=True)) if a != b]
+        if changed := [i for i, (a, b) in enumerate(zip(state(modules), before, strict=True)) if a != b]:
             return f"refused too late, when something had changed: {changed}"
         return None
     except Exception as error:  # the faults that are looked for
@@ -251,7 +250,7 @@ def test_the_recipes_are_right(path: str) -> None:
     if chosen and first in chosen:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            call(path, case, first, chosen[first])()
+            call(path, case, first, chosen[first])[0]()
     else:
         function()
     plt.close("all")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import require_at_least
+from pyrovae._checks import require_at_least, require_positive, shown
 from pyrovae._graph import Compile
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.inference._gaps_result import FAMILIES, NUM_PROPOSED, GapsResult, gaps_table, warn
@@ -93,10 +93,11 @@ def inference_gaps(
     """
     require_at_least(1, steps=steps, num_particles=num_particles)
     require_at_least(2, num_samples=num_samples)
-    if not families or set(families) - set(FAMILIES):
-        raise ValueError(f"families must be some of {', '.join(FAMILIES)}; got {tuple(families)}.")
-    if learning_rate is not None and not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive; got {learning_rate}.")
+    known = isinstance(families, (tuple, list)) and all(isinstance(f, str) and f in FAMILIES for f in families)
+    if not (known and families):
+        raise ValueError(f"families must be some of {', '.join(FAMILIES)}; got {shown(families)}.")
+    if learning_rate is not None:
+        require_positive(learning_rate=learning_rate)
     options: Any = {"seed": seed, "device": device, "memory_budget": memory_budget, "compile": compile}
     options["progress"] = progress
     run = EvaluationRun("inference_gaps", model, x, covariates, **options)

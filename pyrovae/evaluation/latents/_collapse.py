@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import require_at_least
+from pyrovae._checks import require_at_least, require_positive
 from pyrovae._graph import Compile
 from pyrovae.evaluation._result import Result
 from pyrovae.evaluation._run import EvaluationRun
@@ -202,8 +202,7 @@ def collapse(
 
 def check_threshold(threshold: float) -> None:
     """Raise a ``ValueError`` unless ``threshold`` is positive."""
-    if not threshold > 0:
-        raise ValueError(f"threshold must be positive, in squared units of z; got {threshold}.")
+    require_positive(threshold=threshold)
 
 
 def _mean(values: Any) -> tuple[float, float]:

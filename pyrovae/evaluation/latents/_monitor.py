@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from pyrovae._checks import require_at_least
+from pyrovae._checks import as_tensor, check_container, require_at_least, require_seed
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.latents._collapse import check_threshold, require_latents
 from pyrovae.evaluation.latents._dimensions import measure
@@ -48,6 +48,10 @@ class CollapseMonitor:
         require_at_least(1, every=every)
         require_at_least(2, num_samples=num_samples)
         check_threshold(threshold)
+        require_seed(seed=seed)
+        for field, name in ((x, "x"), *((c, f"covariate {i}") for i, c in enumerate(covariates))):
+            check_container(field, name)
+            as_tensor(field, name)
         self._fields = x, covariates
         self._every, self._threshold, self._num_samples, self._seed = every, threshold, num_samples, seed
         self._records: list[dict[str, float]] | None = None  # of the run that is watched

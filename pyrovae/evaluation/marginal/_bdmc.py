@@ -7,18 +7,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, require_at_least
+from pyrovae._checks import as_covariates, require_at_least, require_one_of
 from pyrovae._distributed import common_seed, connect
 from pyrovae._graph import Compile
 from pyrovae._random import seeded
 from pyrovae.evaluation._data import require_density
 from pyrovae.evaluation._result import Result
-from pyrovae.evaluation._run import EvaluationRun, strict
+from pyrovae.evaluation._run import EvaluationRun, check_options, strict
 from pyrovae.evaluation.marginal._annealing import Annealing
 from pyrovae.evaluation.marginal._chains import Chains, Schedule, estimate_chains
 from pyrovae.evaluation.marginal._verdict import combined_se, se_over_data
 from pyrovae.model import VAEModel
 from pyrovae.model._base_space import BaseSpace
+from pyrovae.model._inputs import check_num_covariates
 from pyrovae.model._pairing import narrower_sites
 
 
@@ -103,9 +104,11 @@ def bdmc(
         NotImplementedError: ``start="posterior"`` and a flow without an inverse (``can_score`` is False).
     """
     require_at_least(1, num_data=num_data)
+    check_options(seed, device, memory_budget, compile, progress)
+    require_one_of(("auto", "posterior", "prior"), start=start)
     given: Any = (schedule, target_acceptance)
     chains = Chains(num_temperatures, num_chains, num_leapfrog, "posterior" if start == "auto" else start, *given)
-    require_density("bdmc", model)
+    check_num_covariates(require_density("bdmc", model), covariates)
     connect()
     options: Any = {"device": device, "memory_budget": memory_budget, "compile": compile, "progress": progress}
     with strict(model, device), seeded(common_seed(seed)):

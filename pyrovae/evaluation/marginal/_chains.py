@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import lookup, require_at_least, require_one_of
+from pyrovae._checks import lookup, require_at_least, require_one_of, require_within
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.marginal._annealing import SCHEDULES, SETTLING, Annealing
 from pyrovae.evaluation.marginal._stream import WeightStream
@@ -40,8 +40,9 @@ class Chains:
         require_at_least(2, num_chains=self.num_chains, num_temperatures=self.num_temperatures)
         require_at_least(1, num_leapfrog=self.num_leapfrog)
         require_one_of(("posterior", "prior"), start=self.start)
-        if not 0 < self.target_acceptance < 1:
-            raise ValueError(f"target_acceptance must be between 0 and 1; got {self.target_acceptance}.")
+        require_within("(0, 1)", target_acceptance=self.target_acceptance)
+        if not callable(self.schedule):
+            lookup(SCHEDULES, self.schedule, "schedule")
 
     @property
     def schedule_name(self) -> str:

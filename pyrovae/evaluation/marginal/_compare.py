@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pyrovae._checks import require_positive
+from pyrovae._checks import require_flag, require_instance, require_positive, require_within, shown
 from pyrovae.evaluation._result import Result
 from pyrovae.evaluation.marginal._paired import Difference, simultaneous
 from pyrovae.evaluation.marginal._result import MarginalResult
@@ -111,14 +111,19 @@ def _table(
     ais: Mapping[str, Result] | None = None,
     gaps: Mapping[str, Result] | None = None,
 ) -> pd.DataFrame:
+    require_instance(Mapping | None, ais=ais, gaps=gaps)
+    require_flag(pool_seeds=pool_seeds)
+    require_within("(0, 1)", confidence=confidence)
+    if resolve is not None:
+        require_positive(resolve=resolve)
     runs = _runs(results)
+    require_instance(str | None, reference=reference)
+    for kind, extra in (("ais", ais), ("gaps", gaps)):
+        for name, result in (extra or {}).items():
+            require_instance(Result, **{f"{kind}[{name!r}]": result})
     reference = next(iter(runs)) if reference is None else reference
     if reference not in runs:
         raise ValueError(f"reference {reference!r} is not among the results: {', '.join(runs)}.")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1; got {confidence}.")
-    if resolve is not None:
-        require_positive(resolve=resolve)
     _check(runs, reference)
     base = runs[reference]
     differences = {
@@ -149,13 +154,15 @@ def _table(
 
 def _runs(results: Mapping[str, Seeds]) -> dict[str, list[MarginalResult]]:
     """The results of every name, as a list."""
+    if not isinstance(results, Mapping):
+        raise TypeError(f"results must be a dict of results of log_marginal by name; got {shown(results)}.")
     runs: dict[str, list[MarginalResult]] = {}
     for name, given in results.items():
         runs[name] = list(given) if isinstance(given, Sequence) else [given]
         for result in runs[name]:
             if not isinstance(result, MarginalResult):
                 raise TypeError(
-                    f"{name!r} must be a result of log_marginal or a sequence of them; got {type(result).__name__}. "
+                    f"results[{name!r}] must be one or several of log_marginal; got {type(result).__name__}. "
                     f"Results of ais go into ais=, those of inference_gaps into gaps=."
                 )
     if not runs or not all(runs.values()):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import require_at_least, require_one_of
+from pyrovae._checks import as_sizes, require_at_least, require_one_of, require_positive
 from pyrovae._graph import Compile
 from pyrovae._random import seeded
 from pyrovae.distributions._capabilities import capabilities
@@ -82,11 +82,10 @@ def log_marginal(
             or ``compile``, a device that is not there.
     """
     require_at_least(1, num_samples=num_samples)
-    for k in bounds:
-        require_at_least(1, bounds=k)
+    bounds = as_sizes(bounds, "bounds", empty=True)
     require_one_of(("posterior", "prior"), proposal=proposal)
-    if target_mc_se is not None and not target_mc_se > 0:
-        raise ValueError(f"target_mc_se must be positive, in nats; got {target_mc_se}.")
+    if target_mc_se is not None:
+        require_positive(target_mc_se=target_mc_se)
     sizes = tuple(sorted({k for k in bounds if k < num_samples} | {1, max(num_samples // 10, 1), num_samples}))
     options: Any = {"seed": seed, "device": device, "memory_budget": memory_budget}
     with EvaluationRun("log_marginal", model, x, covariates, **options, compile=compile, progress=progress) as run:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pyrovae._checks import shown
 from pyrovae.evaluation._result import Provenance
 from pyrovae.evaluation.marginal._result import MarginalResult
 from pyrovae.evaluation.marginal._verdict import judge
@@ -31,12 +32,14 @@ def pool(results: MarginalResult | Sequence[MarginalResult]) -> MarginalResult:
         ValueError: no results, another model or proposal, the same draws twice, or different ``num_samples`` on
             different data.
     """
+    if not isinstance(results, (MarginalResult, list, tuple)):
+        raise TypeError(f"results must be a list of results of log_marginal; got {shown(results)}.")
     results = [results] if isinstance(results, MarginalResult) else list(results)
     if not results:
         raise ValueError("results is empty: pass at least one result of log_marginal.")
     for result in results:
         if not isinstance(result, MarginalResult):
-            raise TypeError(f"pool takes results of log_marginal; got a {type(result).__name__}.")
+            raise TypeError(f"results must be of log_marginal; got a {type(result).__name__}.")
     for (i, a), (j, b) in combinations(enumerate(results), 2):
         _check(a, b, f"results[{i}] and results[{j}]")
     groups: dict[str, list[MarginalResult]] = {}

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from pyrovae._arguments import encode
+from pyrovae._checks import require_at_least, shown
 from pyrovae.evaluation._result import Provenance, Result, as_arrays, as_frame, decode_plain
 from pyrovae.evaluation.marginal._arviz import container, group
 from pyrovae.evaluation.marginal._tail import khat_threshold
@@ -115,9 +116,10 @@ class MarginalResult(Result):
 
         Undefined values come first.
         """
-        if by not in self.pointwise:
+        require_at_least(1, n=n)
+        if not isinstance(by, str) or by not in self.pointwise:
             raise ValueError(
-                f"by must be a column of pointwise; got {by!r}. It has {', '.join(map(str, self.pointwise))}."
+                f"by must be a column of pointwise; got {shown(by)}. It has {', '.join(map(str, self.pointwise))}."
             )
         values = self.pointwise[by].abs() if by == "halves" else self.pointwise[by]
         order = values.reset_index(drop=True).sort_values(  # labels of data need not be unique

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyrovae._checks import require_at_least, require_tensors
+
 
 def tail_length(num_samples: int) -> int:
     """How many of the largest weights the fit uses: min(K/5, 3√K) (Vehtari et al. 2024, arXiv:1507.02646)."""
@@ -14,6 +16,7 @@ def tail_length(num_samples: int) -> int:
 
 def khat_threshold(num_samples: int) -> float:
     """k̂ above min(1 - 1/log10 K, 0.7) says that K draws do not suffice (Vehtari et al. 2024, sec. 3.2.4)."""
+    require_at_least(1, num_samples=num_samples)
     return min(1.0 - 1.0 / math.log10(num_samples), 0.7) if num_samples > 10 else -math.inf
 
 
@@ -32,6 +35,9 @@ def pareto_khat(largest: Float[Tensor, "batch tail_and_threshold"]) -> Float[Ten
         k̂ for every row. It is NaN with fewer than five tail weights, any NaN weight or none above 0, -inf where the
         whole tail is equal (weights bounded by the threshold), +inf where ties in the tail rule a fit out.
     """
+    require_tensors(largest=largest)
+    if largest.dim() != 2 or not largest.shape[1]:
+        raise ValueError(f"largest must have shape (data, log-weights); got {tuple(largest.shape)}.")
     return pareto_tail(largest)[0]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pyrovae._checks import require_at_least, require_columns, require_flag, shown
 from pyrovae.evaluation.marginal._tail import tail_length
 
 FEW_DRAWS = 20  # up to here the tail that k̂ is fitted to has fewer than five weights
@@ -50,6 +51,11 @@ def judge(
     Returns:
         The columns ``reliable`` and ``reason``.
     """
+    require_columns(("log_px", "ess", "khat", "non_finite"), pointwise=pointwise)
+    require_at_least(1, num_samples=num_samples)
+    require_flag(exact=exact)
+    if bound is not None and np.shape(bound) not in ((), (len(pointwise),)):
+        raise ValueError(f"bound must be one flag for each of {len(pointwise)} data; got {shown(bound)}.")
     p = pointwise
     draws = _draws(p, num_samples)
     few = draws <= FEW_DRAWS
@@ -88,6 +94,8 @@ def judge_chains(pointwise: pd.DataFrame, num_chains: int) -> pd.DataFrame:
     Returns:
         The columns ``reliable`` and ``reason``.
     """
+    require_columns(("log_px", "ess", "log_weight_variance", "acceptance", "non_finite"), pointwise=pointwise)
+    require_at_least(1, num_chains=num_chains)
     p = pointwise
     few = num_chains < FEW_CHAINS
     log_variance, error = _shrunk_log_variance(p, num_chains)
@@ -110,6 +118,8 @@ def mean_error(pointwise: pd.DataFrame, num_samples: int) -> float:
     0.9, and bounds, may lie any distance below; where they are more than one in twenty the error is infinite. It is NaN
     of few draws and of values that are not finite.
     """
+    require_columns(("log_px", "mc_se", "khat", "rise", "jackknife", "reliable", "reason"), pointwise=pointwise)
+    require_at_least(1, num_samples=num_samples)
     p, draws = pointwise, _draws(pointwise, num_samples)
     if p["reason"].str.contains("non-finite|few draws").any():
         return math.nan
@@ -127,6 +137,8 @@ def mean_error_of_chains(pointwise: pd.DataFrame, num_chains: int) -> float:
     """:func:`mean_error` of annealed chains. The bias is the jackknife's, 2.5 times that for flagged data; it is
     infinite where Var(log w) is over 9 for more than one datum in twenty.
     """
+    require_columns(("mc_se", "bias", "log_weight_variance", "reliable", "reason"), pointwise=pointwise)
+    require_at_least(1, num_chains=num_chains)
     p = pointwise
     if p["reason"].str.contains("non-finite|few chains").any():
         return math.nan

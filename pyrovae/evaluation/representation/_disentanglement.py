@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pyrovae._checks import require_at_least, require_instance, require_not_negative
 from pyrovae._frames import check_same_index
 from pyrovae._graph import Compile
 from pyrovae.evaluation._result import Result
@@ -100,8 +101,17 @@ def disentanglement(
         raise TypeError(
             f"disentanglement needs a pyrovae.VAEModel, or a model with encode(x); got {type(model).__name__}."
         )
-    if not threshold >= 0:
-        raise ValueError(f"threshold must not be negative, in squared units of z; got {threshold}.")
+    require_not_negative(threshold=threshold)
+    require_at_least(2, num_bins=num_bins)
+    require_at_least(1, num_votes=num_votes)
+    labels: dict[str, tuple[Any, Any]] = {"factor_names": (factor_names, str)}
+    labels["categorical"] = (categorical, str | int | np.integer)
+    for argument, (items, kinds) in labels.items():
+        require_instance(tuple | list, **{argument: items})
+        for item in items:
+            require_instance(kinds, **{argument: item})
+    if seed is None:
+        raise ValueError("seed must be an integer: scores draw, and are to be compared; got None.")
     check_same_index({"x": x, "factors": factors})
     options: Any = {"seed": seed, "device": device, "memory_budget": memory_budget, "density": False}
     with EvaluationRun("disentanglement", model, x, covariates, **options, compile=compile, progress=progress) as run:
@@ -114,6 +124,7 @@ def disentanglement(
         if isinstance(name, str) and name not in names:
             raise ValueError(f"categorical names {name!r}, which is not one of the factors {', '.join(names)}.")
     columns = [names.index(name) if isinstance(name, str) else name for name in categorical]
+    scores_of.check_categorical(columns, v)
 
     active = codes.var(0) > threshold
     codes = np.where(active, codes, 0.0)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from pyrovae._checks import as_tensor, require_at_least
+from pyrovae._checks import as_tensor, require_at_least, require_not_negative, shown
 
 _TREES, _LEAF = 20, 5  # of the forest; data in a leaf, so that noise is not learnt by heart
 
@@ -73,14 +74,20 @@ def sap(codes: Any, factors: Any, *, categorical: Sequence[int] = ()) -> np.ndar
         ``(F,)``; the score is their mean.
     """
     codes, factors = as_arrays(codes, factors)
-    for j in categorical:
-        if j not in range(factors.shape[1]):
-            raise ValueError(f"categorical must name columns 0 to {factors.shape[1] - 1} of factors; got {j!r}.")
+    check_categorical(categorical, factors)
     scores = np.empty((codes.shape[1], factors.shape[1]))
     for j, v in enumerate(factors.T):
         for i, z in enumerate(codes.T):
             scores[i, j] = _threshold_accuracy(z, v) if j in categorical else _r_squared(z, v)
     return _gaps(scores)
+
+
+def check_categorical(categorical: Any, factors: np.ndarray) -> None:
+    """Raise a ``ValueError`` unless these are numbers of columns of ``factors``."""
+    columns = categorical if isinstance(categorical, (tuple, list)) else [categorical]
+    for j in columns:
+        if isinstance(j, bool) or not isinstance(j, (int, np.integer)) or j not in range(factors.shape[1]):
+            raise ValueError(f"categorical must name columns 0 to {factors.shape[1] - 1} of factors; got {shown(j)}.")
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,7 @@ def dci(codes: Any, factors: Any, *, seed: int = 0) -> DCI:
     from sklearn.ensemble import RandomForestClassifier  # here, because it takes a second to import
 
     codes, factors = as_arrays(codes, factors)
+    require_at_least(0, seed=seed)
     order = np.random.default_rng(seed).permutation(len(codes))
     fitted, held_out = np.array_split(order, 2)
     importance, accuracy = np.zeros((codes.shape[1], factors.shape[1])), np.zeros(factors.shape[1])
@@ -177,6 +185,8 @@ def factor_vae_score(
     codes, factors = as_arrays(codes, factors)
     require_at_least(1, num_votes=num_votes)
     require_at_least(2, num_fixed=num_fixed)
+    require_not_negative(min_variance=min_variance)
+    require_at_least(0, seed=seed)
     variance = codes.var(0)
     active = variance > min_variance
     num_factors = factors.shape[1]
@@ -203,8 +213,11 @@ def as_arrays(codes: Any, factors: Any) -> tuple[np.ndarray, np.ndarray]:
         ValueError: other shapes, lengths that differ, fewer than 4 data, codes that are not finite, factors that are no
             integers or have a single value.
     """
-    z = as_tensor(codes, "codes").detach().cpu().double().numpy()
-    v = as_tensor(factors, "factors").detach().cpu().numpy()
+    given = {"codes": as_tensor(codes, "codes"), "factors": as_tensor(factors, "factors")}
+    for name, tensor in given.items():
+        if tensor.is_complex() or tensor.dtype == torch.bool:
+            raise ValueError(f"{name} must be real numbers; got {tensor.dtype}.")
+    z, v = (tensor.detach().cpu().double().numpy() for tensor in given.values())
     for name, array in {"codes": z, "factors": v}.items():
         if array.ndim != 2 or not array.shape[1]:
             raise ValueError(f"{name} must have shape (N, {'D' if name == 'codes' else 'F'}); got {array.shape}.")

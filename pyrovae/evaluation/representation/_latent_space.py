@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import as_data, require_at_least
+from pyrovae._checks import as_data, require_at_least, require_callable, require_instance, require_seed
 from pyrovae._random import seeded
 
 _AT_ONCE = 2**22  # numbers decoded, or compared, at once
@@ -53,6 +53,8 @@ def continuity(
     """
     require_at_least(1, num_pairs=num_pairs)
     require_at_least(2, steps=steps)
+    require_seed(seed=seed)
+    require_callable(decode=decode)
     codes = _flat(codes, "codes")
     if len(codes) < 2:
         raise ValueError("codes holds one code; pairs need at least two.")
@@ -110,6 +112,7 @@ def completeness(
         ValueError: empty sets, values that are not finite, fewer training than test data, test data that all are
             training data.
     """
+    require_callable(decode=decode)
     z, test, train = _flat(z, "z"), _flat(test, "test"), _flat(train, "train")
     if len(train) < len(test):
         raise ValueError(
@@ -137,6 +140,7 @@ def _flat(value: Any, name: str) -> Float[Tensor, "n numbers"]:
 
 def _decode(decode: Decode, z: Tensor) -> Float[Tensor, "n numbers"]:
     decoded = decode(z)
+    require_instance(Tensor, **{"what decode gives": decoded})
     if len(decoded) != len(z):
         raise ValueError(f"decode gives shape {tuple(decoded.shape)} for {len(z)} codes: one datum for each is needed.")
     return as_data(decoded, "what decode gives").flatten(1)

@@ -60,6 +60,12 @@ class Task:
         """What is trained."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    @property
+    def stepped(self) -> list[Tensor]:
+        """Those of them that the optimiser has."""
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return [p for p in self.parameters if id(p) in held]
+
     def loss(self, *batch: Any) -> Tensor:
         """The loss, summed over the batch. Objectives that cannot be differentiated fill in the gradients here."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16) if self.autocast else nullcontext():

@@ -140,7 +140,7 @@ class Update(Work):
         if self.task.reads_every_loss and not math.isfinite(loss):
             raise NotFinite
         if self.task.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.task.parameters, self.task.clip_norm)
+            torch.nn.utils.clip_grad_norm_(self.task.stepped, self.task.clip_norm)
         self.task.optimizer.step()
         self.total += loss
 
