@@ -26,7 +26,7 @@ ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
 
 def shown(value: Any) -> str:
     """A value as errors show it: in one line, by its class and shape where it takes more."""
-    text = repr(value)
+    text = "\n" if isinstance(value, Tensor) else repr(value)  # of a tensor, one that takes a look at its values
     if "\n" in text or len(text) > _MAX_SHOWN:
         shape = getattr(value, "shape", None)
         return f"a {type(value).__name__}" + ("" if shape is None else f" of shape {tuple(shape)}")
@@ -48,8 +48,10 @@ def require_at_least(minimum: int, **arguments: Any) -> None:
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise ValueError(f"{name} must be an integer of at least {minimum}; got {shown(value)}.")
-        if not minimum <= value < _TOO_LARGE:
-            raise ValueError(f"{name} must be at least {minimum} and under 2**63; got {value}.")
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}; got {value}.")
+        if value >= _TOO_LARGE:
+            raise ValueError(f"{name} must be under 2**63; got {value}.")
 
 
 def as_sizes(value: Any, name: str, *, minimum: int = 1, empty: bool = False) -> tuple[int, ...]:
@@ -245,6 +247,8 @@ def as_tensor(value: Any, name: str, names: Sequence[str] | None = None) -> Tens
             f"numpy.lib.recfunctions.structured_to_unstructured({name})."
         )
     try:
+        if not (isinstance(value, (list, tuple)) or hasattr(value, "__array__")):
+            raise TypeError(f"{type(value).__name__} is none")
         return torch.as_tensor(_as_torch_has_it(np.asarray(value)))
     except (TypeError, ValueError) as error:  # ragged lists are ValueErrors
         raise ValueError(

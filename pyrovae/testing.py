@@ -19,6 +19,7 @@ from pyrovae._checks import (
     require_tensors,
     require_within,
 )
+from pyrovae._random import restored_on_error
 from pyrovae.model import VAEModel
 
 Guide = Literal["exact", "mean_field", "detuned"]
@@ -92,7 +93,7 @@ class LinearGaussian(VAEModel):
             raise ValueError(f"latent_dim must be under {d}, the dimension of x, for σ² to be found; got {latent_dim}.")
         values, vectors = torch.linalg.eigh(torch.cov(x.double().T, correction=0).reshape(d, d))
         values, vectors = values.flip(0).clamp(min=0.0), vectors.flip(1)[:, :latent_dim]
-        variance = values[latent_dim:].mean() if noise is None else torch.tensor(noise).double().square()
+        variance = values[latent_dim:].mean() if noise is None else torch.tensor(float(noise)).double().square()
         if not variance > 1e-12 * values[0]:
             raise ValueError(
                 f"the data lie in {latent_dim} dimensions or fewer, so that the likelihood grows without bound as σ "
@@ -303,9 +304,12 @@ def grid_log_px(
     require_at_least(2, points=points)
     require_instance(str, site=site)
     x = as_data(x, "x", model.event_shape)
+    half_width = float(half_width)
     axis = torch.linspace(-half_width, half_width, points, device=x.device, dtype=x.dtype)
     grid = torch.cartesian_prod(axis, axis).unsqueeze(1)  # (points², 1, 2)
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+    with restored_on_error():
+        model.log_joint(x[:1], latents={site: grid[:1].expand(-1, 1, -1)})  # draws what site does not name, and fails
     for part in grid.split(max(1, 2**21 // x.numel())):
         latents = {site: part.expand(-1, len(x), -1)}
         total = torch.logaddexp(total, model.log_joint(x, latents=latents).double().logsumexp(0))

@@ -110,8 +110,7 @@ class EvaluationData:
                 f"log_px must be a result of log_marginal or ais, or one number per datum; got {given!r:.40}."
             )
         self.check_index(given, "log_px")
-        numbers = given if isinstance(given, ARRAYS) else np.asarray(given, dtype=np.float64)
-        values = as_tensor(numbers, "log_px").detach().cpu().double().numpy()
+        values = as_tensor(given, "log_px").detach().cpu().double().numpy()
         if values.shape != (len(self),):
             raise ValueError(f"log_px has shape {values.shape}; one number for each of {len(self)} data is needed.")
         if np.isnan(values).any():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyrovae._arguments import decode, encode, find, not_kept
+from pyrovae._checks import as_path
 from pyrovae._files import replaced
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
@@ -91,6 +92,7 @@ class Result(ABC):
         Raises:
             ValueError: something that no file holds.
         """
+        path = as_path(path, "path")
         arrays: dict[str, np.ndarray] = {}
         facts: dict[str, Any] = {"format": _FORMAT, "class": [type(self).__module__, type(self).__qualname__]}
         facts |= {"tables": {}, "tensors": [], "values": {}}
@@ -107,7 +109,6 @@ class Result(ABC):
                 facts["values"][f.name] = encode(vars(value) if isinstance(value, Provenance) else value)
         if odd := not_kept(facts):
             raise ValueError(f"{type(self).__name__} holds a {odd}, which no file holds.")
-        path = Path(path)
         with replaced(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, result=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]
         return path
@@ -120,6 +121,7 @@ class Result(ABC):
             FileNotFoundError: there is no such file.
             ValueError: it is damaged, no result, or one of another kind.
         """
+        path = as_path(path, "path")
         try:
             with np.load(path, allow_pickle=False) as file:
                 facts = json.loads(str(file["result"]))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
+import torch
 from jaxtyping import Num
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
@@ -13,7 +14,7 @@ from pyrovae._compat.pyro import param_statements, reason
 from pyrovae._compat.torch import is_outside_support, part_of
 from pyrovae.model._generation import Generation
 from pyrovae.model._inputs import check_num_covariates
-from pyrovae.model._latents import Data, Latents, PerDatum
+from pyrovae.model._latents import Data, Latents, PerDatum, check_latents
 from pyrovae.model._log_terms import LogTerms, draw, log_densities, log_terms, sum_terms
 from pyrovae.model._modes import inference, local_parameters, param_statements_disabled
 from pyrovae.model._pairing import check_auxiliary, check_precision
@@ -77,18 +78,20 @@ class VAEModel(Generation, PyroModule):
             num_particles: K, draws of z per datum; the encoder runs once per datum.
         """
         require_at_least(1, num_particles=num_particles)
-        self._given(x, covariates)
+        self._check_given(x, covariates)
         with local_parameters():
             return self._on_waist(log_terms, self.model, self.guide, x, *covariates, num_particles=num_particles).read()
 
     def log_joint(self, x: Data, *covariates: Any, latents: Mapping[str, Tensor]) -> PerDatum:
         """The joint log-density log p(x, z), in nats, at given ``latents``, each ``(K, *plates, B, *event)``."""
-        self._given(x, covariates, latents)
+        self._check_given(x, covariates)
+        check_latents(latents)
         return sum_terms(self._on_waist(log_densities, self.model, x, *covariates, latents=latents))
 
     def log_prior(self, x: Data, *covariates: Any, latents: Mapping[str, Tensor]) -> dict[str, PerDatum]:
         """The log-density log p(z), in nats, by latent site, given the sites before it, at given ``latents``."""
-        self._given(x, covariates, latents)
+        self._check_given(x, covariates)
+        check_latents(latents)
         terms = self._on_waist(log_densities, self.model, x, *covariates, latents=latents)
         return {site: term for site, term in terms.items() if site in latents}
 
@@ -98,7 +101,8 @@ class VAEModel(Generation, PyroModule):
         Raises:
             NotImplementedError: a flow that can score its own draws only (``can_score`` is False).
         """
-        self._given(x, covariates, latents)
+        self._check_given(x, covariates)
+        check_latents(latents)
         return sum_terms(self._on_waist(log_densities, self.guide, x, *covariates, latents=latents))
 
     def draw_posterior(self, x: Data, *covariates: Any, num_particles: int) -> tuple[Latents, PerDatum]:
@@ -106,7 +110,7 @@ class VAEModel(Generation, PyroModule):
         not run.
         """
         require_at_least(1, num_particles=num_particles)
-        self._given(x, covariates)
+        self._check_given(x, covariates)
         return self._on_waist(draw, self.guide, x, *covariates, num_particles=num_particles)[:2]
 
     def draw_prior(
@@ -116,20 +120,19 @@ class VAEModel(Generation, PyroModule):
         in nats.
         """
         require_at_least(1, num_particles=num_particles)
-        self._given(x, covariates)
+        self._check_given(x, covariates)
         return self._on_waist(draw, self.model, x, *covariates, num_particles=num_particles)
 
-    def _given(self, x: Any, covariates: tuple[Any, ...], latents: Any = None) -> None:
+    def _check_given(self, x: Any, covariates: tuple[Any, ...]) -> None:
         """Check what came, but for its values, which may be anywhere: this is called often."""
         require_instance(Tensor, x=x)
         as_tensor(x, "x")
-        if self.event_shape is not None and tuple(x.shape[1:]) != tuple(self.event_shape):
-            needed = ", ".join(map(str, self.event_shape))
-            raise ValueError(f"x has shape {tuple(x.shape)}; the model needs (N, {needed}).")
+        if x.is_complex() or x.dtype == torch.bool:
+            raise ValueError(f"x must be real numbers; got {x.dtype}.")
+        shape = x.shape[1:] if self.event_shape is None else tuple(self.event_shape)
+        if not x.numel() or tuple(x.shape[1:]) != tuple(shape):
+            raise ValueError(f"x has shape {tuple(x.shape)}; the model needs (N, {', '.join(map(str, shape))}).")
         check_num_covariates(self, covariates)
-        if latents is not None:
-            require_instance(Mapping, latents=latents)
-            require_instance(Tensor, **{f"latents[{site!r}]": z for site, z in latents.items()})
 
     def _on_waist(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Call a function of programs with tensors on the model's device and parameters in the model."""
@@ -150,6 +153,8 @@ class VAEModel(Generation, PyroModule):
         Raises:
             ValueError: a wrong shape, values outside the support, or a malformed model or guide.
         """
+        require_at_least(1, num_particles=num_particles)
+        self._check_given(x, covariates)
         head = rows_of(covariates, slice(2))
         options: dict[str, Any] = {"num_particles": num_particles, "name": name, "whole": x}
         param_statements(self).clear()  # of what tracing has left there

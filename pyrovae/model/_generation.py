@@ -152,7 +152,7 @@ class Generation(SaveableModule):
                     raise ValueError(f"latents {name!r} hold {bad} NaN or infinite value(s): drop them.")
                 values[name] = value.to(drawn).reshape(-1, *plates, *event).movedim(0, len(plates))
             if lead is None:
-                raise ValueError("decode needs a value for at least one latent site; got none.")
+                raise ValueError("z must hold a value for at least one latent site of decode; got none.")
             n = lead.numel()
             mean = self._mean_or_mode(placeholder(self, n), self._covariates(covariates, n), values)
         return mean.reshape(*lead, *mean.shape[1:])

@@ -111,3 +111,9 @@ register_pytree_node(
     lambda latents: (list(latents.values()), (tuple(latents), latents.num_plates)),
     lambda sites, context: Latents(dict(zip(context[0], sites, strict=True)), context[1]),
 )
+
+
+def check_latents(latents: Any) -> None:
+    """Raise a ``TypeError`` unless these are tensors by site."""
+    require_instance(Mapping, latents=latents)
+    require_instance(Tensor, **{f"latents[{site!r}]": z for site, z in latents.items()})

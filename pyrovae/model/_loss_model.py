@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import rows_of
+from pyrovae._checks import require_at_least, require_instance, rows_of
 from pyrovae.model._modes import inference
 from pyrovae.model._saving import SaveableModule
 
@@ -46,6 +46,10 @@ class LossModel(SaveableModule, ABC):
             ValueError: a wrong shape, values that the loss is not meant for, or a loss that is not one number for each
                 datum.
         """
+        require_instance(Tensor, x=x)
+        if not x.dim() or not x.numel():
+            raise ValueError(f"x has no rows: it is of shape {tuple(x.shape)}.")
+        require_at_least(1, num_particles=num_particles)
         self.check_values(x, name)
         head = rows_of(covariates, slice(2))
         with inference(self, 0):

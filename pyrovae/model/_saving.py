@@ -3,7 +3,7 @@
 import copy
 import os
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae._arguments import build, capture, decode, encode, find, not_kept, parameters
-from pyrovae._checks import as_data
+from pyrovae._checks import as_data, as_path, require_instance
 from pyrovae._compat.torch import uncompiled
 from pyrovae._frames import Columns
 from pyrovae._model_files import digest, read, write
@@ -89,8 +89,12 @@ class SaveableModule(nn.Module):
                 shapes, ties or attributes that JSON cannot hold; a layer that is lazy still; a tensor of a kind that
                 files do not hold.
         """
+        path = as_path(path, "path")
+        exclude = [exclude] if isinstance(exclude, str) else exclude
+        require_instance(list | tuple | Set | Mapping, exclude=exclude)
+        require_instance(str, **{f"exclude[{i}]": name for i, name in enumerate(exclude)})
         header, weights = self.construction, tensors(self)
-        name, excluded = header["class"], {exclude} if isinstance(exclude, str) else set(exclude)
+        name, excluded = header["class"], set(exclude)
         if header["arguments"] is None:
             raise ValueError(f"this {name} was not made by {name}(...), so that a file cannot say how to rebuild it.")
         if unknown := sorted(excluded - header["arguments"].keys()):
@@ -143,7 +147,7 @@ class SaveableModule(nn.Module):
             ValueError: the file is damaged, of another format, or holds another class; the constructor lacks arguments,
                 or builds other shapes or parts, or on the meta device.
         """
-        header, weights = read(Path(path))
+        header, weights = read(as_path(path, "path"))
         name = header["class"]
         if name != cls.__qualname__:
             raise ValueError(f"{path} holds a {name}, not a {cls.__qualname__}: call {name}.load.")
@@ -186,7 +190,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or its class is not defined in this process or needs arguments.
     """
-    header = read(Path(path))[0]
+    header = read(as_path(path, "path"))[0]
     try:
         cls = find(SaveableModule, header["module"], header["class"])
     except ValueError as error:

@@ -31,8 +31,9 @@ class PixelNetwork(nn.Module, ABC):
             require_at_least(1, context_dim=context_dim)
         elif spatial_context:
             raise ValueError("spatial_context=True needs context_dim, the number of channels of the map.")
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.context_dim, self.spatial_context = context_dim, spatial_context
+        self.in_channels, self.out_channels = int(in_channels), int(out_channels)
+        self.context_dim = None if context_dim is None else int(context_dim)
+        self.spatial_context = spatial_context
 
     def forward(
         self, x: Float[Tensor, "*batch channels height width"], context: Tensor | None = None

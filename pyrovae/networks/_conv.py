@@ -109,7 +109,7 @@ class ConvDecoder(nn.Module):
         _, height, width = as_image_shape(image_shape, name="image_shape")
         require_at_least(1, in_features=in_features, out_channels=out_channels)
         self.layers = nn.Sequential(
-            nn.Unflatten(1, (in_features, 1, 1)),
+            nn.Unflatten(1, (int(in_features), 1, 1)),
             _Gated(nn.ConvTranspose2d(in_features, 2 * 64, (height // 4, width // 4))),
             _up(64, 64, 1),
             _up(64, 32, 2),

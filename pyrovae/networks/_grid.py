@@ -20,7 +20,7 @@ class _Residual(nn.Module):
         return x + self.layers(x)
 
 
-def grid_shape(image_shape: tuple[int, ...], downsampling: int) -> tuple[int, int]:
+def grid_shape(image_shape: tuple[int, ...], downsampling: int, name: str = "image_shape") -> tuple[int, int]:
     """The shape ``(H / downsampling, W / downsampling)`` of an image's grid.
 
     Raises:
@@ -31,7 +31,7 @@ def grid_shape(image_shape: tuple[int, ...], downsampling: int) -> tuple[int, in
         raise ValueError(f"downsampling must be a power of 2 (a stride of 2 for each layer); got {downsampling}.")
     needs = f" with height and width divisible by downsampling={downsampling}, for the strides to fit"
     fix = ", pad them, or use a smaller downsampling"
-    _, height, width = as_image_shape(image_shape, downsampling, needs=needs, fix=fix)
+    _, height, width = as_image_shape(image_shape, downsampling, name=name, needs=needs, fix=fix)
     return height // downsampling, width // downsampling
 
 
@@ -64,7 +64,7 @@ class GridEncoder(nn.Module):
         require_at_least(1, out_channels=out_channels, hidden=hidden)
         require_at_least(0, num_blocks=num_blocks)
         layers: list[nn.Module] = [nn.Conv2d(image_shape[0], hidden, 4, 2, 1)]
-        for _ in range(downsampling.bit_length() - 2):
+        for _ in range(int(downsampling).bit_length() - 2):
             layers += [nn.ReLU(), nn.Conv2d(hidden, hidden, 4, 2, 1)]
         layers += [_Residual(hidden) for _ in range(num_blocks)]
         self.layers = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(hidden, out_channels, 1))
@@ -105,7 +105,7 @@ class GridDecoder(nn.Module):
         require_at_least(0, num_blocks=num_blocks)
         layers: list[nn.Module] = [nn.Conv2d(in_channels, hidden, 3, padding=1)]
         layers += [_Residual(hidden) for _ in range(num_blocks)]
-        for _ in range(downsampling.bit_length() - 2):
+        for _ in range(int(downsampling).bit_length() - 2):
             layers += [nn.ReLU(), nn.ConvTranspose2d(hidden, hidden, 4, 2, 1)]
         self.layers = nn.Sequential(*layers, nn.ReLU(), nn.ConvTranspose2d(hidden, out_channels, 4, 2, 1))
 

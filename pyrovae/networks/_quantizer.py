@@ -130,7 +130,7 @@ def code_counts(codes: Int[Tensor, "..."], num_codes: int) -> Int[Tensor, "codes
     flat = codes.flatten()
     if len(flat) and not 0 <= int(flat.min()) <= int(flat.max()) < num_codes:
         came = f"{flat.min().item()} to {flat.max().item()}"
-        raise ValueError(f"codes must be integers from 0 to num_codes - 1 = {num_codes - 1}; got {came}.")
+        raise ValueError(f"codes must be integers from 0 to {num_codes - 1}, num_codes - 1; got {came}.")
     return torch.bincount(flat, minlength=num_codes)
 
 

@@ -41,6 +41,9 @@ class RowGRU(PixelNetwork):
     ) -> None:
         super().__init__(in_channels, out_channels, context_dim, spatial_context)
         require_at_least(1, width=width, hidden=hidden)
+        width, hidden = int(width), int(hidden)  # torch takes no integers of NumPy's
+        context_dim = None if context_dim is None else int(context_dim)
+        in_channels = int(in_channels)
         self.width = width
         told = context_dim or 0
         self.rows = nn.GRU(width * (in_channels + told), hidden, batch_first=True)

@@ -150,7 +150,7 @@ def gaps(tables: Mapping[str, Any] | pd.DataFrame, *, ax: Axes | None = None) ->
         require_instance(Mapping | pd.Series, **{f"tables[{name!r}]": row})
         if missing := [column for column in _GAP_COLUMNS if column not in row]:
             has = ", ".join(map(str, row.keys()))
-            raise ValueError(f"the summary of {name!r} lacks {', '.join(missing)}; it has {has}.")
+            raise ValueError(f"tables: the summary of {name!r} lacks {', '.join(missing)}; it has {has}.")
     table = pd.DataFrame({name: dict(row) for name, row in rows.items()}).T[list(_GAP_COLUMNS)].astype(float)
     ax = ax or new_axes(7, 0.7 * len(table) + 1.3)
     y, height = np.arange(len(table)), 0.38
@@ -177,7 +177,7 @@ def _annealed(ais: AISResult | Mapping[str, AISResult] | None, names: list[str])
         ValueError: a single one of several models, or one of a model that is not there.
     """
     if ais is not None and not isinstance(ais, AISResult):
-        ais = by_name(ais, "ais", AISResult) if ais or not isinstance(ais, Mapping) else {}
+        ais = by_name(ais, "ais", AISResult) if not isinstance(ais, Mapping) or ais else {}
     if isinstance(ais, AISResult):
         if len(names) > 1:
             raise ValueError(f"ais must be a mapping where there are several results: pass {{{names[0]!r}: ...}}.")

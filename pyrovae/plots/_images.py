@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrovae._checks import as_data, require_at_least, require_instance, shown
 from pyrovae.plots._axes import check_frame, new_axes
-from pyrovae.plots._inputs import as_picture, require_method
+from pyrovae.plots._inputs import as_picture, by_name, require_method
 
 
 def images(
@@ -91,7 +91,7 @@ def reconstructions(
     """
     check_frame(title, ax)
     as_picture(image_shape)
-    models = model if isinstance(model, Mapping) else {"decoded": model}
+    models = by_name(model, "model") if isinstance(model, Mapping) else {"decoded": model}
     single = not isinstance(model, Mapping)
     require_method("reconstruct", **{"model" if single else f"model[{name!r}]": m for name, m in models.items()})
     x = as_data(x, "x")
@@ -130,7 +130,7 @@ def denoising(
     """
     check_frame(title, ax)
     as_picture(image_shape)
-    require_instance(Mapping, models=models)
+    models = by_name(models, "models")
     require_method("reconstruct", **{f"models[{name!r}]": m for name, m in models.items()})
     x, noisy = as_data(x, "x"), as_data(noisy, "noisy")
     if noisy.shape != x.shape:

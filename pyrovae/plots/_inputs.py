@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from torch import Tensor
 
-from pyrovae._checks import as_event_shape, require_at_least, require_instance, shown
+from pyrovae._checks import as_event_shape, require_instance, shown
 
 
 def by_name(results: Any, argument: str, kind: Any = (), name: str = "") -> dict[str, Any]:
@@ -36,7 +38,7 @@ def as_picture(image_shape: Any) -> tuple[int, int]:
 def require_method(method: str, **models: Any) -> None:
     """Raise a ``TypeError`` unless every named argument is an object with this method."""
     for name, model in models.items():
-        if isinstance(model, type) or not callable(getattr(model, method, None)):
+        if isinstance(model, (type, str, bytes, pd.DataFrame, pd.Series)) or not callable(getattr(model, method, None)):
             raise TypeError(f"{name} must be a model with {method}(...); got {shown(model)}.")
 
 
@@ -65,8 +67,8 @@ def as_dims(dims: Sequence[int], size: int, counts: Sequence[int] = ()) -> tuple
         ValueError: dimensions that are not there or come twice, too few or too many.
     """
     require_instance(tuple | list | range, dims=dims)
-    require_at_least(0, **{f"dims[{i}]": d for i, d in enumerate(dims)})
-    chosen = tuple(int(d) for d in dims)
+    whole = all(isinstance(d, (int, np.integer)) and not isinstance(d, bool) for d in dims)
+    chosen = tuple(int(d) for d in dims) if whole else ()
     if len(chosen) not in (counts or range(1, size + 1)) or len(set(chosen) & set(range(size))) != len(chosen):
         number = "".join(f"{n} or " for n in counts).removesuffix("or ")
         raise ValueError(f"dims must be {number}different latent dimensions from 0 to {size - 1}; got {tuple(dims)}.")

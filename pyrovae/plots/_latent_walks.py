@@ -172,7 +172,9 @@ def _prior_quantiles(model: Any, shares: Tensor, *covariates: Any) -> Tensor:
     """
     if not isinstance(model, VAEModel):
         name = type(model).__name__
-        raise TypeError(f"{name} has no prior whose quantiles could be taken: say where to go by extent= or values=.")
+        raise TypeError(
+            f"model: {name} has no prior whose quantiles could be taken: say where to go by extent= or values=."
+        )
     rows = next((len(c) for c in covariates if isinstance(c, Tensor) and c.dim()), 1)
     times = -(-_NUM_QUANTILE_DRAWS // rows)
     draws = _vectors(model.sample_latents(rows * times, *_repeated(covariates, rows, times), seed=0)).float().cpu()

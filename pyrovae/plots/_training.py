@@ -46,7 +46,7 @@ def curves(runs: Mapping[str, FitResult | pd.DataFrame], *, column: str = "val_l
             fix = (
                 "fit it with validation, or pass column='loss'" if column == "val_loss" else "let a callback record it"
             )
-            raise ValueError(f"{name!r} has no column {column!r}: {fix}.")
+            raise ValueError(f"runs: {name!r} has no {column!r}: {fix}.")
     ax = ax or new_axes(7, 4.5)
     loss = column in ("val_loss", "loss")
     lowest: list[float] = []

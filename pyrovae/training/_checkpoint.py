@@ -78,7 +78,7 @@ class CheckpointFolder:
     """
 
     def __init__(self, settings: Checkpoint | str | os.PathLike[str]) -> None:
-        settings = settings if isinstance(settings, Checkpoint) else Checkpoint(settings)
+        settings = settings if isinstance(settings, Checkpoint) else Checkpoint(as_path(settings, "checkpoint"))
         self.folder, self.every, self._keep = Path(settings.folder), settings.every, settings.keep
         self._read_back = False
         self._damaged: list[Path] = []  # passed over; of no use once there is a newer one

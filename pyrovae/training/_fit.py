@@ -23,7 +23,7 @@ from pyrovae._checks import (
     shown,
 )
 from pyrovae._distributed import check_same_everywhere, connect, from_main, num_processes, rank
-from pyrovae._random import reseed, seeded
+from pyrovae._random import reseed, restored_on_error, seeded
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._inputs import keep_columns
 from pyrovae.model._modes import local_parameters
@@ -123,21 +123,23 @@ def fit(
     _check_settings(epochs, batch_size, learning_rate, clip_norm, patience, device, seed, compile, precision, progress)
     _check_functions(optimizer, lr_schedule, batch_transform, callbacks)
     connect()
+    batch_size = int(batch_size)
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed), local_parameters():
-        objective = _objective(model, objective)
-        target = resolve_device(device)
-        folder = None if checkpoint is None else CheckpointFolder(checkpoint)
-        data, validation, transform = with_splits(data, validation, batch_transform)
-        if patience is not None and validation is None:
-            raise ValueError("patience needs validation data: pass validation=0.1 to hold out a tenth.")
-        model.to(target)
-        batches, held_out = _batches(model, data, validation, transform, batch_size, objective)
-        stepper = make_optimizer(model, optimizer, learning_rate)
-        scheduler = None if lr_schedule is None else make_scheduler(stepper, lr_schedule)
-        task = Task(model, objective, stepper, clip_norm, autocast=precision == "bfloat16")
-        _join(model, batches, held_out)
-        known = identity(task, batches, held_out, scheduler, batch_size=batch_size, seed=seed) if folder else {}
-        plan = Plan(task, batches, held_out, compile, epochs, patience, scheduler, callbacks, folder, known)
+        with restored_on_error():
+            objective = _objective(model, objective)
+            target = resolve_device(device)
+            folder = None if checkpoint is None else CheckpointFolder(checkpoint)
+            data, validation, transform = with_splits(data, validation, batch_transform)
+            if patience is not None and validation is None:
+                raise ValueError("patience needs validation data: pass validation=0.1 to hold out a tenth.")
+            model.to(target)
+            batches, held_out = _batches(model, data, validation, transform, batch_size, objective)
+            stepper = make_optimizer(model, optimizer, learning_rate)
+            scheduler = None if lr_schedule is None else make_scheduler(stepper, lr_schedule)
+            task = Task(model, objective, stepper, clip_norm, autocast=precision == "bfloat16")
+            _join(model, batches, held_out)
+            known = identity(task, batches, held_out, scheduler, batch_size=batch_size, seed=seed) if folder else {}
+            plan = Plan(task, batches, held_out, compile, epochs, patience, scheduler, callbacks, folder, known)
         with pyro.distributions.validation_enabled(False):  # which has been done: now it would only cost time
             return train(plan, visible=progress and rank() == 0)
 
@@ -183,7 +185,7 @@ def _check_functions(optimizer: Any, lr_schedule: Any, batch_transform: Any, cal
 def _objective(model: Model, objective: PyroELBO | None) -> PyroELBO | None:
     """What is minimised; ``None`` for the model's own loss."""
     if not isinstance(model, (VAEModel, LossModel)):
-        raise TypeError(f"fit needs a pyrovae.VAEModel or a pyrovae.LossModel; got {type(model).__name__}.")
+        raise TypeError(f"model: fit needs a pyrovae.VAEModel or a pyrovae.LossModel; got {type(model).__name__}.")
     if isinstance(model, LossModel) and objective is not None:
         raise TypeError(f"{type(model).__name__} is trained by its own loss: leave objective out.")
     if objective is None:

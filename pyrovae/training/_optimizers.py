@@ -112,7 +112,7 @@ def _held(optimizer: Any) -> list[Tensor]:
 
 
 def _as_list(parameters: Any, name: str) -> list[Tensor]:
-    if isinstance(parameters, (Tensor, str)) or not isinstance(parameters, Iterable):
+    if isinstance(parameters, (Tensor, str)) or hasattr(parameters, "ndim") or not isinstance(parameters, Iterable):
         raise TypeError(f"{name} must be several tensors, such as module.parameters(); got {shown(parameters)}.")
     each = list(parameters)
     require_tensors(**{f"{name}[{i}]": p for i, p in enumerate(each)})

@@ -67,7 +67,7 @@ class NonAmortizedVAE(VAEModel):
         sizes = {"latent_dim": generative.latent_dim, "context_dim": context_dim}
         self.event_shape = generative.event_shape
         with restored_on_error(), local_parameters():
-            self.generative = copy.deepcopy(generative).requires_grad_(train_decoder)
+            self.generative = copy.deepcopy(generative).requires_grad_(bool(train_decoder))
             del self.generative.encoder, self.generative.posterior
             self.context = nn.Embedding(num_data, context_dim)
             self.posterior = POSTERIORS.build(posterior, posterior_options, **sizes)

@@ -3,13 +3,23 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pyrovae._checks import as_data, as_event_shape, placed, require_at_least, require_positive
+from pyrovae._arguments import parameters
+from pyrovae._checks import (
+    as_data,
+    as_event_shape,
+    placed,
+    require_at_least,
+    require_callable,
+    require_instance,
+    require_positive,
+)
 from pyrovae._parts import check_sizes
 from pyrovae._random import restored_on_error
 from pyrovae.distributions import PointMass
@@ -85,7 +95,7 @@ class VQVAE(VAEModel):
         require_at_least(1, code_dim=code_dim)
         require_positive(commitment=commitment)
         self.event_shape = shape = as_event_shape(event_shape)
-        self.grid_shape = grid_shape(shape, downsampling)
+        self.grid_shape = grid_shape(shape, downsampling, "event_shape")
         self.num_codes, self.commitment = num_codes, commitment
         self.likelihood = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=3)
         with restored_on_error():
@@ -179,11 +189,22 @@ class VQVAE(VAEModel):
         Returns:
             The run, whose losses are -log p(z), in nats.
         """
+        require_instance(Mapping | None, prior_options=prior_options)
+        if unknown := [name for name in prior_options or {} if name not in parameters(PixelCNNPrior)[0]]:
+            raise ValueError(f"prior_options are of PixelCNNPrior, which has no {', '.join(map(str, unknown))}.")
+        if batch_transform is not None:
+            require_callable(batch_transform=batch_transform)
+        with restored_on_error():
+            return self._fit_prior(data, validation, prior_options, batch_transform, options)
+
+    def _fit_prior(
+        self, data: Any, validation: Any, prior_options: Any, batch_transform: Any, options: dict[str, Any]
+    ) -> FitResult:
         data, validation, transform = with_splits(data, validation, batch_transform)
         prior = PixelCNNPrior(self.grid_shape, self.num_codes, **(prior_options or {})).to(self.placement)
         options.setdefault("device", self.placement.device)
         if validation is not None:
-            fraction = isinstance(validation, float)
+            fraction = isinstance(validation, (float, np.floating))
             options["validation"] = validation if fraction else self.codes(validation).to(self.placement)
         if transform is None:
             run = fit(prior, self.codes(data).to(self.placement), **options)

@@ -455,7 +455,7 @@ def test_what_cannot_be_annealed_says_what_is_missing() -> None:
         ({"schedule": "sigmoidal"}, "unknown schedule 'sigmoidal'. Did you mean 'sigmoid'"),
         ({"schedule": lambda t: 0.5 * t}, "increase from 0 to 1"),
         ({"schedule": lambda t: t[1:]}, "must give 21 values"),
-        ({"target_acceptance": 1.0}, "target_acceptance must be between 0 and 1"),
+        ({"target_acceptance": 1.0}, "target_acceptance must be a number in"),
     ],
 )
 def test_bad_arguments_are_named(options: dict, message: str) -> None:

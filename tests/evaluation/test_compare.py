@@ -47,7 +47,7 @@ def test_reference_and_refusals() -> None:
     for empty in ({}, {"a": []}):
         with pytest.raises(ValueError, match="results is empty"):
             pv.compare(empty)
-    with pytest.raises(ValueError, match="confidence must be between 0 and 1; got 95"):
+    with pytest.raises(ValueError, match="confidence must be a number in \(0, 1\); got 95"):
         pv.compare(r, confidence=95)
     model = LinearGaussian(torch.ones(12, 1), torch.zeros(12), 1.0)
     x = model.sample(5, seed=0)

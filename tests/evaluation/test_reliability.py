@@ -289,7 +289,7 @@ def test_a_target_is_reached_without_bias() -> None:
     everything = pv.log_marginal(model, x[:20], num_samples=300, target_mc_se=1e-9, progress=False).pointwise
     assert (everything["draws"] == 300).all()
     assert everything["L_300"].to_numpy() == pytest.approx(everything["log_px"].to_numpy())
-    with pytest.raises(ValueError, match="target_mc_se must be positive, in nats; got 0"):
+    with pytest.raises(ValueError, match="target_mc_se must be positive and finite; got 0"):
         pv.log_marginal(model, x, target_mc_se=0, progress=False)
 
 

@@ -102,13 +102,14 @@ class Kind:
     """What an argument takes.
 
     Attributes:
-        takes: whether a value is right. What is right must go through; all else must be refused, by the argument's name.
+        takes: whether a value is right: then it must go through, and else be refused, by the argument's name. ``None``
+            where that is for others to say, such as the function that was passed.
         why: what is right, in words.
         near: further values that are wrong, or right, by a hair.
         called: what errors may call the argument instead of its name.
     """
 
-    takes: Callable[[Any], bool]
+    takes: Callable[[Any], bool | None]
     why: str
     near: Sequence[Any] = field(default=())
     called: tuple[str, ...] = ()
@@ -116,7 +117,7 @@ class Kind:
     def or_(self, other: "Kind") -> "Kind":
         """What this kind takes, and what the other one does."""
         return Kind(
-            lambda value: self.takes(value) or other.takes(value),
+            lambda value: self.takes(value) or other.takes(value) if self.takes(value) is not None else None,
             f"{self.why}, or {other.why}",
             (*self.near, *other.near),
             self.called + other.called,
@@ -191,8 +192,9 @@ def instance(*kinds: Any, why: str) -> Kind:
 NONE = Kind(lambda value: value is None, "None")
 FLAG = Kind(lambda value: isinstance(value, (bool, np.bool_)), "a bool", ("yes", "no", 1, 0))
 SEED = Kind(lambda value: is_integer(value) and 0 <= value < 2**63, "an integer from 0 on", (1.0, "0", 2**64, -(2**63)))
-CALLABLE = Kind(callable, "something that can be called")
+CALLABLE = Kind(lambda value: None if callable(value) else False, "a function, which says itself what it takes")
 TEXT = Kind(lambda value: isinstance(value, str), "text")
+ANYTHING = Kind(lambda value: True, "anything: it is only shown in errors, or handed on")
 MAYBE_TEXT = TEXT.or_(NONE)
 SHAPE = sequence(size(), range(1, 8))
 WIDTHS = sequence(size(), range(8))
@@ -218,7 +220,8 @@ def _is_data(value: Any, shape: tuple[int, ...], low: float, high: float, intege
         return False
     floats = value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"
     right = tuple(value.shape) == shape and (integers or floats) and 0 not in value.shape
-    return right and bool((value >= low).all() and (value <= high).all())
+    finite = bool((abs(value) < math.inf).all()) if right else False
+    return finite and bool((value >= low).all() and (value <= high).all())
 
 
 def numbers(*shape: int, low: float = -math.inf, high: float = math.inf, integers: bool = False) -> Kind:

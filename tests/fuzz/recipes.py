@@ -1,9 +1,10 @@
 """A valid call of everything public, and what each of its arguments takes."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 import pyrovae as pv
 from pyrovae import networks as nets
 from tests.fuzz.kinds import (
+    ANYTHING,
     CALLABLE,
     FLAG,
     NONE,
@@ -132,6 +134,17 @@ def tensor(*, floats: bool = True) -> Kind:
     return Kind(takes, "a tensor", (np.zeros(3), [0.0]))
 
 
+def floats(fits: Callable[[Tensor], bool] = lambda value: True, *near: Any) -> Kind:
+    """A tensor of floats, whatever their values, of a shape that fits."""
+    return Kind(lambda v: tensor().takes(v) and fits(v), "a tensor of a shape that fits", (np.zeros(3), [0.0], *near))
+
+
+def broadcasts(*shape: int) -> Kind:
+    return floats(lambda v: v.dim() <= len(shape) and all(n in (1, m) for n, m in zip(v.shape[::-1], shape[::-1])))
+
+
+ODD = Kind(lambda v: size(3).takes(v) and v % 2 == 1, "an odd number", (*size(3).near, 4))
+POWER = Kind(lambda v: is_integer(v) and v in (2, 4, 8), "a power of 2", (1, 3, 6, "2", 4.0))
 IMAGE_SHAPE = sequence(size(), (3,), (8, 8), (1, 0, 8), (0, 8, 8), (1, 1, 1, 1))
 FRAME = instance(pd.DataFrame, why="a DataFrame")
 NUMBER = number()
@@ -140,15 +153,46 @@ NOT_NEGATIVE = number(0.0, least=True)
 INSIDE = number(0.0, 1.0)  # without either end
 BELOW_ONE = number(0.0, 1.0, least=True)
 SCHEDULE = NOT_NEGATIVE.or_(CALLABLE)
-DEVICE = Kind(lambda v: isinstance(v, torch.device), "a device", ("gpu", 0, "cuda:99", "meta", torch.device("meta")))
+DEVICE = Kind(lambda v: isinstance(v, torch.device) and v.type == "cpu", "a device that is there", ("gpu", 0, "cuda:99", "meta", torch.device("meta")))
 ENGINE = one_of("off", "auto", "graph", "inductor")
-PATH = TEXT.but(0, Ellipsis)
+PATH = Kind(lambda v: isinstance(v, str) and v != "", "a path", (0, Path))
 DATA = numbers(N, D, low=0, high=1)
-X = DATA.but(torch.full((N, D), 0.5), called=("support",))  # of a Bernoulli
+
+def binary(kind: Kind) -> Kind:
+    """Data of these for a Bernoulli."""
+    return Kind(lambda v: kind.takes(v) and bool(((np.asarray(v) == 0) | (np.asarray(v) == 1)).all()), kind.why,
+                (*kind.near, torch.full((N, D), 0.5)), kind.called)
+
+
+X = binary(DATA)
 COVARIATE = nothing(called=("covariate", "covariates"), why="no covariate")
 AXES = NONE
 NAMES = sequence(TEXT, range(9), "abc", [1])
 SEQUENCE_OF_CALLABLES = Kind(lambda v: isinstance(v, (list, tuple)) and all(callable(c) for c in v), "callables", (print,))
+# Covariates whose number nobody knows yet: what is no array is handed on.
+FREE = Kind(lambda v: None if not isinstance(v, (list, tuple)) else False, "whatever the model takes", (), ("covariate",))
+
+
+def parts_of(n: int, lengths: Sequence[int], *near: Any) -> Kind:
+    """Different integers from 0 to n - 1."""
+    kind = sequence(size(0, n - 1), lengths, (0, 0), (0, n), (-1, 0), *near)
+    return Kind(lambda v: kind.takes(v) and len(set(v)) == len(v), "different dimensions", kind.near)
+
+
+def in_steps(kind: Kind) -> Kind:
+    """Tensors alone, of values that only a density looks at, where its validation is on."""
+    plain = tensor()
+
+    def takes(v: Any) -> bool | None:
+        if not isinstance(v, Tensor) or v.shape != (N, D) or v.dtype == torch.bool or v.is_complex():
+            return False
+        if v.is_nested or v.layout is not torch.strided or v.device.type != "cpu" or v.is_quantized:
+            return False
+        return True if plain.takes(v) and kind.takes(v) else None
+
+    return Kind(takes, "a tensor of data", (torch.zeros(N, D + 1), np.zeros((N, D))))
+
+
 RESULTS = Kind(lambda v: isinstance(v, pv.MarginalResult), "results", (3, {"a": 3}, {"a": None}, [3], {1: 2}))
 MODULE = instance(nn.Module, why="a module")
 
@@ -216,13 +260,13 @@ KINDS: dict[str, Kind] = {
     "start": NOT_NEGATIVE,
     "end": NOT_NEGATIVE,
     "validate_args": FLAG.or_(NONE),
-    "schedule": one_of("sigmoid", "linear"),
+    "schedule": one_of("sigmoid", "linear").or_(CALLABLE),
     "target_acceptance": INSIDE,
     "num_temperatures": size(2),
     "num_chains": size(2),
     "num_leapfrog": size(),
     "proposal": one_of("posterior", "prior"),
-    "dims": sequence(size(0, 1), (2,), (0, 0), (0, 2), (-1, 0)),
+    "dims": parts_of(2, (2,)),
     "n": size(),
     "weight": POSITIVE,
     "column": TEXT,
@@ -295,19 +339,19 @@ TRAINING: dict[str, Case] = {
         validation=VALIDATION,
         objective=instance(PyroELBO, why="an ELBO").or_(NONE),
         batch_size=size(),
-        optimizer=NONE,
-        lr_schedule=NONE,
+        optimizer=CALLABLE.or_(NONE),
+        lr_schedule=CALLABLE.or_(NONE),
         clip_norm=POSITIVE.or_(NONE),
         patience=NONE,
         callbacks=SEQUENCE_OF_CALLABLES,
-        batch_transform=NONE,
+        batch_transform=CALLABLE.or_(NONE),
         precision=one_of("float32"),
-        checkpoint=TEXT.or_(NONE),
+        checkpoint=PATH.or_(NONE),
     ),
     "pyrovae.Checkpoint": case(with_(folder="f"), folder=PATH, keep=size(), resume=one_of("auto", "must", "never")),
     "pyrovae.lagging_inference": case(
         lambda: {"slow": nn.Linear(2, 2)},
-        slow=instance(nn.Module, nn.Parameter, why="a module").but(called=("lagging_inference",)),
+        slow=instance(nn.Module, Tensor, why="a module or parameter").but(called=("lagging_inference",)),
         steps=size(0),
     ),
     "pyrovae.training.LaggingAdam": case(
@@ -316,7 +360,10 @@ TRAINING: dict[str, Case] = {
         slow=nothing(),
         steps=size(0),
     ),
-    "pyrovae.CollapseMonitor": case(lambda: {"x": x()}, x=X, num_samples=size(2)),
+    "pyrovae.CollapseMonitor": case(
+        lambda: {"x": x()}, covariates=FREE, num_samples=size(2),
+        x=Kind(lambda v: None if isinstance(v, (Tensor, np.ndarray, pd.DataFrame, pd.Series)) else False, "data of any shape"),
+    ),
     "pyrovae.zoo.pretrain": case(
         lambda: {"model": pv.zoo.deep_autoencoder((D,), 2, hidden=(3,)), "data": x(), "epochs": 1, "compile": "off"},
         model=model_of(pv.zoo.Autoencoder),
@@ -330,16 +377,15 @@ TRAINING: dict[str, Case] = {
     "pyrovae.zoo.VQVAE.fit_prior": case(
         lambda: {"data": x(4, 1, 4, 4), "epochs": 1, "compile": "off", "prior_options": {"hidden": 2, "num_layers": 1}},
         of=vqvae,
-        data=numbers(4, 1, 4, 4),
-        validation=NONE.or_(INSIDE),
+        data=numbers(4, 1, 4, 4).but(called=("x",)),
+        validation=NONE.or_(INSIDE).but(called=("x",)),
         prior_options=OPTIONS.or_(NONE),
-        batch_transform=NONE,
+        batch_transform=CALLABLE.or_(NONE),
     ),
 }
 
 OBJECTIVES: dict[str, Case] = {
     "pyrovae.ELBO": case(analytic_kl=Kind(lambda v: isinstance(v, bool), "a bool").or_(one_of("auto")), free_bits=NOT_NEGATIVE),
-    "pyrovae.ELBO.weights": case(with_(t=1.0), of=pv.ELBO, t=number(-math.inf).or_(number()).but(math.inf)),
     "pyrovae.IWAE": case(),
     "pyrovae.BetaTCVAE": case(
         with_(num_data=10), beta=NOT_NEGATIVE, estimator=one_of("stratified", "weighted")
@@ -351,15 +397,27 @@ OBJECTIVES: dict[str, Case] = {
 }
 
 INTEGER = Kind(is_integer, "an integer")
-LATENTS = numbers(N, 2)
+def as_array(value: Any) -> Any:
+    """A list of numbers as the array that it stands for."""
+    value = list(value) if isinstance(value, tuple) else value
+    if not isinstance(value, list) or not all(isinstance(v, (int, float, list)) for v in value):
+        return value
+    return np.asarray(value, dtype=float) if len({len(v) if isinstance(v, list) else 0 for v in value}) == 1 else value
+
+
+def shaped(value: Any, shape: tuple[int, ...]) -> bool:
+    return numbers(*shape, integers=True).takes(value)
+
+
+LATENTS = Kind(lambda v: shaped(v, (N, 2)) or shaped(v, (1, 2)) or shaped(v, (2,)), "latents", numbers(N, 2).near)
 
 MODELS: dict[str, Case] = {
     "pyrovae.VAE": case(with_(event_shape=(D,), latent_dim=2, hidden=(3,))),
-    "pyrovae.VAE.as_data": case(lambda: {"value": x()}, of=vae, value=numbers(N, D).but(called=("x",)), name=TEXT,
-                                covariates=sequence(nothing(), (0,))),
-    "pyrovae.VAE.check": case(lambda: {"x": x()}, of=vae, x=X, name=TEXT),
+    "pyrovae.VAE.as_data": case(lambda: {"value": x()}, of=vae, value=numbers(N, D).but(called=("x",)), name=ANYTHING,
+                                covariates=ANYTHING),
+    "pyrovae.VAE.check": case(lambda: {"x": x()}, of=vae, x=in_steps(X), name=ANYTHING),
     "pyrovae.VAE.decode": case(lambda: {"z": torch.zeros(N, 2)}, of=vae,
-                               z=Kind(lambda v: LATENTS.takes(v), "latents",
+                               z=Kind(lambda v: LATENTS.takes(as_array(v)), "latents",
                                       (*LATENTS.near, {"y": torch.zeros(3, 2)}, {"z": torch.zeros(3, 3)}, {"z": "a"}))),
     "pyrovae.VAE.encode": case(lambda: {"x": x()}, of=vae, x=numbers(N, D), num_samples=size().or_(NONE)),
     "pyrovae.VAE.interpolate": case(lambda: {"start": x(), "end": x()}, of=vae, start=numbers(N, D), end=numbers(N, D),
@@ -368,28 +426,29 @@ MODELS: dict[str, Case] = {
     "pyrovae.VAE.sample": case(with_(n=2), of=vae),
     "pyrovae.VAE.sample_latents": case(with_(n=2), of=vae),
     "pyrovae.VAE.simulate": case(with_(n=2), of=vae),
-    "pyrovae.VAE.draw_posterior": case(lambda: {"x": x(), "num_particles": 2}, of=vae, x=numbers(N, D)),
-    "pyrovae.VAE.draw_prior": case(lambda: {"x": x(), "num_particles": 2}, of=vae, x=numbers(N, D)),
-    "pyrovae.VAE.log_terms": case(lambda: {"x": x()}, of=vae, x=X),
+    "pyrovae.VAE.draw_posterior": case(lambda: {"x": x(), "num_particles": 2}, of=vae, x=in_steps(X)),
+    "pyrovae.VAE.draw_prior": case(lambda: {"x": x(), "num_particles": 2}, of=vae, x=in_steps(X)),
+    "pyrovae.VAE.log_terms": case(lambda: {"x": x()}, of=vae, x=in_steps(X)),
     "pyrovae.VAE.load": case(lambda: {"path": vae().save("model")}, of=lambda: pv.VAE, path=nothing(),
                              arguments=nothing(called=("nonsense",)), errors=(FileNotFoundError, IsADirectoryError)),
-    "pyrovae.VAE.save": case(with_(path="f"), of=vae, path=PATH, exclude=sequence(nothing(), (0,))),
+    "pyrovae.VAE.save": case(with_(path="f"), of=vae, path=PATH, exclude=Kind(lambda v: isinstance(v, (list, tuple, dict, set)) and len(v) == 0, "no names").but("nonsense")),
     "pyrovae.load": case(lambda: {"path": vae().save("model")}, path=nothing(), errors=(FileNotFoundError, IsADirectoryError)),
     "pyrovae.LossModel.as_data": case(lambda: {"value": x()}, of=autoencoder, value=numbers(N, D).but(called=("x",)),
-                                      name=TEXT),
-    "pyrovae.LossModel.check": case(lambda: {"x": x()}, of=autoencoder, x=numbers(N, D), name=TEXT),
-    "pyrovae.LogTerms.by_datum": case(with_(site="z"), of=terms, site=nothing(), value=NONE),
+                                      covariates=ANYTHING, name=ANYTHING),
+    "pyrovae.LossModel.check": case(lambda: {"x": x()}, of=autoencoder, x=in_steps(numbers(N, D)), covariates=COVARIATE.but(called=("positional arguments",)), name=ANYTHING),
+    "pyrovae.LogTerms.by_datum": case(with_(site="z"), of=terms, site=nothing(), value=broadcasts(2, N, 2).or_(NONE)),
     "pyrovae.LogTerms.closed_form_kl": case(with_(site="z"), of=terms, site=nothing()),
     "pyrovae.LogTerms.closed_form_kl_by_dimension": case(with_(site="z"), of=terms, site=nothing()),
     "pyrovae.LogTerms.kl": case(with_(site="z"), of=terms, site=nothing(), closed_form=FLAG),
-    "pyrovae.model.Latents.by_datum": case(with_(site="z"), of=lambda: terms().latents, site=nothing(), value=NONE),
+    "pyrovae.model.Latents.by_datum": case(with_(site="z"), of=lambda: terms().latents, site=nothing(), value=broadcasts(2, N, 2).or_(NONE)),
 }
 for _name in ("log_joint", "log_prior", "log_posterior"):
     MODELS[f"pyrovae.VAE.{_name}"] = case(
         lambda: {"x": x(), "latents": {"z": torch.zeros(2, N, 2)}},
         of=vae,
-        x=numbers(N, D),
-        latents=nothing(near=({"y": torch.zeros(2, N, 2)}, {"z": "a"}, {"z": torch.zeros(2, N, 3)})),
+        x=in_steps(X),
+        latents=Kind(lambda v: None if isinstance(v, dict) and not v else False, "{}, for models without latents",
+                     ({"z": "a"}, [torch.zeros(2, N, 2)])),
     )
 
 EVALUATION: dict[str, Case] = {
@@ -420,6 +479,7 @@ EVALUATION: dict[str, Case] = {
     "pyrovae.disentanglement": case(
         lambda: {"model": vae(), "x": x(20, D), "factors": factors(), "num_votes": 5, "compile": "off"},
         model=model_of(pv.VAEModel),
+        seed=SEED,
         x=numbers(20, D),
         factor_names=sequence(TEXT, (0, 2), "ab", [1, 2], ["a"]),
         categorical=sequence(size(0, 1), range(3), ["c"], [2], [-1], [True]),
@@ -441,31 +501,32 @@ EVALUATION: dict[str, Case] = {
     "pyrovae.pool": case(lambda: {"results": [marginal(), marginal(1)]}, results=RESULTS),
     "pyrovae.evaluation.EvaluationRun": case(
         lambda: {"function": "f", "model": vae(), "x": x(), "compile": "off"},
-        function=TEXT, model=VAES, x=numbers(N, D), density=FLAG, covariates=sequence(nothing(), (0,)).but(called=("covariate",)),
+        function=TEXT, model=VAES, x=numbers(N, D), density=FLAG, covariates=Kind(lambda v: v == () if isinstance(v, tuple) else False, "none", called=("covariate",)),
     ),
     "pyrovae.evaluation.continuity": case(
         lambda: {"decode": vae().decode, "codes": torch.randn(5, 2), "num_pairs": 3, "steps": 3},
-        decode=nothing(), codes=numbers(5, 2), num_pairs=size(), steps=size(2),
+        decode=CALLABLE, codes=numbers(5, 2).but(called=("latents",)), num_pairs=size(), steps=size(2),
     ),
     "pyrovae.evaluation.completeness": case(
         lambda: {"decode": vae().decode, "z": torch.randn(5, 2), "test": x(4, D), "train": 1 - x(6, D)},
-        decode=nothing(), z=numbers(5, 2), test=numbers(4, D), train=numbers(6, D),
+        decode=CALLABLE, z=numbers(5, 2).but(called=("latents",)), test=numbers(4, D), train=numbers(6, D),
     ),
     "pyrovae.evaluation.judge": case(
-        lambda: {"pointwise": marginal().pointwise, "num_samples": 20}, num_samples=size(), exact=FLAG, bound=TEXT.or_(NONE)
+        lambda: {"pointwise": marginal().pointwise, "num_samples": 20}, num_samples=size(), exact=FLAG, bound=FLAG.or_(NONE)
     ),
     "pyrovae.evaluation.judge_chains": case(
         lambda: {
             "pointwise": chains(),
             "num_chains": 2,
-        }
+        },
+        num_chains=size(),
     ),
     "pyrovae.evaluation.khat_threshold": case(with_(num_samples=10)),
     "pyrovae.evaluation.mean_error": case(lambda: {"pointwise": marginal().pointwise, "num_samples": 20}),
     "pyrovae.evaluation.mean_error_of_chains": case(
-        lambda: {"pointwise": chains(), "num_chains": 2}
+        lambda: {"pointwise": chains(), "num_chains": 2}, num_chains=size()
     ),
-    "pyrovae.evaluation.pareto_khat": case(lambda: {"largest": torch.zeros(2, 8)}, largest=tensor().but(torch.zeros(8))),
+    "pyrovae.evaluation.pareto_khat": case(lambda: {"largest": torch.zeros(2, 8)}, largest=floats(lambda v: v.dim() == 2 and v.shape[1] > 0, torch.zeros(8))),
     "pyrovae.MarginalResult.worst": case(of=marginal, by=one_of("khat", "log_px", "ess")),
     "pyrovae.MarginalResult.from_arviz": case(lambda: {"data": marginal().to_arviz()}, of=lambda: pv.MarginalResult,
                                               data=nothing()),
@@ -480,8 +541,8 @@ for _score in ("mig", "mutual_information", "sap", "dci", "factor_vae_score"):
         categorical=sequence(size(0, 1), range(3), [2], [-1], [True]),
         num_fixed=size(2),
         min_variance=NOT_NEGATIVE,
-        codes=numbers(20, 3, integers=True).but([[1.0]]),
-        factors=nothing(near=(torch.zeros(20, 2), np.arange(40).reshape(20, 2) + 0.5)),
+        codes=Kind(lambda v: shaped(as_array(v), (20, 2)) or shaped(as_array(v), (20, 3)), "codes", numbers(20, 3).near),
+        factors=nothing(called=("factor",), near=(torch.zeros(20, 2), np.arange(40).reshape(20, 2) + 0.5)),
         seed=SEED,
     )
 
@@ -521,13 +582,13 @@ NETWORKS: dict[str, Case] = {
     "pyrovae.networks.ConvDecoder": case(with_(**CONV, in_features=2, out_channels=2)),
     "pyrovae.networks.StridedEncoder": case(with_(**CONV, out_features=2)),
     "pyrovae.networks.StridedDecoder": case(with_(**CONV, in_features=2, out_channels=2)),
-    "pyrovae.networks.GridEncoder": case(with_(**CONV, out_channels=2, hidden=2), hidden=HIDDEN, downsampling=size(2, 8, 3)),
+    "pyrovae.networks.GridEncoder": case(with_(**CONV, out_channels=2, hidden=2), hidden=HIDDEN, downsampling=POWER),
     "pyrovae.networks.GridDecoder": case(
-        with_(**CONV, in_channels=2, out_channels=2, hidden=2), hidden=HIDDEN, downsampling=size(2, 8, 3)
+        with_(**CONV, in_channels=2, out_channels=2, hidden=2), hidden=HIDDEN, downsampling=POWER
     ),
     "pyrovae.networks.GatedPixelCNN": case(
         with_(in_channels=1, out_channels=1, hidden=2, num_layers=1),
-        hidden=HIDDEN, num_layers=size(), kernel_size=size(3, 2**31, 4), context_dim=size().or_(NONE),
+        hidden=HIDDEN, num_layers=size(), kernel_size=ODD, context_dim=size().or_(NONE),
         spatial_context=Kind(lambda v: v is False, "False, without context_dim", ("yes", 1)),
     ),
     "pyrovae.networks.RowGRU": case(
@@ -544,7 +605,9 @@ NETWORKS: dict[str, Case] = {
 
 IMAGES = sequence(size(), (3,), (8, 8), (0, 8, 8))
 ZOO: dict[str, Case] = {
-    "pyrovae.zoo.beta_vae": case(with_(event_shape=IMAGE, latent_dim=2), event_shape=IMAGES),
+    "pyrovae.zoo.beta_vae": case(
+        with_(event_shape=IMAGE, latent_dim=2), event_shape=IMAGES.but(called=("image_shape",))
+    ),
     "pyrovae.zoo.delta_vae": case(with_(event_shape=(D,), latent_dim=4, delta=1.0, hidden=(3,)),
                                   delta=number(0.0, 100.0), latent_dim=size(2), channels=size(1, 2)),
     "pyrovae.zoo.linear_vae": case(with_(event_shape=(D,), latent_dim=2), scale=POSITIVE.or_(one_of("shared"))),
@@ -572,15 +635,16 @@ ZOO: dict[str, Case] = {
     ),
     "pyrovae.zoo.PixelDecoder": case(
         lambda: {"event_shape": IMAGE, "likelihood": pv.likelihoods.Bernoulli(3)}, event_shape=IMAGES,
-        likelihood=nothing(), network=one_of("pixelcnn", "gru"), upsample=NONE, input_dropout=BELOW_ONE,
+        likelihood=nothing(), network=one_of("pixelcnn", "gru").but(called=("decoder",)), network_options=OPTIONS.or_(NONE).but(called=("decoder_options", "decoder")),
+        upsample=NONE, input_dropout=BELOW_ONE,
     ),
     "pyrovae.zoo.PixelCNNPrior": case(
         with_(grid_shape=(2, 2), num_codes=4, hidden=2, num_layers=1), embedding_dim=size(), hidden=HIDDEN,
-        num_layers=size(), kernel_size=size(3, 2**31, 4),
+        num_layers=size(), kernel_size=ODD,
     ),
     "pyrovae.zoo.UniformCodes": case(with_(grid_shape=(2, 2), num_codes=4)),
     "pyrovae.zoo.VQVAE": case(
-        with_(event_shape=IMAGE, hidden=2, num_blocks=1), event_shape=IMAGES, downsampling=size(2, 8, 3),
+        with_(event_shape=IMAGE, hidden=2, num_blocks=1), event_shape=IMAGES, downsampling=POWER,
         hidden=HIDDEN, commitment=POSITIVE, prior=NONE,
     ),
     "pyrovae.zoo.VQVAE.codes": case(lambda: {"x": x(2, 1, 4, 4)}, of=vqvae, x=numbers(2, 1, 4, 4)),
@@ -611,20 +675,11 @@ for _make in ("Autoencoder", "linear_autoencoder", "deep_autoencoder", "denoisin
         penalty=one_of("kl", "l1") if _make == "sparse_autoencoder" else one_of("l1", "contraction").or_(NONE),
     )
 
-def floats(fits: Callable[[Tensor], bool] = lambda value: True, *near: Any) -> Kind:
-    """A tensor of floats, whatever their values, of a shape that fits."""
-    return Kind(lambda v: tensor().takes(v) and fits(v), "a tensor of a shape that fits", (np.zeros(3), [0.0], *near))
-
-
-def broadcasts(*shape: int) -> Kind:
-    return floats(lambda v: v.dim() <= len(shape) and all(n in (1, m) for n, m in zip(v.shape[::-1], shape[::-1])))
-
-
 BATCH = sequence(size(0), range(8))
 DISTRIBUTIONS: dict[str, Case] = {
     "pyrovae.distributions.AR1": case(
         lambda: {"alpha": torch.tensor([0.5]), "length": 3}, alpha=floats(lambda v: v.dim() == 1, torch.zeros(2, 2)),
-        length=size(), scale=floats(lambda v: v.shape in ((1,), (D,), ())).or_(NONE), batch_shape=BATCH,
+        length=size(), scale=floats(lambda v: v.shape in ((1,), (D,), (), (0, D)) or v.shape[-1:] == (1,) or v.dim() >= 1).or_(NONE), batch_shape=BATCH,
     ),
     "pyrovae.distributions.Autoregressive": case(
         lambda: {"conditional": lambda v: v, "event_shape": (2, 2)}, conditional=CALLABLE,
@@ -665,18 +720,18 @@ DISTRIBUTIONS: dict[str, Case] = {
     ),
 }
 
-CODES = numbers(N, D)
+CODES = Kind(lambda v: shaped(v, (N, D)) and numbers(N, D).takes(v), "codes", [n for n in numbers(N, D).near if np.shape(n)[-1:] != (D - 1,)])
 LABELS = nothing(near=(torch.zeros(N + 1), "a"))
 PLOTS: dict[str, Case] = {
     "pyrovae.plots.active_units": case(lambda: {"reports": {"a": report()}}, reports=nothing(near=({}, {"a": 3}))),
     "pyrovae.plots.aggregate_posterior": case(lambda: {"model": vae(), "x": x()}, model=VAES, x=numbers(N, D),
-                                              dims=sequence(size(0, 1), (1, 2), (0, 0), (0, 2), (-1, 0))),
+                                              dims=parts_of(2, (1, 2))),
     "pyrovae.plots.bounds": case(lambda: {"results": marginal()}, ais=Kind(lambda v: v is None or (isinstance(v, dict) and not v), "none", ({"a": 3},))),
     "pyrovae.plots.codebook_usage": case(lambda: {"counts": torch.tensor([1, 2])}, counts=nothing()),
     "pyrovae.plots.codes": case(lambda: {"code": x(), "labels": torch.arange(N)}, code=CODES, labels=LABELS,
-                                dims=sequence(size(0, D - 1), (2,), (0, 0), (0, D), (-1, 0))),
+                                dims=parts_of(D, (2,))),
     "pyrovae.plots.curves": case(lambda: {"runs": {"a": pd.DataFrame({"val_loss": [2.0, 1.0]})}},
-                                 runs=nothing(near=({}, {"a": 3})), column=nothing()),
+                                 runs=nothing(near=({}, {"a": 3})), column=nothing(called=("runs",))),
     "pyrovae.plots.denoising": case(
         lambda: {"models": {"a": autoencoder()}, "x": x(), "noisy": x(), "image_shape": (2, 2)},
         models=nothing(near=({"a": 3},)), x=numbers(N, D), noisy=numbers(N, D), image_shape=PLOT_SHAPE,
@@ -698,15 +753,15 @@ PLOTS: dict[str, Case] = {
     "pyrovae.plots.layer_samples": case(lambda: {"model": ladder(), "image_shape": (2, 2), "n": 2}, model=VAES, n=size(2),
                                         image_shape=PLOT_SHAPE),
     "pyrovae.plots.log_weights": case(lambda: {"log_weight": torch.linspace(-5, 0, 50)},
-                                      log_weight=Kind(lambda v: isinstance(v, Tensor) and v.shape == (D,) and
-                                                      numbers(D).takes(v), "log-weights of a datum")),
+                                      log_weight=Kind(lambda v: any(shaped(as_array(list(v) if isinstance(v, tuple) else v), (n,)) for n in (2, 6, D)), "log-weights of a datum")),
     "pyrovae.plots.manifold": case(plotted(n=2), model=VAES, n=size(2), image_shape=PLOT_SHAPE,
-                                   extent=sequence(NUMBER, (4,), (0, 1, 1, 0), (1, 2, 3)).or_(NONE)),
+                                   extent=Kind(lambda v: v is None or (sequence(NUMBER, (4,)).takes(v) and v[0] < v[1] and v[2] < v[3]), "an extent",
+                                               ((0, 1, 1, 0), (1, 2, 3), (0, 1, 0, 1)))),
     "pyrovae.plots.reconstructions": case(plotted(x=x()), model=model_of(pv.VAEModel), x=numbers(N, D), image_shape=PLOT_SHAPE),
     "pyrovae.plots.samples": case(plotted(n=2), model=VAES, image_shape=PLOT_SHAPE),
     "pyrovae.plots.traversals": case(
         plotted(x=x(), values=(0.0, 1.0)), model=VAES, x=numbers(N, D), image_shape=PLOT_SHAPE,
-        dims=sequence(size(0, 1), (1, 2), (0, 0), (0, 2), (-1, 0)).or_(NONE),
+        dims=parts_of(2, (1, 2)).or_(NONE),
         values=sequence(NUMBER, range(1, 7)).or_(NONE),
     ),
 }
@@ -735,8 +790,8 @@ TESTING: dict[str, Case] = {
 
 DATASETS: dict[str, Case] = {
     "pyrovae.datasets.load": case(
-        with_(name="digits"), name=registered(pv.datasets.DATASETS), binarize=one_of("dynamic", "static", "threshold").or_(NONE),
-        flatten=FLAG, seed=SEED, root=TEXT.or_(NONE), download=FLAG, errors=(FileNotFoundError,),
+        with_(name="digits"), name=registered(pv.datasets.DATASETS).but(called=("data set",)), binarize=one_of("dynamic", "static", "threshold").or_(NONE),
+        flatten=FLAG, seed=SEED, root=PATH.or_(NONE), download=FLAG, errors=(FileNotFoundError,),
     ),
 }
 

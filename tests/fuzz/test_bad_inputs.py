@@ -10,6 +10,7 @@ import inspect
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -48,7 +49,7 @@ STEPS = {
         "softplus_scale"
     ),
     "an objective's, of terms that are checked": (
-        "per_datum surrogate surrogate_loss bound_loss differentiable_loss loss_and_grads decompose weight settled check"
+        "per_datum weights surrogate surrogate_loss bound_loss differentiable_loss loss_and_grads decompose weight settled check"
     ),
     "for authors of estimators, inside the run that has checked": (
         "advance average block_bytes collect draws graph part plan reseed within rows unflattened of same_density"
@@ -177,6 +178,8 @@ def fault(path: str, case: Case, argument: str, value: Any) -> str | None:
     """What goes wrong when a value is passed to an argument; ``None`` where all is well."""
     kind = kind_of(case, argument)
     right = kind.takes(value)
+    if right is None:
+        return None
     make, modules = call(path, case, argument, value)
     before = [] if right else state(modules)
     try:
@@ -205,6 +208,9 @@ def fault(path: str, case: Case, argument: str, value: Any) -> str | None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         plt.close("all")
+        if right:
+            for made in Path().iterdir():
+                shutil.rmtree(made) if made.is_dir() else made.unlink()
     return None if right else "accepted"
 
 
@@ -279,7 +285,7 @@ def test_a_sample_of_everything() -> None:
     every = list(everything())
     for path, argument, label, make in generator.sample(every, SAMPLE):
         value = make()
-        if not kind_of(CASES[path], argument).takes(value):
+        if kind_of(CASES[path], argument).takes(value) is False:
             if found := fault(path, CASES[path], argument, value):
                 faults.append(f"{path}({argument} = {label}): {found}")
     assert not faults, report(faults)
@@ -292,7 +298,7 @@ ARGUMENTS = [(path, name) for path, thing in public() if path in CASES for name 
 @given(st.sampled_from(ARGUMENTS), GENERATED)
 def test_what_nobody_thought_of(which: tuple[str, str], value: Any) -> None:
     path, argument = which
-    if not kind_of(CASES[path], argument).takes(value):
+    if kind_of(CASES[path], argument).takes(value) is False:
         found = fault(path, CASES[path], argument, value)
         assert found is None, f"{path}({argument} = {value!r:.200}): {found}"
 
@@ -309,8 +315,9 @@ def main() -> None:
             found = fault(path, CASES[path], argument, value)
             outcome = "well" if found is None else re.split(" of |:|, ", found)[0]
             if (spent := time.perf_counter() - started) > 1.0: print(f"SLOW {spent:.1f} {path} {argument} {label}", file=sys.stderr)
-            counts["right" if right else "bad"] += 1
-            counts[f"{'right' if right else 'bad'}, {outcome}"] += 1
+            sort = {None: "left to others", True: "right", False: "bad"}[right]
+            counts[sort] += 1
+            counts[f"{sort}, {outcome}"] += 1
             if found is not None:
                 print(f"{path}\t{argument}\t{label}\t{found}".replace("\n", " "), flush=True)
     for outcome, count in sorted(counts.items()):

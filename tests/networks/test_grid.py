@@ -22,7 +22,7 @@ def test_shapes_and_leading_dimensions(shape: tuple[int, int, int], f: int) -> N
     [
         ((1, 30, 28), 4, r"divisible by downsampling=4, for the strides to fit; got \(1, 30, 28\)"),
         ((1, 8, 9), 2, r"divisible by downsampling=2, .*got \(1, 8, 9\)\. .*pad them"),
-        ((784,), 4, r"event_shape must be \(channels, height, width\) .*got \(784,\)\. .*flatten=False"),
+        ((784,), 4, r"image_shape must be \(channels, height, width\) .*got \(784,\)\. .*flatten=False"),
         ((1, 8, 8), 3, "power of 2"),
         ((1, 8, 8), 1, "downsampling must be at least 2"),
     ],

@@ -156,7 +156,7 @@ def test_no_posterior_has_a_lower_rate(latent_dim: int, channels: int, delta: fl
         ({"delta": 0.0}, r"delta must be in \(0, 8\.987\] nats"),
         ({"delta": -1.0}, "delta"),
         ({"delta": float("nan")}, "delta"),
-        ({"delta": "two"}, "number of nats"),
+        ({"delta": "two"}, "delta must not be negative, NaN or infinite; got 'two'"),
         ({"delta": 9.0}, "More channels"),
         ({"delta": 1.0, "channels": 3}, "channels must divide"),
         ({"delta": 1.0, "channels": 8}, "at least 2"),

@@ -1,13 +1,14 @@
 """The same p(x, z) with another approximate posterior: a tighter bound, or a better model?"""
 
 import copy
+import inspect
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae._random import seeded
+from pyrovae._random import restored_on_error, seeded
 from pyrovae.evaluation._data import require_density
 from pyrovae.model import VAE, VAEModel
 from pyrovae.model._modes import evaluation_mode, local_parameters
@@ -98,7 +99,19 @@ def refit_posterior(
         TypeError: ``model`` is not a :class:`~pyrovae.VAEModel`, or a name or posterior for one that is no ``VAE``.
         ValueError: an unknown name, a posterior of another size, a guide with other sites.
     """
-    require_density("refit_posterior", model)
+    require_density("model: refit_posterior", model)
+    if unknown := fit_options.keys() - inspect.signature(fit).parameters.keys() | fit_options.keys() & {
+        "model",
+        "data",
+    }:
+        raise TypeError(f"{', '.join(sorted(unknown))} is no option of fit, whose options refit_posterior takes.")
+    with restored_on_error():
+        return _refit(model, data, posterior, posterior_options, fit_options)
+
+
+def _refit(
+    model: VAEModel, data: Any, posterior: Any, posterior_options: Any, fit_options: dict[str, Any]
+) -> tuple[Refitted, FitResult]:
     if posterior is model:
         raise ValueError("posterior is the model itself, which must not change: pass another one, or a copy.")
     if isinstance(posterior, VAEModel):

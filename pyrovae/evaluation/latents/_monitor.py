@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from pyrovae._checks import as_tensor, check_container, require_at_least, require_seed
+from pyrovae._checks import as_covariates, as_data, require_at_least, require_seed
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.latents._collapse import check_threshold, require_latents
 from pyrovae.evaluation.latents._dimensions import measure
@@ -49,9 +49,8 @@ class CollapseMonitor:
         require_at_least(2, num_samples=num_samples)
         check_threshold(threshold)
         require_seed(seed=seed)
-        for field, name in ((x, "x"), *((c, f"covariate {i}") for i, c in enumerate(covariates))):
-            check_container(field, name)
-            as_tensor(field, name)
+        as_data(x, "x", integers=True)
+        as_covariates(covariates, None)
         self._fields = x, covariates
         self._every, self._threshold, self._num_samples, self._seed = every, threshold, num_samples, seed
         self._records: list[dict[str, float]] | None = None  # of the run that is watched

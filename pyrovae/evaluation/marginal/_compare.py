@@ -162,7 +162,8 @@ def _runs(results: Mapping[str, Seeds]) -> dict[str, list[MarginalResult]]:
         for result in runs[name]:
             if not isinstance(result, MarginalResult):
                 raise TypeError(
-                    f"results[{name!r}] must be one or several of log_marginal; got {type(result).__name__}. "
+                    f"results: {name!r} must be a result of log_marginal or a sequence of them; got "
+                    f"{type(result).__name__}. "
                     f"Results of ais go into ais=, those of inference_gaps into gaps=."
                 )
     if not runs or not all(runs.values()):

@@ -156,6 +156,8 @@ class MarginalResult(Result):
         Raises:
             ValueError: there is no such group.
         """
+        if not hasattr(data, "groups"):
+            raise TypeError(f"data must be an InferenceData or DataTree; got {shown(data)}.")
         dataset = group(data, _GROUP)
         facts = decode_plain(json.loads(dataset.attrs["result"]))
         described = facts.pop("pointwise")

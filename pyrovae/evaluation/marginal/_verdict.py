@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyrovae._checks import require_at_least, require_columns, require_flag, shown
+from pyrovae._checks import require_at_least, require_columns, require_flag, require_instance, shown
 from pyrovae.evaluation.marginal._tail import tail_length
 
 FEW_DRAWS = 20  # up to here the tail that k̂ is fitted to has fewer than five weights
@@ -54,8 +54,10 @@ def judge(
     require_columns(("log_px", "ess", "khat", "non_finite"), pointwise=pointwise)
     require_at_least(1, num_samples=num_samples)
     require_flag(exact=exact)
-    if bound is not None and np.shape(bound) not in ((), (len(pointwise),)):
-        raise ValueError(f"bound must be one flag for each of {len(pointwise)} data; got {shown(bound)}.")
+    if bound is not None and not isinstance(bound, bool | np.bool_):
+        require_instance(np.ndarray, bound=bound)
+        if bound.dtype != bool or bound.shape != (len(pointwise),):
+            raise ValueError(f"bound must be one flag for each of {len(pointwise)} data; got {shown(bound)}.")
     p = pointwise
     draws = _draws(p, num_samples)
     few = draws <= FEW_DRAWS

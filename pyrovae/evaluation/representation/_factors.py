@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyrovae._checks import as_tensor, require_at_least, require_not_negative, shown
+from pyrovae._checks import as_tensor, require_at_least, require_instance, require_not_negative, shown
 
 _TREES, _LEAF = 20, 5  # of the forest; data in a leaf, so that noise is not learnt by heart
 
@@ -84,8 +84,8 @@ def sap(codes: Any, factors: Any, *, categorical: Sequence[int] = ()) -> np.ndar
 
 def check_categorical(categorical: Any, factors: np.ndarray) -> None:
     """Raise a ``ValueError`` unless these are numbers of columns of ``factors``."""
-    columns = categorical if isinstance(categorical, (tuple, list)) else [categorical]
-    for j in columns:
+    require_instance(tuple | list, categorical=categorical)
+    for j in categorical:
         if isinstance(j, bool) or not isinstance(j, (int, np.integer)) or j not in range(factors.shape[1]):
             raise ValueError(f"categorical must name columns 0 to {factors.shape[1] - 1} of factors; got {shown(j)}.")
 

@@ -55,7 +55,7 @@ def continuity(
     require_at_least(2, steps=steps)
     require_seed(seed=seed)
     require_callable(decode=decode)
-    codes = _flat(codes, "codes")
+    codes, num_pairs, steps = _flat(codes, "codes"), int(num_pairs), int(steps)
     if len(codes) < 2:
         raise ValueError("codes holds one code; pairs need at least two.")
     with seeded(seed):
@@ -135,7 +135,10 @@ def completeness(
 
 
 def _flat(value: Any, name: str) -> Float[Tensor, "n numbers"]:
-    return as_data(value, name).detach().flatten(1)
+    x = as_data(value, name)
+    if x.dim() < 2:
+        raise ValueError(f"{name} must have shape (n, ...); got {tuple(x.shape)}.")
+    return x.detach().flatten(1)
 
 
 def _decode(decode: Decode, z: Tensor) -> Float[Tensor, "n numbers"]:

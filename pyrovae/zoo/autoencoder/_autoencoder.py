@@ -1,6 +1,6 @@
 """``Autoencoder``: an encoder and a decoder that are trained on reconstruction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any, cast
@@ -9,7 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import as_data, as_event_shape, as_sizes, lookup, require_at_least, require_flag, require_one_of
+from pyrovae._checks import (
+    as_data,
+    as_event_shape,
+    as_sizes,
+    lookup,
+    require_at_least,
+    require_flag,
+    require_instance,
+    require_one_of,
+    require_seed,
+)
 from pyrovae._random import seeded
 from pyrovae.model import LossModel
 from pyrovae.model._modes import evaluation_mode
@@ -77,6 +87,7 @@ class Autoencoder(LossModel):
         code_activation = lookup(names, code_activation, "code_activation")
         self.code_dim, self.reconstruction = int(code_dim), reconstruction
         self.code_activation, self.code_activation_name = ACTIVATIONS[code_activation].layer(), code_activation
+        require_instance(Mapping | None, corruption_options=corruption_options, penalty_options=penalty_options)
         noise = cost = None  # which draw nothing
         if corruption is not None or corruption_options:
             noise = CORRUPTIONS.build(corruption, corruption_options)
@@ -185,6 +196,7 @@ class Autoencoder(LossModel):
         Raises:
             ValueError: bad data, ``num_probes < 1``.
         """
+        require_seed(seed=seed)
         x = self._data(x, "x").flatten(1)
         if num_probes is not None:
             require_at_least(1, num_probes=num_probes)

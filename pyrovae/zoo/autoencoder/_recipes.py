@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae._checks import as_data, require_at_least, require_one_of
+from pyrovae._checks import as_data, require_at_least, require_instance, require_one_of, require_seed
 from pyrovae._random import seeded
 from pyrovae.model import LossModel
 from pyrovae.model._inputs import keep_columns
@@ -62,6 +62,7 @@ def denoising_autoencoder(
         hidden: widths of the encoder's hidden layers.
         options: of :class:`Autoencoder`, such as ``corruption_options``.
     """
+    require_instance(str | Corruption, corruption=corruption)
     return Autoencoder(event_shape, code_dim, hidden=hidden, corruption=corruption, **options)
 
 
@@ -77,6 +78,7 @@ def sparse_autoencoder(
         penalty: ``"kl"``, ``"l1"``, or a :class:`Penalty`.
         options: of :class:`Autoencoder`, such as ``penalty_options``.
     """
+    require_instance(str | Penalty, penalty=penalty)
     if isinstance(penalty, str):
         require_one_of(("kl", "l1"), penalty=penalty)
     by_kl = penalty == "kl" or isinstance(penalty, KLPenalty)
@@ -145,8 +147,9 @@ def pretrain(
         ValueError: bad data or arguments.
     """
     if not isinstance(model, Autoencoder):
-        raise TypeError(f"pretrain needs a pyrovae.zoo.Autoencoder; got {type(model).__name__}.")
+        raise TypeError(f"model: pretrain needs a pyrovae.zoo.Autoencoder; got {type(model).__name__}.")
     require_at_least(0, epochs=epochs)
+    require_seed(seed=seed)
     data, _, transform = with_splits(data, transform=options.pop("batch_transform", None))
     with keep_columns(model, as_fields(data)):
         x = as_data(data, "data", model.event_shape, model.columns)
