@@ -11,7 +11,9 @@ the models.
 """
 
 import argparse
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -28,28 +30,70 @@ from pyrovae import zoo
 SHOWN = 12  # data in the strips
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an argument that is an integer from ``low`` on."""
+
+    def integer(text: str) -> int:
+        if not text.strip().lstrip("-").isdigit() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {low}; got {text!r}")
+        return int(text)
+
+    return integer
+
+
+def number(*, zero: bool) -> Callable[[str], float]:
+    """The type of an argument that is a number above 0, or also 0."""
+
+    def real(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (0 < value < math.inf or (zero and value == 0)):
+            raise argparse.ArgumentTypeError(f"must be a number {'from 0 on' if zero else 'above 0'}; got {text!r}")
+        return value
+
+    return real
+
+
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits", help=f"one of {', '.join(pv.datasets.DATASETS)}")
-    parser.add_argument("--hidden", nargs="+", type=int, default=None, help="default: 128 64 on digits, else 256 128")
-    parser.add_argument("--code-dim", type=int, default=None, help="of the bottlenecks; default: 16 on digits, else 32")
-    parser.add_argument("--wide", type=int, default=None, help="size of the codes that penalties are put on; default: "
+    parser.add_argument("--data", default="digits", choices=list(pv.datasets.DATASETS))
+    parser.add_argument(
+        "--hidden", nargs="+", type=at_least(1), default=None, help="default: 128 64 on digits, else 256 128"
+    )
+    parser.add_argument(
+        "--code-dim", type=at_least(1), default=None, help="of the bottlenecks; default: 16 on digits, else 32"
+    )
+    parser.add_argument("--wide", type=at_least(1), default=None, help="size of the codes that penalties are put on; default: "
                         "64 on digits, else 256")  # fmt: skip
-    parser.add_argument("--noise", type=float, default=0.4, help="standard deviation of the Gaussian noise")
-    parser.add_argument("--masked", type=float, default=0.4, help="fraction of the pixels that masking noise loses")
-    parser.add_argument("--target", type=float, default=0.05, help="mean activation that the KL penalty aims at")
-    parser.add_argument("--epochs", type=int, default=None, help="default: 100 on digits, else 10")
-    parser.add_argument("--pretrain-epochs", type=int, default=None, help="of each layer; default: a fifth of --epochs")
-    parser.add_argument("--train-size", type=int, default=None, help="train on the first so many data")
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--learning-rate", type=float, default=None, help="default: 3e-3 on digits, else 1e-3")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--noise", type=number(zero=False), default=0.4, help="standard deviation of the Gaussian noise"
+    )
+    parser.add_argument(
+        "--masked", type=number(zero=False), default=0.4, help="fraction of the pixels that masking noise loses"
+    )
+    parser.add_argument(
+        "--target", type=number(zero=False), default=0.05, help="mean activation that the KL penalty aims at"
+    )
+    parser.add_argument("--epochs", type=at_least(0), default=None, help="default: 100 on digits, else 10")
+    parser.add_argument(
+        "--pretrain-epochs", type=at_least(0), default=None, help="of each layer; default: a fifth of --epochs"
+    )
+    parser.add_argument("--train-size", type=at_least(1), default=None, help="train on the first so many data")
+    parser.add_argument("--batch-size", type=at_least(1), default=100)
+    parser.add_argument(
+        "--learning-rate", type=number(zero=False), default=None, help="default: 3e-3 on digits, else 1e-3"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--device", default="auto", help="default: CUDA if there is any")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: torch's own choice")
+    parser.add_argument("--threads", type=at_least(1), default=None, help="CPU threads; default: torch's own choice")
     parser.add_argument("--out", type=Path, default=Path("runs/autoencoders"))
     parser.add_argument("--quick", action="store_true", help="a few seconds: tiny everything, to see that it runs")
     parser.add_argument("--no-progress", action="store_true")
     args = parser.parse_args(argv)
+    if args.device not in ("auto", "cpu", "cuda") and not args.device.removeprefix("cuda:").isdigit():
+        parser.error(f"argument --device: must be auto, cpu, cuda or cuda:0, cuda:1, ...; got {args.device!r}")
     digits = args.data == "digits"
     usual = {
         "hidden": [128, 64] if digits else [256, 128],

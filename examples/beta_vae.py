@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +34,60 @@ SCORES = ["mig", "sap", "disentanglement", "completeness", "informativeness", "f
 COLUMNS = ["neg_elbo", "distortion", "rate", "active", *SCORES]
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an argument that is an integer from ``low`` on."""
+
+    def integer(text: str) -> int:
+        if not text.strip().lstrip("-").isdigit() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {low}; got {text!r}")
+        return int(text)
+
+    return integer
+
+
+def number(*, zero: bool) -> Callable[[str], float]:
+    """The type of an argument that is a number above 0, or also 0."""
+
+    def real(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (0 < value < math.inf or (zero and value == 0)):
+            raise argparse.ArgumentTypeError(f"must be a number {'from 0 on' if zero else 'above 0'}; got {text!r}")
+        return value
+
+    return real
+
+
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--betas", nargs="+", type=float, default=[1, 4], help="the first is compared with")
-    parser.add_argument("--capacity", type=float, default=9.0, help="nats at the end of the capacity's annealing")
-    parser.add_argument("--gamma", type=float, default=30.0, help="weight of the distance from the capacity")
-    parser.add_argument("--tc", type=float, default=6.0, help="weight of the total correlation in the β-TCVAE")
+    parser.add_argument("--betas", nargs="+", type=number(zero=True), default=[1, 4], help="the first is compared with")
+    parser.add_argument(
+        "--capacity", type=number(zero=True), default=9.0, help="nats at the end of the capacity's annealing"
+    )
+    parser.add_argument(
+        "--gamma", type=number(zero=True), default=30.0, help="weight of the distance from the capacity"
+    )
+    parser.add_argument(
+        "--tc", type=number(zero=True), default=6.0, help="weight of the total correlation in the β-TCVAE"
+    )
     parser.add_argument("--data", default="sprites", choices=["sprites"], help="the set whose factors are known")
-    parser.add_argument("--size", type=int, default=None, help="of the images, in pixels; default: 24")
-    parser.add_argument("--latent-dim", type=int, default=10)
-    parser.add_argument("--hidden", nargs="+", type=int, default=None, help="default: 256 256")
-    parser.add_argument("--epochs", type=int, default=None, help="default: 50")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seeds", nargs="+", type=int, default=None, help="default: 0 1 2 3 4")
+    parser.add_argument("--size", type=at_least(1), default=None, help="of the images, in pixels; default: 24")
+    parser.add_argument("--latent-dim", type=at_least(1), default=10)
+    parser.add_argument("--hidden", nargs="+", type=at_least(1), default=None, help="default: 256 256")
+    parser.add_argument("--epochs", type=at_least(0), default=None, help="default: 50")
+    parser.add_argument("--batch-size", type=at_least(1), default=64)
+    parser.add_argument("--learning-rate", type=number(zero=False), default=2e-3)
+    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=None, help="default: 0 1 2 3 4")
     parser.add_argument("--device", default="auto", help="default: CUDA if there is any")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: torch's own choice")
+    parser.add_argument("--threads", type=at_least(1), default=None, help="CPU threads; default: torch's own choice")
     parser.add_argument("--out", type=Path, default=Path("runs/beta_vae"))
     parser.add_argument("--quick", action="store_true", help="a few seconds: tiny everything, to see that it runs")
     parser.add_argument("--no-progress", action="store_true")
     args = parser.parse_args(argv)
+    if args.device not in ("auto", "cpu", "cuda") and not args.device.removeprefix("cuda:").isdigit():
+        parser.error(f"argument --device: must be auto, cpu, cuda or cuda:0, cuda:1, ...; got {args.device!r}")
     quick = {"size": 16, "hidden": [32], "epochs": 3, "seeds": [0, 1]}
     usual = {"size": 24, "hidden": [256, 256], "epochs": 50, "seeds": [0, 1, 2, 3, 4]}
     for name, value in (quick if args.quick else usual).items():

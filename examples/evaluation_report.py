@@ -11,6 +11,7 @@ the pictures (PNG). Models are files that examples/flow_posterior.py saved; with
 
 import argparse
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,24 +26,41 @@ import torch
 import pyrovae as pv
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an argument that is an integer from ``low`` on."""
+
+    def integer(text: str) -> int:
+        if not text.strip().lstrip("-").isdigit() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {low}; got {text!r}")
+        return int(text)
+
+    return integer
+
+
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path, help="saved models; default: mean-field and IAF, trained here")
-    parser.add_argument("--data", default="digits", help=f"one of {', '.join(pv.datasets.DATASETS)}")
+    parser.add_argument("--data", default="digits", choices=list(pv.datasets.DATASETS))
     parser.add_argument("--binarize", default="dynamic", choices=["dynamic", "static", "threshold", "none"])
-    parser.add_argument("--epochs", type=int, default=None, help="of the models trained here; default: 150")
-    parser.add_argument("--num-samples", type=int, default=None, help="K of L_K; default: 5000")
-    parser.add_argument("--test-size", type=int, default=None, help="evaluate on the first so many test data")
-    parser.add_argument("--ais-size", type=int, default=None, help="of which so many by AIS and for gaps; default: 100")
-    parser.add_argument("--num-temperatures", type=int, default=None, help="T of AIS; default: 1000")
-    parser.add_argument("--gap-steps", type=int, default=None, help="steps of every datum's own q*; default: 1000")
+    parser.add_argument("--epochs", type=at_least(0), default=None, help="of the models trained here; default: 150")
+    parser.add_argument("--num-samples", type=at_least(1), default=None, help="K of L_K; default: 5000")
+    parser.add_argument("--test-size", type=at_least(1), default=None, help="evaluate on the first so many test data")
+    parser.add_argument(
+        "--ais-size", type=at_least(1), default=None, help="of which so many by AIS and for gaps; default: 100"
+    )
+    parser.add_argument("--num-temperatures", type=at_least(1), default=None, help="T of AIS; default: 1000")
+    parser.add_argument(
+        "--gap-steps", type=at_least(1), default=None, help="steps of every datum's own q*; default: 1000"
+    )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: torch's own choice")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=at_least(1), default=None, help="CPU threads; default: torch's own choice")
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation_report"))
     parser.add_argument("--quick", action="store_true", help="seconds: tiny everything, to see that it runs")
     parser.add_argument("--no-progress", action="store_true")
     args = parser.parse_args(argv)
+    if args.device not in ("auto", "cpu", "cuda") and not args.device.removeprefix("cuda:").isdigit():
+        parser.error(f"argument --device: must be auto, cpu, cuda or cuda:0, cuda:1, ...; got {args.device!r}")
     quick = {"epochs": 3, "num_samples": 100, "test_size": 40, "ais_size": 6, "num_temperatures": 20, "gap_steps": 100}
     usual = {
         "epochs": 150,

@@ -11,7 +11,9 @@ training curves, reconstructions, samples and a forest plot of paired difference
 
 import argparse
 import json
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -27,31 +29,68 @@ import pyrovae as pv
 POSTERIORS = ["mean_field", "full_rank", "planar", "radial", "sylvester", "iaf", "neural_spline"]
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an argument that is an integer from ``low`` on."""
+
+    def integer(text: str) -> int:
+        if not text.strip().lstrip("-").isdigit() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {low}; got {text!r}")
+        return int(text)
+
+    return integer
+
+
+def number(*, zero: bool) -> Callable[[str], float]:
+    """The type of an argument that is a number above 0, or also 0."""
+
+    def real(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (0 < value < math.inf or (zero and value == 0)):
+            raise argparse.ArgumentTypeError(f"must be a number {'from 0 on' if zero else 'above 0'}; got {text!r}")
+        return value
+
+    return real
+
+
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits", help=f"one of {', '.join(pv.datasets.DATASETS)}")
-    parser.add_argument("--posteriors", nargs="+", default=POSTERIORS, help=f"of {', '.join(pv.posteriors.POSTERIORS)}")
-    parser.add_argument("--likelihood", default=None, help="default: bernoulli; categorical for frey_faces")
+    parser.add_argument("--data", default="digits", choices=list(pv.datasets.DATASETS))
+    parser.add_argument("--posteriors", nargs="+", default=POSTERIORS, choices=list(pv.posteriors.POSTERIORS))
+    parser.add_argument(
+        "--likelihood",
+        default=None,
+        choices=list(pv.likelihoods.LIKELIHOODS),
+        help="default: bernoulli; categorical for frey_faces",
+    )
     parser.add_argument("--binarize", default="dynamic", choices=["dynamic", "static", "threshold"])
     parser.add_argument("--network", default="mlp", choices=["mlp", "gated_mlp", "conv"])
-    parser.add_argument("--hidden", nargs="+", type=int, default=None, help="default: 128 128 on digits, else 300 300")
-    parser.add_argument("--latent-dim", type=int, default=None, help="default: 8 on digits, else 40")
-    parser.add_argument("--epochs", type=int, default=None, help="default: 150")
     parser.add_argument(
-        "--warmup", type=float, default=None, help="epochs of KL warm-up; default: a third, at most 100"
+        "--hidden", nargs="+", type=at_least(1), default=None, help="default: 128 128 on digits, else 300 300"
     )
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--patience", type=int, default=None, help="stop early after so many epochs without gain")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--num-samples", type=int, default=None, help="K of L_K; default: 5000")
-    parser.add_argument("--test-size", type=int, default=None, help="evaluate on the first so many test data")
+    parser.add_argument("--latent-dim", type=at_least(1), default=None, help="default: 8 on digits, else 40")
+    parser.add_argument("--epochs", type=at_least(0), default=None, help="default: 150")
+    parser.add_argument(
+        "--warmup", type=number(zero=False), default=None, help="epochs of KL warm-up; default: a third, at most 100"
+    )
+    parser.add_argument("--batch-size", type=at_least(1), default=100)
+    parser.add_argument("--learning-rate", type=number(zero=False), default=1e-3)
+    parser.add_argument(
+        "--patience", type=at_least(1), default=None, help="stop early after so many epochs without gain"
+    )
+    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[0])
+    parser.add_argument("--num-samples", type=at_least(1), default=None, help="K of L_K; default: 5000")
+    parser.add_argument("--test-size", type=at_least(1), default=None, help="evaluate on the first so many test data")
     parser.add_argument("--device", default="auto", help="default: CUDA if there is any; each torchrun process its own")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: torch's own choice")
+    parser.add_argument("--threads", type=at_least(1), default=None, help="CPU threads; default: torch's own choice")
     parser.add_argument("--out", type=Path, default=Path("runs/flow_posterior"))
     parser.add_argument("--quick", action="store_true", help="a few seconds: tiny everything, to see that it runs")
     parser.add_argument("--no-progress", action="store_true")
     args = parser.parse_args(argv)
+    if args.device not in ("auto", "cpu", "cuda") and not args.device.removeprefix("cuda:").isdigit():
+        parser.error(f"argument --device: must be auto, cpu, cuda or cuda:0, cuda:1, ...; got {args.device!r}")
     quick = {"epochs": 3, "num_samples": 100, "test_size": 40}
     usual = {"epochs": 150, "num_samples": 5000, "test_size": None}
     for name, value in (quick if args.quick else usual).items():

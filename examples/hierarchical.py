@@ -11,7 +11,9 @@ per-layer samples, and the layers' KL at the end and over the epochs.
 """
 
 import argparse
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -27,23 +29,57 @@ import pyrovae as pv
 MODELS = ["one_layer", "two_layers", "ladder", "nvae"]
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an argument that is an integer from ``low`` on."""
+
+    def integer(text: str) -> int:
+        if not text.strip().lstrip("-").isdigit() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {low}; got {text!r}")
+        return int(text)
+
+    return integer
+
+
+def number(*, zero: bool) -> Callable[[str], float]:
+    """The type of an argument that is a number above 0, or also 0."""
+
+    def real(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (0 < value < math.inf or (zero and value == 0)):
+            raise argparse.ArgumentTypeError(f"must be a number {'from 0 on' if zero else 'above 0'}; got {text!r}")
+        return value
+
+    return real
+
+
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits", help=f"one of {', '.join(pv.datasets.DATASETS)}")
+    parser.add_argument("--data", default="digits", choices=list(pv.datasets.DATASETS))
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
-    parser.add_argument("--latent-dims", nargs=2, type=int, default=None, help="default: 8 4 on digits, else 40 20")
-    parser.add_argument("--hidden", nargs="+", type=int, default=None, help="default: 128 128 on digits, else 200 200")
+    parser.add_argument(
+        "--latent-dims", nargs=2, type=at_least(1), default=None, help="default: 8 4 on digits, else 40 20"
+    )
+    parser.add_argument(
+        "--hidden", nargs="+", type=at_least(1), default=None, help="default: 128 128 on digits, else 200 200"
+    )
     parser.add_argument("--layer-norm", action=argparse.BooleanOptionalAction, default=True, help="of dense layers")
-    parser.add_argument("--channels", type=int, default=16, help="of the NVAE at its finest resolution")
-    parser.add_argument("--epochs", type=int, default=None, help="default: 100 on digits, else 20")
-    parser.add_argument("--warmup", type=float, default=None, help="epochs of KL warm-up; default: a third")
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-samples", type=int, default=None, help="K of L_K; default: 1000")
-    parser.add_argument("--train-size", type=int, default=None, help="train on the first so many data")
-    parser.add_argument("--test-size", type=int, default=None, help="evaluate on the first so many; default: 500")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: torch's own choice")
+    parser.add_argument("--channels", type=at_least(1), default=16, help="of the NVAE at its finest resolution")
+    parser.add_argument("--epochs", type=at_least(0), default=None, help="default: 100 on digits, else 20")
+    parser.add_argument(
+        "--warmup", type=number(zero=False), default=None, help="epochs of KL warm-up; default: a third"
+    )
+    parser.add_argument("--batch-size", type=at_least(1), default=100)
+    parser.add_argument("--learning-rate", type=number(zero=False), default=1e-3)
+    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--num-samples", type=at_least(1), default=None, help="K of L_K; default: 1000")
+    parser.add_argument("--train-size", type=at_least(1), default=None, help="train on the first so many data")
+    parser.add_argument(
+        "--test-size", type=at_least(1), default=None, help="evaluate on the first so many; default: 500"
+    )
+    parser.add_argument("--threads", type=at_least(1), default=None, help="CPU threads; default: torch's own choice")
     parser.add_argument("--out", type=Path, default=Path("runs/hierarchical"))
     parser.add_argument("--quick", action="store_true", help="a few seconds: tiny everything, to see that it runs")
     parser.add_argument("--no-progress", action="store_true")

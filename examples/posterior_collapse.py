@@ -15,6 +15,7 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,32 @@ import pyrovae as pv
 from pyrovae.zoo import PixelCNN, PixelVAE
 
 MLP, ALONE = "mlp", "alone"  # beside the remedies: a decoder that needs z, and the strong one without z
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an argument that is an integer from ``low`` on."""
+
+    def integer(text: str) -> int:
+        if not text.strip().lstrip("-").isdigit() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {low}; got {text!r}")
+        return int(text)
+
+    return integer
+
+
+def number(*, zero: bool) -> Callable[[str], float]:
+    """The type of an argument that is a number above 0, or also 0."""
+
+    def real(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (0 < value < math.inf or (zero and value == 0)):
+            raise argparse.ArgumentTypeError(f"must be a number {'from 0 on' if zero else 'above 0'}; got {text!r}")
+        return value
+
+    return real
 
 
 @dataclass
@@ -66,25 +93,27 @@ def remedies(args: argparse.Namespace) -> dict[str, Remedy]:
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits", help=f"one of {', '.join(pv.datasets.DATASETS)}")
+    parser.add_argument("--data", default="digits", choices=list(pv.datasets.DATASETS))
     parser.add_argument("--remedies", nargs="+", default=None, help="default: all; 'none' is plain training")
     parser.add_argument("--decoder", default="pixelcnn", choices=["pixelcnn", "gru"])
-    parser.add_argument("--hidden-channels", type=int, default=None, help="of the decoder; default: 32, GRU 96")
-    parser.add_argument("--layers", type=int, default=None, help="of the PixelCNN; default: 5, on digits 3")
-    parser.add_argument("--latent-dim", type=int, default=None, help="default: 8 on digits, else 16")
-    parser.add_argument("--free-bits", type=float, default=0.5, help="nats per latent dimension")
-    parser.add_argument("--beta", type=float, default=0.4, help="weight of the KL, for the remedy 'beta'")
-    parser.add_argument("--dropout", type=float, default=0.5, help="of the decoder's inputs")
-    parser.add_argument("--every", type=int, default=5, help="steps of the encoder for one of the decoder")
-    parser.add_argument("--rate", type=float, default=2.0, help="nats committed by the δ-VAE")
-    parser.add_argument("--epochs", type=int, default=None, help="default: 24")
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--train-size", type=int, default=None, help="train on the first so many data")
-    parser.add_argument("--test-size", type=int, default=None, help="evaluate on the first so many; default: 200")
-    parser.add_argument("--num-samples", type=int, default=None, help="K of L_K; default: 100")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: torch's own choice")
+    parser.add_argument("--hidden-channels", type=at_least(1), default=None, help="of the decoder; default: 32, GRU 96")
+    parser.add_argument("--layers", type=at_least(1), default=None, help="of the PixelCNN; default: 5, on digits 3")
+    parser.add_argument("--latent-dim", type=at_least(1), default=None, help="default: 8 on digits, else 16")
+    parser.add_argument("--free-bits", type=number(zero=True), default=0.5, help="nats per latent dimension")
+    parser.add_argument("--beta", type=number(zero=True), default=0.4, help="weight of the KL, for the remedy 'beta'")
+    parser.add_argument("--dropout", type=number(zero=True), default=0.5, help="of the decoder's inputs")
+    parser.add_argument("--every", type=at_least(1), default=5, help="steps of the encoder for one of the decoder")
+    parser.add_argument("--rate", type=number(zero=False), default=2.0, help="nats committed by the δ-VAE")
+    parser.add_argument("--epochs", type=at_least(0), default=None, help="default: 24")
+    parser.add_argument("--batch-size", type=at_least(1), default=100)
+    parser.add_argument("--learning-rate", type=number(zero=False), default=2e-3)
+    parser.add_argument("--train-size", type=at_least(1), default=None, help="train on the first so many data")
+    parser.add_argument(
+        "--test-size", type=at_least(1), default=None, help="evaluate on the first so many; default: 200"
+    )
+    parser.add_argument("--num-samples", type=at_least(1), default=None, help="K of L_K; default: 100")
+    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--threads", type=at_least(1), default=None, help="CPU threads; default: torch's own choice")
     parser.add_argument("--out", type=Path, default=Path("runs/posterior_collapse"))
     parser.add_argument("--quick", action="store_true", help="a few seconds: tiny everything, to see that it runs")
     parser.add_argument("--no-progress", action="store_true")

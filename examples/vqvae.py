@@ -13,7 +13,9 @@ both priors, the use of the codebook and the training curves (PNG), and the mode
 
 import argparse
 import json
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -29,32 +31,66 @@ from pyrovae.networks import perplexity
 from pyrovae.zoo import VQVAE
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an argument that is an integer from ``low`` on."""
+
+    def integer(text: str) -> int:
+        if not text.strip().lstrip("-").isdigit() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {low}; got {text!r}")
+        return int(text)
+
+    return integer
+
+
+def number(*, zero: bool) -> Callable[[str], float]:
+    """The type of an argument that is a number above 0, or also 0."""
+
+    def real(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (0 < value < math.inf or (zero and value == 0)):
+            raise argparse.ArgumentTypeError(f"must be a number {'from 0 on' if zero else 'above 0'}; got {text!r}")
+        return value
+
+    return real
+
+
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data", default=None, help=f"one of {', '.join(pv.datasets.DATASETS)}; default: mnist, with --quick digits"
     )
     parser.add_argument("--binarize", default="dynamic", choices=["dynamic", "static", "threshold"])
-    parser.add_argument("--num-codes", type=int, default=None, help="default: 32 on digits, else 64")
-    parser.add_argument("--code-dim", type=int, default=16)
-    parser.add_argument("--downsampling", type=int, default=None, help="default: 2 on digits (4×4 codes), else 4 (7×7)")
-    parser.add_argument("--hidden", type=int, default=None, help="channels; default: 16 on digits, else 32")
-    parser.add_argument("--commitment", type=float, default=0.25)
-    parser.add_argument("--epochs", type=int, default=None, help="of stage one; default: 40 on digits, else 12")
-    parser.add_argument("--prior-epochs", type=int, default=None, help="of stage two; default: 40 on digits, else 24")
-    parser.add_argument("--prior-hidden", type=int, default=32)
-    parser.add_argument("--prior-layers", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--train-size", type=int, default=None, help="train on the first so many data; default: 10000")
-    parser.add_argument("--test-size", type=int, default=None, help="evaluate on the first so many test data")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-codes", type=at_least(1), default=None, help="default: 32 on digits, else 64")
+    parser.add_argument("--code-dim", type=at_least(1), default=16)
+    parser.add_argument(
+        "--downsampling", type=at_least(1), default=None, help="default: 2 on digits (4×4 codes), else 4 (7×7)"
+    )
+    parser.add_argument("--hidden", type=at_least(1), default=None, help="channels; default: 16 on digits, else 32")
+    parser.add_argument("--commitment", type=number(zero=False), default=0.25)
+    parser.add_argument("--epochs", type=at_least(0), default=None, help="of stage one; default: 40 on digits, else 12")
+    parser.add_argument(
+        "--prior-epochs", type=at_least(0), default=None, help="of stage two; default: 40 on digits, else 24"
+    )
+    parser.add_argument("--prior-hidden", type=at_least(1), default=32)
+    parser.add_argument("--prior-layers", type=at_least(1), default=3)
+    parser.add_argument("--batch-size", type=at_least(1), default=100)
+    parser.add_argument("--learning-rate", type=number(zero=False), default=2e-3)
+    parser.add_argument(
+        "--train-size", type=at_least(1), default=None, help="train on the first so many data; default: 10000"
+    )
+    parser.add_argument("--test-size", type=at_least(1), default=None, help="evaluate on the first so many test data")
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: torch's own choice")
+    parser.add_argument("--threads", type=at_least(1), default=None, help="CPU threads; default: torch's own choice")
     parser.add_argument("--out", type=Path, default=Path("runs/vqvae"))
     parser.add_argument("--quick", action="store_true", help="a few seconds: tiny everything, to see that it runs")
     parser.add_argument("--no-progress", action="store_true")
     args = parser.parse_args(argv)
+    if args.device not in ("auto", "cpu", "cuda") and not args.device.removeprefix("cuda:").isdigit():
+        parser.error(f"argument --device: must be auto, cpu, cuda or cuda:0, cuda:1, ...; got {args.device!r}")
     args.data = args.data or ("digits" if args.quick else "mnist")
     digits = args.data == "digits"
     usual = {

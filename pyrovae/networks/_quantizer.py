@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pyrovae._checks import as_data, require_at_least, require_tensors, require_within
+from pyrovae._checks import as_data, as_tensor, require_at_least, require_instance, require_within
 
 _MIN_WEIGHT = 1e-20  # of a code, in vectors, under which their mean is no longer taken
 
@@ -126,8 +126,10 @@ def code_counts(codes: Int[Tensor, "..."], num_codes: int) -> Int[Tensor, "codes
         ValueError: codes that are not integers from 0 to ``num_codes - 1``.
     """
     require_at_least(1, num_codes=num_codes)
-    require_tensors(integers=True, codes=codes)
-    flat = codes.flatten()
+    require_instance(Tensor, codes=codes)
+    flat = as_tensor(codes, "codes").flatten()
+    if flat.is_floating_point() or flat.is_complex() or flat.dtype == torch.bool:
+        raise ValueError(f"codes must be integers from 0 to {num_codes - 1}; got {flat.dtype}.")
     if len(flat) and not 0 <= int(flat.min()) <= int(flat.max()) < num_codes:
         came = f"{flat.min().item()} to {flat.max().item()}"
         raise ValueError(f"codes must be integers from 0 to {num_codes - 1}, num_codes - 1; got {came}.")

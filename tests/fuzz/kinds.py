@@ -22,7 +22,7 @@ POOL: dict[str, Callable[[], Any]] = {
     "bytes": lambda: b"a",
     "object": object,
     "class": lambda: int,
-    "function": lambda: (lambda *given, **options: None),
+    "function": lambda: lambda *given, **options: None,
     "True": lambda: True,
     "False": lambda: False,
     "NumPy bool": lambda: np.True_,

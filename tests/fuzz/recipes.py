@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 import pyrovae as pv
 from pyrovae import networks as nets
@@ -33,7 +31,6 @@ from tests.fuzz.kinds import (
     N,
     instance,
     is_integer,
-    is_number,
     nothing,
     number,
     numbers,
@@ -153,24 +150,37 @@ NOT_NEGATIVE = number(0.0, least=True)
 INSIDE = number(0.0, 1.0)  # without either end
 BELOW_ONE = number(0.0, 1.0, least=True)
 SCHEDULE = NOT_NEGATIVE.or_(CALLABLE)
-DEVICE = Kind(lambda v: isinstance(v, torch.device) and v.type == "cpu", "a device that is there", ("gpu", 0, "cuda:99", "meta", torch.device("meta")))
+DEVICE = Kind(
+    lambda v: isinstance(v, torch.device) and v.type == "cpu",
+    "a device that is there",
+    ("gpu", 0, "cuda:99", "meta", torch.device("meta")),
+)
 ENGINE = one_of("off", "auto", "graph", "inductor")
 PATH = Kind(lambda v: isinstance(v, str) and v != "", "a path", (0, Path))
 DATA = numbers(N, D, low=0, high=1)
 
+
 def binary(kind: Kind) -> Kind:
     """Data of these for a Bernoulli."""
-    return Kind(lambda v: kind.takes(v) and bool(((np.asarray(v) == 0) | (np.asarray(v) == 1)).all()), kind.why,
-                (*kind.near, torch.full((N, D), 0.5)), kind.called)
+    return Kind(
+        lambda v: kind.takes(v) and bool(((np.asarray(v) == 0) | (np.asarray(v) == 1)).all()),
+        kind.why,
+        (*kind.near, torch.full((N, D), 0.5)),
+        kind.called,
+    )
 
 
 X = binary(DATA)
 COVARIATE = nothing(called=("covariate", "covariates"), why="no covariate")
 AXES = NONE
 NAMES = sequence(TEXT, range(9), "abc", [1])
-SEQUENCE_OF_CALLABLES = Kind(lambda v: isinstance(v, (list, tuple)) and all(callable(c) for c in v), "callables", (print,))
+SEQUENCE_OF_CALLABLES = Kind(
+    lambda v: isinstance(v, (list, tuple)) and all(callable(c) for c in v), "callables", (print,)
+)
 # Covariates whose number nobody knows yet: what is no array is handed on.
-FREE = Kind(lambda v: None if not isinstance(v, (list, tuple)) else False, "whatever the model takes", (), ("covariate",))
+FREE = Kind(
+    lambda v: None if not isinstance(v, (list, tuple)) else False, "whatever the model takes", (), ("covariate",)
+)
 
 
 def parts_of(n: int, lengths: Sequence[int], *near: Any) -> Kind:
@@ -320,7 +330,9 @@ def plotted(**given: Any) -> Callable[[], dict[str, Any]]:
 
 VAES = model_of(pv.VAEModel)
 PLOT_SHAPE = Kind(
-    lambda v: isinstance(v, (tuple, list)) and len(v) in (2, 3) and all(size().takes(n) for n in v) and math.prod(v) == D,
+    lambda v: (
+        isinstance(v, (tuple, list)) and len(v) in (2, 3) and all(size().takes(n) for n in v) and math.prod(v) == D
+    ),
     "the shape of an image of four pixels",
     (4, (4,), (3, 3), (2, 2, 2), (2.0, 2.0)),
 )
@@ -355,14 +367,24 @@ TRAINING: dict[str, Case] = {
         steps=size(0),
     ),
     "pyrovae.training.LaggingAdam": case(
-        lambda: {"parameters": list(vae().parameters()), "slow": list(vae().decoder.parameters()), "every": 2, "steps": 3},
+        lambda: {
+            "parameters": list(vae().parameters()),
+            "slow": list(vae().decoder.parameters()),
+            "every": 2,
+            "steps": 3,
+        },
         parameters=nothing(),
         slow=nothing(),
         steps=size(0),
     ),
     "pyrovae.CollapseMonitor": case(
-        lambda: {"x": x()}, covariates=FREE, num_samples=size(2),
-        x=Kind(lambda v: None if isinstance(v, (Tensor, np.ndarray, pd.DataFrame, pd.Series)) else False, "data of any shape"),
+        lambda: {"x": x()},
+        covariates=FREE,
+        num_samples=size(2),
+        x=Kind(
+            lambda v: None if isinstance(v, (Tensor, np.ndarray, pd.DataFrame, pd.Series)) else False,
+            "data of any shape",
+        ),
     ),
     "pyrovae.zoo.pretrain": case(
         lambda: {"model": pv.zoo.deep_autoencoder((D,), 2, hidden=(3,)), "data": x(), "epochs": 1, "compile": "off"},
@@ -385,11 +407,11 @@ TRAINING: dict[str, Case] = {
 }
 
 OBJECTIVES: dict[str, Case] = {
-    "pyrovae.ELBO": case(analytic_kl=Kind(lambda v: isinstance(v, bool), "a bool").or_(one_of("auto")), free_bits=NOT_NEGATIVE),
-    "pyrovae.IWAE": case(),
-    "pyrovae.BetaTCVAE": case(
-        with_(num_data=10), beta=NOT_NEGATIVE, estimator=one_of("stratified", "weighted")
+    "pyrovae.ELBO": case(
+        analytic_kl=Kind(lambda v: isinstance(v, bool), "a bool").or_(one_of("auto")), free_bits=NOT_NEGATIVE
     ),
+    "pyrovae.IWAE": case(),
+    "pyrovae.BetaTCVAE": case(with_(num_data=10), beta=NOT_NEGATIVE, estimator=one_of("stratified", "weighted")),
     "pyrovae.CapacityELBO": case(with_(capacity=1.0), capacity=SCHEDULE),
     "pyrovae.linear_warmup": case(with_(duration=2.0)),
     "pyrovae.cosine_warmup": case(with_(duration=2.0)),
@@ -397,6 +419,8 @@ OBJECTIVES: dict[str, Case] = {
 }
 
 INTEGER = Kind(is_integer, "an integer")
+
+
 def as_array(value: Any) -> Any:
     """A list of numbers as the array that it stands for."""
     value = list(value) if isinstance(value, tuple) else value
@@ -413,15 +437,23 @@ LATENTS = Kind(lambda v: shaped(v, (N, 2)) or shaped(v, (1, 2)) or shaped(v, (2,
 
 MODELS: dict[str, Case] = {
     "pyrovae.VAE": case(with_(event_shape=(D,), latent_dim=2, hidden=(3,))),
-    "pyrovae.VAE.as_data": case(lambda: {"value": x()}, of=vae, value=numbers(N, D).but(called=("x",)), name=ANYTHING,
-                                covariates=ANYTHING),
+    "pyrovae.VAE.as_data": case(
+        lambda: {"value": x()}, of=vae, value=numbers(N, D).but(called=("x",)), name=ANYTHING, covariates=ANYTHING
+    ),
     "pyrovae.VAE.check": case(lambda: {"x": x()}, of=vae, x=in_steps(X), name=ANYTHING),
-    "pyrovae.VAE.decode": case(lambda: {"z": torch.zeros(N, 2)}, of=vae,
-                               z=Kind(lambda v: LATENTS.takes(as_array(v)), "latents",
-                                      (*LATENTS.near, {"y": torch.zeros(3, 2)}, {"z": torch.zeros(3, 3)}, {"z": "a"}))),
+    "pyrovae.VAE.decode": case(
+        lambda: {"z": torch.zeros(N, 2)},
+        of=vae,
+        z=Kind(
+            lambda v: LATENTS.takes(as_array(v)),
+            "latents",
+            (*LATENTS.near, {"y": torch.zeros(3, 2)}, {"z": torch.zeros(3, 3)}, {"z": "a"}),
+        ),
+    ),
     "pyrovae.VAE.encode": case(lambda: {"x": x()}, of=vae, x=numbers(N, D), num_samples=size().or_(NONE)),
-    "pyrovae.VAE.interpolate": case(lambda: {"start": x(), "end": x()}, of=vae, start=numbers(N, D), end=numbers(N, D),
-                                    steps=size(2)),
+    "pyrovae.VAE.interpolate": case(
+        lambda: {"start": x(), "end": x()}, of=vae, start=numbers(N, D), end=numbers(N, D), steps=size(2)
+    ),
     "pyrovae.VAE.reconstruct": case(lambda: {"x": x()}, of=vae, x=numbers(N, D)),
     "pyrovae.VAE.sample": case(with_(n=2), of=vae),
     "pyrovae.VAE.sample_latents": case(with_(n=2), of=vae),
@@ -429,26 +461,54 @@ MODELS: dict[str, Case] = {
     "pyrovae.VAE.draw_posterior": case(lambda: {"x": x(), "num_particles": 2}, of=vae, x=in_steps(X)),
     "pyrovae.VAE.draw_prior": case(lambda: {"x": x(), "num_particles": 2}, of=vae, x=in_steps(X)),
     "pyrovae.VAE.log_terms": case(lambda: {"x": x()}, of=vae, x=in_steps(X)),
-    "pyrovae.VAE.load": case(lambda: {"path": vae().save("model")}, of=lambda: pv.VAE, path=nothing(),
-                             arguments=nothing(called=("nonsense",)), errors=(FileNotFoundError, IsADirectoryError)),
-    "pyrovae.VAE.save": case(with_(path="f"), of=vae, path=PATH, exclude=Kind(lambda v: isinstance(v, (list, tuple, dict, set)) and len(v) == 0, "no names").but("nonsense")),
-    "pyrovae.load": case(lambda: {"path": vae().save("model")}, path=nothing(), errors=(FileNotFoundError, IsADirectoryError)),
-    "pyrovae.LossModel.as_data": case(lambda: {"value": x()}, of=autoencoder, value=numbers(N, D).but(called=("x",)),
-                                      covariates=ANYTHING, name=ANYTHING),
-    "pyrovae.LossModel.check": case(lambda: {"x": x()}, of=autoencoder, x=in_steps(numbers(N, D)), covariates=COVARIATE.but(called=("positional arguments",)), name=ANYTHING),
+    "pyrovae.VAE.load": case(
+        lambda: {"path": vae().save("model")},
+        of=lambda: pv.VAE,
+        path=nothing(),
+        arguments=nothing(called=("nonsense",)),
+        errors=(FileNotFoundError, IsADirectoryError),
+    ),
+    "pyrovae.VAE.save": case(
+        with_(path="f"),
+        of=vae,
+        path=PATH,
+        exclude=Kind(lambda v: isinstance(v, (list, tuple, dict, set)) and len(v) == 0, "no names").but("nonsense"),
+    ),
+    "pyrovae.load": case(
+        lambda: {"path": vae().save("model")}, path=nothing(), errors=(FileNotFoundError, IsADirectoryError)
+    ),
+    "pyrovae.LossModel.as_data": case(
+        lambda: {"value": x()},
+        of=autoencoder,
+        value=numbers(N, D).but(called=("x",)),
+        covariates=ANYTHING,
+        name=ANYTHING,
+    ),
+    "pyrovae.LossModel.check": case(
+        lambda: {"x": x()},
+        of=autoencoder,
+        x=in_steps(numbers(N, D)),
+        covariates=COVARIATE.but(called=("positional arguments",)),
+        name=ANYTHING,
+    ),
     "pyrovae.LogTerms.by_datum": case(with_(site="z"), of=terms, site=nothing(), value=broadcasts(2, N, 2).or_(NONE)),
     "pyrovae.LogTerms.closed_form_kl": case(with_(site="z"), of=terms, site=nothing()),
     "pyrovae.LogTerms.closed_form_kl_by_dimension": case(with_(site="z"), of=terms, site=nothing()),
     "pyrovae.LogTerms.kl": case(with_(site="z"), of=terms, site=nothing(), closed_form=FLAG),
-    "pyrovae.model.Latents.by_datum": case(with_(site="z"), of=lambda: terms().latents, site=nothing(), value=broadcasts(2, N, 2).or_(NONE)),
+    "pyrovae.model.Latents.by_datum": case(
+        with_(site="z"), of=lambda: terms().latents, site=nothing(), value=broadcasts(2, N, 2).or_(NONE)
+    ),
 }
 for _name in ("log_joint", "log_prior", "log_posterior"):
     MODELS[f"pyrovae.VAE.{_name}"] = case(
         lambda: {"x": x(), "latents": {"z": torch.zeros(2, N, 2)}},
         of=vae,
         x=in_steps(X),
-        latents=Kind(lambda v: None if isinstance(v, dict) and not v else False, "{}, for models without latents",
-                     ({"z": "a"}, [torch.zeros(2, N, 2)])),
+        latents=Kind(
+            lambda v: None if isinstance(v, dict) and not v else False,
+            "{}, for models without latents",
+            ({"z": "a"}, [torch.zeros(2, N, 2)]),
+        ),
     )
 
 EVALUATION: dict[str, Case] = {
@@ -460,14 +520,23 @@ EVALUATION: dict[str, Case] = {
         evaluated(num_temperatures=3, num_chains=2, num_leapfrog=1), model=VAES, start=one_of("posterior", "prior")
     ),
     "pyrovae.bdmc": case(
-        lambda: {"model": vae(), "num_data": 2, "num_temperatures": 3, "num_chains": 2, "num_leapfrog": 1,
-                 "compile": "off"},
+        lambda: {
+            "model": vae(),
+            "num_data": 2,
+            "num_temperatures": 3,
+            "num_chains": 2,
+            "num_leapfrog": 1,
+            "compile": "off",
+        },
         model=VAES,
         start=one_of("auto", "posterior", "prior"),
     ),
-    "pyrovae.collapse": case(evaluated(num_samples=4), model=VAES, num_samples=size(2), num_data=size(2), num_draws=size()),
-    "pyrovae.elbo_terms": case(evaluated(num_samples=4), model=VAES,
-                               log_px=Kind(lambda v: v is None, "nothing", (torch.zeros(N + 1), "a"))),
+    "pyrovae.collapse": case(
+        evaluated(num_samples=4), model=VAES, num_samples=size(2), num_data=size(2), num_draws=size()
+    ),
+    "pyrovae.elbo_terms": case(
+        evaluated(num_samples=4), model=VAES, log_px=Kind(lambda v: v is None, "nothing", (torch.zeros(N + 1), "a"))
+    ),
     "pyrovae.inference_gaps": case(
         evaluated(steps=1, num_particles=2, num_samples=20, families=("mean_field",)),
         model=VAES,
@@ -501,18 +570,31 @@ EVALUATION: dict[str, Case] = {
     "pyrovae.pool": case(lambda: {"results": [marginal(), marginal(1)]}, results=RESULTS),
     "pyrovae.evaluation.EvaluationRun": case(
         lambda: {"function": "f", "model": vae(), "x": x(), "compile": "off"},
-        function=TEXT, model=VAES, x=numbers(N, D), density=FLAG, covariates=Kind(lambda v: v == () if isinstance(v, tuple) else False, "none", called=("covariate",)),
+        function=TEXT,
+        model=VAES,
+        x=numbers(N, D),
+        density=FLAG,
+        covariates=Kind(lambda v: v == () if isinstance(v, tuple) else False, "none", called=("covariate",)),
     ),
     "pyrovae.evaluation.continuity": case(
         lambda: {"decode": vae().decode, "codes": torch.randn(5, 2), "num_pairs": 3, "steps": 3},
-        decode=CALLABLE, codes=numbers(5, 2).but(called=("latents",)), num_pairs=size(), steps=size(2),
+        decode=CALLABLE,
+        codes=numbers(5, 2).but(called=("latents",)),
+        num_pairs=size(),
+        steps=size(2),
     ),
     "pyrovae.evaluation.completeness": case(
         lambda: {"decode": vae().decode, "z": torch.randn(5, 2), "test": x(4, D), "train": 1 - x(6, D)},
-        decode=CALLABLE, z=numbers(5, 2).but(called=("latents",)), test=numbers(4, D), train=numbers(6, D),
+        decode=CALLABLE,
+        z=numbers(5, 2).but(called=("latents",)),
+        test=numbers(4, D),
+        train=numbers(6, D),
     ),
     "pyrovae.evaluation.judge": case(
-        lambda: {"pointwise": marginal().pointwise, "num_samples": 20}, num_samples=size(), exact=FLAG, bound=FLAG.or_(NONE)
+        lambda: {"pointwise": marginal().pointwise, "num_samples": 20},
+        num_samples=size(),
+        exact=FLAG,
+        bound=FLAG.or_(NONE),
     ),
     "pyrovae.evaluation.judge_chains": case(
         lambda: {
@@ -526,13 +608,21 @@ EVALUATION: dict[str, Case] = {
     "pyrovae.evaluation.mean_error_of_chains": case(
         lambda: {"pointwise": chains(), "num_chains": 2}, num_chains=size()
     ),
-    "pyrovae.evaluation.pareto_khat": case(lambda: {"largest": torch.zeros(2, 8)}, largest=floats(lambda v: v.dim() == 2 and v.shape[1] > 0, torch.zeros(8))),
+    "pyrovae.evaluation.pareto_khat": case(
+        lambda: {"largest": torch.zeros(2, 8)},
+        largest=floats(lambda v: v.dim() == 2 and v.shape[1] > 0, torch.zeros(8)),
+    ),
     "pyrovae.MarginalResult.worst": case(of=marginal, by=one_of("khat", "log_px", "ess")),
-    "pyrovae.MarginalResult.from_arviz": case(lambda: {"data": marginal().to_arviz()}, of=lambda: pv.MarginalResult,
-                                              data=nothing()),
+    "pyrovae.MarginalResult.from_arviz": case(
+        lambda: {"data": marginal().to_arviz()}, of=lambda: pv.MarginalResult, data=nothing()
+    ),
     "pyrovae.AISResult.save": case(with_(path="f"), of=marginal, path=PATH),
-    "pyrovae.AISResult.load": case(lambda: {"path": marginal().save("result.npz")}, of=lambda: pv.MarginalResult,
-                                   path=nothing(), errors=(FileNotFoundError,)),
+    "pyrovae.AISResult.load": case(
+        lambda: {"path": marginal().save("result.npz")},
+        of=lambda: pv.MarginalResult,
+        path=nothing(),
+        errors=(FileNotFoundError,),
+    ),
 }
 for _score in ("mig", "mutual_information", "sap", "dci", "factor_vae_score"):
     _more: dict[str, Any] = {"num_votes": 5} if _score == "factor_vae_score" else {}
@@ -541,7 +631,9 @@ for _score in ("mig", "mutual_information", "sap", "dci", "factor_vae_score"):
         categorical=sequence(size(0, 1), range(3), [2], [-1], [True]),
         num_fixed=size(2),
         min_variance=NOT_NEGATIVE,
-        codes=Kind(lambda v: shaped(as_array(v), (20, 2)) or shaped(as_array(v), (20, 3)), "codes", numbers(20, 3).near),
+        codes=Kind(
+            lambda v: shaped(as_array(v), (20, 2)) or shaped(as_array(v), (20, 3)), "codes", numbers(20, 3).near
+        ),
         factors=nothing(called=("factor",), near=(torch.zeros(20, 2), np.arange(40).reshape(20, 2) + 0.5)),
         seed=SEED,
     )
@@ -573,7 +665,9 @@ PARTS: dict[str, Case] = {
 
 
 NETWORKS: dict[str, Case] = {
-    "pyrovae.networks.MLP": case(with_(in_features=2, hidden=(3,), out_features=2), activation=nothing(near=("relu", nn.ReLU()))),
+    "pyrovae.networks.MLP": case(
+        with_(in_features=2, hidden=(3,), out_features=2), activation=nothing(near=("relu", nn.ReLU()))
+    ),
     "pyrovae.networks.GatedMLP": case(with_(in_features=2, hidden=(3,), out_features=2)),
     "pyrovae.networks.ConvCell": case(with_(channels=2)),
     "pyrovae.networks.DepthwiseCell": case(with_(channels=2), expansion=size()),
@@ -588,18 +682,24 @@ NETWORKS: dict[str, Case] = {
     ),
     "pyrovae.networks.GatedPixelCNN": case(
         with_(in_channels=1, out_channels=1, hidden=2, num_layers=1),
-        hidden=HIDDEN, num_layers=size(), kernel_size=ODD, context_dim=size().or_(NONE),
+        hidden=HIDDEN,
+        num_layers=size(),
+        kernel_size=ODD,
+        context_dim=size().or_(NONE),
         spatial_context=Kind(lambda v: v is False, "False, without context_dim", ("yes", 1)),
     ),
     "pyrovae.networks.RowGRU": case(
         with_(in_channels=1, out_channels=1, width=4, hidden=2),
-        hidden=HIDDEN, width=size(), context_dim=size().or_(NONE),
+        hidden=HIDDEN,
+        width=size(),
+        context_dim=size().or_(NONE),
         spatial_context=Kind(lambda v: v is False, "False, without context_dim", ("yes", 1)),
     ),
     "pyrovae.networks.SpectralSum": case(lambda: {"network": vae().decoder}, network=nothing(), iterations=size()),
     "pyrovae.networks.VectorQuantizer": case(with_(num_codes=4, code_dim=2)),
-    "pyrovae.networks.code_counts": case(lambda: {"codes": torch.tensor([[0, 1]]), "num_codes": 4},
-                                         codes=nothing(), num_codes=size(2)),
+    "pyrovae.networks.code_counts": case(
+        lambda: {"codes": torch.tensor([[0, 1]]), "num_codes": 4}, codes=nothing(), num_codes=size(2)
+    ),
     "pyrovae.networks.perplexity": case(lambda: {"counts": torch.tensor([1, 2])}, counts=nothing()),
 }
 
@@ -608,44 +708,70 @@ ZOO: dict[str, Case] = {
     "pyrovae.zoo.beta_vae": case(
         with_(event_shape=IMAGE, latent_dim=2), event_shape=IMAGES.but(called=("image_shape",))
     ),
-    "pyrovae.zoo.delta_vae": case(with_(event_shape=(D,), latent_dim=4, delta=1.0, hidden=(3,)),
-                                  delta=number(0.0, 100.0), latent_dim=size(2), channels=size(1, 2)),
+    "pyrovae.zoo.delta_vae": case(
+        with_(event_shape=(D,), latent_dim=4, delta=1.0, hidden=(3,)),
+        delta=number(0.0, 100.0),
+        latent_dim=size(2),
+        channels=size(1, 2),
+    ),
     "pyrovae.zoo.linear_vae": case(with_(event_shape=(D,), latent_dim=2), scale=POSITIVE.or_(one_of("shared"))),
     "pyrovae.zoo.HierarchicalVAE": case(
-        with_(event_shape=(D,), latent_dims=(2,), hidden=(3,)), latent_dims=sequence(size(), range(1, 7)),
+        with_(event_shape=(D,), latent_dims=(2,), hidden=(3,)),
+        latent_dims=sequence(size(), range(1, 7)),
         layer_norm=FLAG.or_(NONE),
     ),
     "pyrovae.zoo.LadderVAE": case(
-        with_(event_shape=(D,), latent_dims=(2,), hidden=(3,)), latent_dims=sequence(size(), range(1, 7)),
+        with_(event_shape=(D,), latent_dims=(2,), hidden=(3,)),
+        latent_dims=sequence(size(), range(1, 7)),
         layer_norm=FLAG.or_(NONE),
     ),
     "pyrovae.zoo.NVAE": case(
         with_(event_shape=IMAGE, groups=(1,), channels=2, latent_channels=1),
-        event_shape=IMAGES, groups=sequence(size(), range(1, 4)), latent_channels=size(), expansion=size(), cells=size(),
+        event_shape=IMAGES,
+        groups=sequence(size(), range(1, 4)),
+        latent_channels=size(),
+        expansion=size(),
+        cells=size(),
         spectral_weight=NOT_NEGATIVE,
     ),
     "pyrovae.zoo.NonAmortizedVAE": case(
-        lambda: {"generative": vae(), "num_data": 3}, generative=model_of(pv.VAE), context_dim=size().or_(NONE),
+        lambda: {"generative": vae(), "num_data": 3},
+        generative=model_of(pv.VAE),
+        context_dim=size().or_(NONE),
         train_decoder=FLAG,
     ),
     "pyrovae.zoo.PixelCNN": case(with_(event_shape=IMAGE), event_shape=IMAGES, decoder=one_of("pixelcnn", "gru")),
     "pyrovae.zoo.PixelVAE": case(
-        with_(event_shape=IMAGE, latent_dim=2, hidden=(3,)), event_shape=IMAGES, decoder=one_of("pixelcnn", "gru"),
-        conditioning=one_of("map", "vector"), input_dropout=BELOW_ONE,
+        with_(event_shape=IMAGE, latent_dim=2, hidden=(3,)),
+        event_shape=IMAGES,
+        decoder=one_of("pixelcnn", "gru"),
+        conditioning=one_of("map", "vector"),
+        input_dropout=BELOW_ONE,
     ),
     "pyrovae.zoo.PixelDecoder": case(
-        lambda: {"event_shape": IMAGE, "likelihood": pv.likelihoods.Bernoulli(3)}, event_shape=IMAGES,
-        likelihood=nothing(), network=one_of("pixelcnn", "gru").but(called=("decoder",)), network_options=OPTIONS.or_(NONE).but(called=("decoder_options", "decoder")),
-        upsample=NONE, input_dropout=BELOW_ONE,
+        lambda: {"event_shape": IMAGE, "likelihood": pv.likelihoods.Bernoulli(3)},
+        event_shape=IMAGES,
+        likelihood=nothing(),
+        network=one_of("pixelcnn", "gru").but(called=("decoder",)),
+        network_options=OPTIONS.or_(NONE).but(called=("decoder_options", "decoder")),
+        upsample=NONE,
+        input_dropout=BELOW_ONE,
     ),
     "pyrovae.zoo.PixelCNNPrior": case(
-        with_(grid_shape=(2, 2), num_codes=4, hidden=2, num_layers=1), embedding_dim=size(), hidden=HIDDEN,
-        num_layers=size(), kernel_size=ODD,
+        with_(grid_shape=(2, 2), num_codes=4, hidden=2, num_layers=1),
+        embedding_dim=size(),
+        hidden=HIDDEN,
+        num_layers=size(),
+        kernel_size=ODD,
     ),
     "pyrovae.zoo.UniformCodes": case(with_(grid_shape=(2, 2), num_codes=4)),
     "pyrovae.zoo.VQVAE": case(
-        with_(event_shape=IMAGE, hidden=2, num_blocks=1), event_shape=IMAGES, downsampling=POWER,
-        hidden=HIDDEN, commitment=POSITIVE, prior=NONE,
+        with_(event_shape=IMAGE, hidden=2, num_blocks=1),
+        event_shape=IMAGES,
+        downsampling=POWER,
+        hidden=HIDDEN,
+        commitment=POSITIVE,
+        prior=NONE,
     ),
     "pyrovae.zoo.VQVAE.codes": case(lambda: {"x": x(2, 1, 4, 4)}, of=vqvae, x=numbers(2, 1, 4, 4)),
     "pyrovae.zoo.VQVAE.code_counts": case(lambda: {"x": x(2, 1, 4, 4)}, of=vqvae, x=numbers(2, 1, 4, 4)),
@@ -665,12 +791,22 @@ ZOO: dict[str, Case] = {
     ),
 }
 ACTIVATION = registered(pv.zoo.ACTIVATIONS)
-for _make in ("Autoencoder", "linear_autoencoder", "deep_autoencoder", "denoising_autoencoder", "sparse_autoencoder",
-              "contractive_autoencoder"):
+for _make in (
+    "Autoencoder",
+    "linear_autoencoder",
+    "deep_autoencoder",
+    "denoising_autoencoder",
+    "sparse_autoencoder",
+    "contractive_autoencoder",
+):
     ZOO[f"pyrovae.zoo.{_make}"] = case(
         with_(event_shape=(D,), code_dim=2),
-        activation=ACTIVATION, code_activation=ACTIVATION, reconstruction=one_of("squared_error", "bernoulli"), tied=FLAG,
-        corruption=registered(pv.zoo.CORRUPTIONS) if _make == "denoising_autoencoder"
+        activation=ACTIVATION,
+        code_activation=ACTIVATION,
+        reconstruction=one_of("squared_error", "bernoulli"),
+        tied=FLAG,
+        corruption=registered(pv.zoo.CORRUPTIONS)
+        if _make == "denoising_autoencoder"
         else registered(pv.zoo.CORRUPTIONS).or_(NONE),
         penalty=one_of("kl", "l1") if _make == "sparse_autoencoder" else one_of("l1", "contraction").or_(NONE),
     )
@@ -678,14 +814,25 @@ for _make in ("Autoencoder", "linear_autoencoder", "deep_autoencoder", "denoisin
 BATCH = sequence(size(0), range(8))
 DISTRIBUTIONS: dict[str, Case] = {
     "pyrovae.distributions.AR1": case(
-        lambda: {"alpha": torch.tensor([0.5]), "length": 3}, alpha=floats(lambda v: v.dim() == 1, torch.zeros(2, 2)),
-        length=size(), scale=floats(lambda v: v.shape in ((1,), (D,), (), (0, D)) or v.shape[-1:] == (1,) or v.dim() >= 1).or_(NONE), batch_shape=BATCH,
+        lambda: {"alpha": torch.tensor([0.5]), "length": 3},
+        alpha=floats(lambda v: v.dim() == 1, torch.zeros(2, 2)),
+        length=size(),
+        scale=floats(lambda v: v.shape in ((1,), (D,), (), (0, D)) or v.shape[-1:] == (1,) or v.dim() >= 1).or_(NONE),
+        batch_shape=BATCH,
     ),
     "pyrovae.distributions.Autoregressive": case(
-        lambda: {"conditional": lambda v: v, "event_shape": (2, 2)}, conditional=CALLABLE,
-        event_shape=sequence(size(), range(2, 8)), batch_shape=BATCH, support=nothing(),
-        like=Kind(lambda v: isinstance(v, Tensor) and v.layout is torch.strided and v.device.type == "cpu"
-                  and not v.is_quantized, "a tensor").or_(NONE), mean_draws=size(),
+        lambda: {"conditional": lambda v: v, "event_shape": (2, 2)},
+        conditional=CALLABLE,
+        event_shape=sequence(size(), range(2, 8)),
+        batch_shape=BATCH,
+        support=nothing(),
+        like=Kind(
+            lambda v: (
+                isinstance(v, Tensor) and v.layout is torch.strided and v.device.type == "cpu" and not v.is_quantized
+            ),
+            "a tensor",
+        ).or_(NONE),
+        mean_draws=size(),
     ),
     "pyrovae.distributions.ContinuousBernoulli": case(lambda: {"logits": torch.zeros(3)}, logits=floats()),
     "pyrovae.distributions.DiscretizedLogistic": case(
@@ -693,74 +840,126 @@ DISTRIBUTIONS: dict[str, Case] = {
     ),
     "pyrovae.distributions.Flow": case(
         lambda: {"base": normal(), "transforms": [torch.distributions.AffineTransform(0.0, 2.0, 1)], "can_score": True},
-        base=nothing(), transforms=nothing(), can_score=FLAG,
+        base=nothing(),
+        transforms=nothing(),
+        can_score=FLAG,
     ),
     "pyrovae.distributions.IndependentBernoulli": case(
         lambda: {"logits": torch.zeros(2, 3), "event_dim": 1, "validate_args": False},
-        logits=floats(lambda v: v.dim() > 0, torch.tensor(0.0)), event_dim=size(0, 2),
+        logits=floats(lambda v: v.dim() > 0, torch.tensor(0.0)),
+        event_dim=size(0, 2),
     ),
     "pyrovae.distributions.Levels": case(
         lambda: {"logits": torch.zeros(3)}, logits=floats(lambda v: v.dim() > 0 and v.shape[-1] > 1, torch.zeros(3, 1))
     ),
     "pyrovae.distributions.PointMass": case(
         lambda: {"value": torch.zeros(3).long(), "num_values": 4},
-        value=Kind(lambda v: isinstance(v, Tensor) and v.dtype == torch.int64, "integers"), num_values=size(),
+        value=Kind(lambda v: isinstance(v, Tensor) and v.dtype == torch.int64, "integers"),
+        num_values=size(),
     ),
     "pyrovae.distributions.SylvesterTransform": case(
         lambda: {"q": torch.eye(3, 2), "r": torch.eye(2), "r_tilde": torch.eye(2), "b": torch.zeros(2)},
-        q=floats(lambda v: v.dim() > 1 and v.shape[-1] == 2), r=nothing(), r_tilde=nothing(),
+        q=floats(lambda v: v.dim() > 1 and v.shape[-1] == 2),
+        r=nothing(),
+        r_tilde=nothing(),
         b=floats(lambda v: v.shape[-1:] == (2,)),
     ),
     "pyrovae.distributions.capabilities": case(lambda: {"p": normal()}, p=nothing()),
     "pyrovae.distributions.product_of_normals": case(lambda: {"p": normal(), "q": normal()}, p=nothing(), q=nothing()),
     "pyrovae.distributions.register_chart": case(lambda: {"distribution": dist.VonMises}, distribution=nothing()),
     "pyrovae.distributions.residual_normal": case(
-        lambda: {"p": normal(), "shift": torch.zeros(3), "stretch": torch.ones(3)}, p=nothing(), shift=broadcasts(3),
+        lambda: {"p": normal(), "shift": torch.zeros(3), "stretch": torch.ones(3)},
+        p=nothing(),
+        shift=broadcasts(3),
         stretch=broadcasts(3),
     ),
 }
 
-CODES = Kind(lambda v: shaped(v, (N, D)) and numbers(N, D).takes(v), "codes", [n for n in numbers(N, D).near if np.shape(n)[-1:] != (D - 1,)])
+CODES = Kind(
+    lambda v: shaped(v, (N, D)) and numbers(N, D).takes(v),
+    "codes",
+    [n for n in numbers(N, D).near if np.shape(n)[-1:] != (D - 1,)],
+)
 LABELS = nothing(near=(torch.zeros(N + 1), "a"))
 PLOTS: dict[str, Case] = {
     "pyrovae.plots.active_units": case(lambda: {"reports": {"a": report()}}, reports=nothing(near=({}, {"a": 3}))),
-    "pyrovae.plots.aggregate_posterior": case(lambda: {"model": vae(), "x": x()}, model=VAES, x=numbers(N, D),
-                                              dims=parts_of(2, (1, 2))),
-    "pyrovae.plots.bounds": case(lambda: {"results": marginal()}, ais=Kind(lambda v: v is None or (isinstance(v, dict) and not v), "none", ({"a": 3},))),
+    "pyrovae.plots.aggregate_posterior": case(
+        lambda: {"model": vae(), "x": x()}, model=VAES, x=numbers(N, D), dims=parts_of(2, (1, 2))
+    ),
+    "pyrovae.plots.bounds": case(
+        lambda: {"results": marginal()},
+        ais=Kind(lambda v: v is None or (isinstance(v, dict) and not v), "none", ({"a": 3},)),
+    ),
     "pyrovae.plots.codebook_usage": case(lambda: {"counts": torch.tensor([1, 2])}, counts=nothing()),
-    "pyrovae.plots.codes": case(lambda: {"code": x(), "labels": torch.arange(N)}, code=CODES, labels=LABELS,
-                                dims=parts_of(D, (2,))),
-    "pyrovae.plots.curves": case(lambda: {"runs": {"a": pd.DataFrame({"val_loss": [2.0, 1.0]})}},
-                                 runs=nothing(near=({}, {"a": 3})), column=nothing(called=("runs",))),
+    "pyrovae.plots.codes": case(
+        lambda: {"code": x(), "labels": torch.arange(N)}, code=CODES, labels=LABELS, dims=parts_of(D, (2,))
+    ),
+    "pyrovae.plots.curves": case(
+        lambda: {"runs": {"a": pd.DataFrame({"val_loss": [2.0, 1.0]})}},
+        runs=nothing(near=({}, {"a": 3})),
+        column=nothing(called=("runs",)),
+    ),
     "pyrovae.plots.denoising": case(
         lambda: {"models": {"a": autoencoder()}, "x": x(), "noisy": x(), "image_shape": (2, 2)},
-        models=nothing(near=({"a": 3},)), x=numbers(N, D), noisy=numbers(N, D), image_shape=PLOT_SHAPE,
+        models=nothing(near=({"a": 3},)),
+        x=numbers(N, D),
+        noisy=numbers(N, D),
+        image_shape=PLOT_SHAPE,
     ),
     "pyrovae.plots.forest": case(
-        lambda: {"comparison": pv.compare({"a": marginal(), "b": marginal(1)})}, comparison=nothing(),
-        reference=NONE, interval=POSITIVE.or_(NONE),
+        lambda: {"comparison": pv.compare({"a": marginal(), "b": marginal(1)})},
+        comparison=nothing(),
+        reference=NONE,
+        interval=POSITIVE.or_(NONE),
     ),
     "pyrovae.plots.gaps": case(
-        lambda: {"tables": {"a": {"approximation": 1.0, "approximation_se": 1.0, "amortization": 1.0,
-                                  "amortization_se": 1.0}}},
+        lambda: {
+            "tables": {
+                "a": {"approximation": 1.0, "approximation_se": 1.0, "amortization": 1.0, "amortization_se": 1.0}
+            }
+        },
         tables=nothing(near=({}, {"a": 3}, {"a": {}})),
     ),
-    "pyrovae.plots.images": case(lambda: {"x": x(), "image_shape": (2, 2)}, x=numbers(N, D), image_shape=PLOT_SHAPE,
-                                 columns=size(), row_labels=sequence(TEXT, range(2), "a", [1])),
+    "pyrovae.plots.images": case(
+        lambda: {"x": x(), "image_shape": (2, 2)},
+        x=numbers(N, D),
+        image_shape=PLOT_SHAPE,
+        columns=size(),
+        row_labels=sequence(TEXT, range(2), "a", [1]),
+    ),
     "pyrovae.plots.khats": case(lambda: {"result": marginal()}, result=nothing()),
     "pyrovae.plots.kl_per_dimension": case(lambda: {"report": report()}, report=nothing(near=({}, {"a": 3}))),
     "pyrovae.plots.kl_per_site": case(lambda: {"report": report()}, report=nothing(near=({}, {"a": 3}))),
-    "pyrovae.plots.layer_samples": case(lambda: {"model": ladder(), "image_shape": (2, 2), "n": 2}, model=VAES, n=size(2),
-                                        image_shape=PLOT_SHAPE),
-    "pyrovae.plots.log_weights": case(lambda: {"log_weight": torch.linspace(-5, 0, 50)},
-                                      log_weight=Kind(lambda v: any(shaped(as_array(list(v) if isinstance(v, tuple) else v), (n,)) for n in (2, 6, D)), "log-weights of a datum")),
-    "pyrovae.plots.manifold": case(plotted(n=2), model=VAES, n=size(2), image_shape=PLOT_SHAPE,
-                                   extent=Kind(lambda v: v is None or (sequence(NUMBER, (4,)).takes(v) and v[0] < v[1] and v[2] < v[3]), "an extent",
-                                               ((0, 1, 1, 0), (1, 2, 3), (0, 1, 0, 1)))),
-    "pyrovae.plots.reconstructions": case(plotted(x=x()), model=model_of(pv.VAEModel), x=numbers(N, D), image_shape=PLOT_SHAPE),
+    "pyrovae.plots.layer_samples": case(
+        lambda: {"model": ladder(), "image_shape": (2, 2), "n": 2}, model=VAES, n=size(2), image_shape=PLOT_SHAPE
+    ),
+    "pyrovae.plots.log_weights": case(
+        lambda: {"log_weight": torch.linspace(-5, 0, 50)},
+        log_weight=Kind(
+            lambda v: any(shaped(as_array(list(v) if isinstance(v, tuple) else v), (n,)) for n in (2, 6, D)),
+            "log-weights of a datum",
+        ),
+    ),
+    "pyrovae.plots.manifold": case(
+        plotted(n=2),
+        model=VAES,
+        n=size(2),
+        image_shape=PLOT_SHAPE,
+        extent=Kind(
+            lambda v: v is None or (sequence(NUMBER, (4,)).takes(v) and v[0] < v[1] and v[2] < v[3]),
+            "an extent",
+            ((0, 1, 1, 0), (1, 2, 3), (0, 1, 0, 1)),
+        ),
+    ),
+    "pyrovae.plots.reconstructions": case(
+        plotted(x=x()), model=model_of(pv.VAEModel), x=numbers(N, D), image_shape=PLOT_SHAPE
+    ),
     "pyrovae.plots.samples": case(plotted(n=2), model=VAES, image_shape=PLOT_SHAPE),
     "pyrovae.plots.traversals": case(
-        plotted(x=x(), values=(0.0, 1.0)), model=VAES, x=numbers(N, D), image_shape=PLOT_SHAPE,
+        plotted(x=x(), values=(0.0, 1.0)),
+        model=VAES,
+        x=numbers(N, D),
+        image_shape=PLOT_SHAPE,
         dims=parts_of(2, (1, 2)).or_(NONE),
         values=sequence(NUMBER, range(1, 7)).or_(NONE),
     ),
@@ -768,11 +967,16 @@ PLOTS: dict[str, Case] = {
 
 MATRIX = numbers(3, 2)
 TESTING: dict[str, Case] = {
-    "pyrovae.testing.LinearGaussian": case(of_lines, w=nothing(), b=nothing(),
-                                           guide=one_of("exact", "mean_field", "detuned"), shift=NUMBER),
+    "pyrovae.testing.LinearGaussian": case(
+        of_lines, w=nothing(), b=nothing(), guide=one_of("exact", "mean_field", "detuned"), shift=NUMBER
+    ),
     "pyrovae.testing.LinearGaussian.maximum_likelihood": case(
-        lambda: {"x": torch.randn(N, D), "latent_dim": 2}, of=lambda: pv.testing.LinearGaussian,
-        x=nothing(), latent_dim=size(1, D - 1), noise=POSITIVE.or_(NONE), guide=one_of("exact", "mean_field", "detuned"),
+        lambda: {"x": torch.randn(N, D), "latent_dim": 2},
+        of=lambda: pv.testing.LinearGaussian,
+        x=nothing(),
+        latent_dim=size(1, D - 1),
+        noise=POSITIVE.or_(NONE),
+        guide=one_of("exact", "mean_field", "detuned"),
     ),
     "pyrovae.testing.BetaBernoulli": case(with_(n=3), a=POSITIVE, b=POSITIVE, detune=NOT_NEGATIVE),
     "pyrovae.testing.DiscreteMixture": case(
@@ -780,22 +984,45 @@ TESTING: dict[str, Case] = {
     ),
     "pyrovae.testing.LinearMixture": case(
         lambda: {"weights": torch.ones(2), "means": torch.zeros(2, 2), "spread": 1.0, **of_lines()},
-        weights=nothing(), means=nothing(), spread=POSITIVE, w=nothing(), b=nothing(),
+        weights=nothing(),
+        means=nothing(),
+        spread=POSITIVE,
+        w=nothing(),
+        b=nothing(),
     ),
     "pyrovae.testing.grid_log_px": case(
-        lambda: {"model": vae(), "x": x(), "points": 3}, model=VAES, x=numbers(N, D), site=nothing(), half_width=POSITIVE,
+        lambda: {"model": vae(), "x": x(), "points": 3},
+        model=VAES,
+        x=numbers(N, D),
+        site=nothing(),
+        half_width=POSITIVE,
         points=size(2),
     ),
 }
 
 DATASETS: dict[str, Case] = {
     "pyrovae.datasets.load": case(
-        with_(name="digits"), name=registered(pv.datasets.DATASETS).but(called=("data set",)), binarize=one_of("dynamic", "static", "threshold").or_(NONE),
-        flatten=FLAG, seed=SEED, root=PATH.or_(NONE), download=FLAG, errors=(FileNotFoundError,),
+        with_(name="digits"),
+        name=registered(pv.datasets.DATASETS).but(called=("data set",)),
+        binarize=one_of("dynamic", "static", "threshold").or_(NONE),
+        flatten=FLAG,
+        seed=SEED,
+        root=PATH.or_(NONE),
+        download=FLAG,
+        errors=(FileNotFoundError,),
     ),
 }
 
 CASES = {
-    **TRAINING, **OBJECTIVES, **MODELS, **EVALUATION, **PARTS, **NETWORKS, **ZOO, **DISTRIBUTIONS, **PLOTS, **TESTING,
+    **TRAINING,
+    **OBJECTIVES,
+    **MODELS,
+    **EVALUATION,
+    **PARTS,
+    **NETWORKS,
+    **ZOO,
+    **DISTRIBUTIONS,
+    **PLOTS,
+    **TESTING,
     **DATASETS,
 }
