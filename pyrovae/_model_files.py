@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyrovae._files import replaced
+from pyrovae._files import check_regular, parsed, replaced
 
 _KEY, _FORMAT = "pyrovae", 3
 _TEXTS, _LISTS, _DICTS = ("class", "module", "digest"), ("excluded", "validated_on"), ("arguments", "layouts", "state")
@@ -23,7 +23,7 @@ def write(path: Path, header: dict[str, Any], weights: Mapping[str, Tensor]) -> 
     """Write to a temporary file beside ``path``, flush it to the disk, and rename it into place.
 
     Raises:
-        ValueError: a tensor of a kind that safetensors does not have.
+        ValueError: a tensor of a kind that safetensors does not have; a path that is there, and no regular file.
     """
     copies, layouts = {}, {}
     for name, value in weights.items():
@@ -45,13 +45,12 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, not one of ours, or of another format.
+        ValueError: it is no regular file, damaged, not one of ours, or of another format.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no model at {path}.")
+    check_regular(path, "model")
     try:
         with safe_open(path, framework="pt") as file:
-            header = dict(json.loads((file.metadata() or {})[_KEY]))
+            header = dict(parsed((file.metadata() or {})[_KEY]))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if (version := header.get("format")) != _FORMAT:
             raise ValueError(f"its format is {version or 1}, where {_FORMAT} is needed. Save the model anew.")
