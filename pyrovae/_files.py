@@ -136,8 +136,8 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, one) for one in inside)
     if hint in (float, int):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    if hint is None or origin is None:
-        return value is None if hint is None else isinstance(value, hint)
+    if origin is None:
+        return isinstance(value, hint)
     if not isinstance(value, origin):
         return False
     if isinstance(value, Mapping):

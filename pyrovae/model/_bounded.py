@@ -25,7 +25,7 @@ class Bounded(TorchDispatchMode):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self._bytes = _BYTES + _TIMES * sum(value.nbytes for value in weights.values())
+        self._bytes = _BYTES + _TIMES * sum(t.numel() * t.element_size() for t in weights.values())
         self._operations = _OPERATIONS + _OPERATIONS_EACH * len(weights)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
