@@ -70,7 +70,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if sum((n - 1) * step for n, step in zip(plain.shape, strides, strict=True)) >= plain.numel():
                 raise ValueError(f"its header spreads {name} over more memory than it needs.")
             weights[name] = torch.empty_strided(plain.shape, strides, dtype=plain.dtype).copy_(plain)
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} is not a model saved by pyrovae, or is damaged: {error}") from error
     return header, weights
 

@@ -175,8 +175,8 @@ def _constant(value: Any) -> Any:
 
 
 def _methods(cls: type) -> list[Any]:
-    """The code of a class, but that of libraries, by which it goes by name."""
-    out: list[Any] = [f"{cls.__module__}.{cls.__qualname__}"]
+    """The name and the code of a class; of those of libraries the name alone. (Modules have several names.)"""
+    out: list[Any] = [cls.__qualname__]
     for base in cls.__mro__:
         if not _is_library(getattr(sys.modules.get(base.__module__), "__file__", "") or "", base.__module__):
             found = {n: getattr(m, "__func__", getattr(m, "fget", m)) for n, m in vars(base).items()}

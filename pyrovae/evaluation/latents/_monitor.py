@@ -57,7 +57,7 @@ class CollapseMonitor:
 
     def state_dict(self) -> dict[str, Any]:
         """What has been seen of a run, for a checkpoint."""
-        last = self._records[-1]["epoch"] if self._records else None
+        last = self._records[-1]["epoch"] if self._records else self._last
         return {"seen": [list(look) for look in self._seen], "low": self._low, "warned": self._warned, "last": last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
