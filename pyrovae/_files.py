@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# What code says of content that it was not written for.
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
 _MAX_DEPTH = 64  # of JSON, and of containers in a checkpoint
 _LOCKED: set[str] = set()  # by this process, whose threads an operating system does not tell apart
 _LOCKING = threading.Lock()

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyrovae._files import check_regular, parsed, replaced
+from pyrovae._files import MALFORMED, check_regular, parsed, replaced
 
 _KEY, _FORMAT = "pyrovae", 3
 _TEXTS, _LISTS, _DICTS = ("class", "module", "digest"), ("excluded", "validated_on"), ("arguments", "layouts", "state")
@@ -70,7 +70,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if sum((n - 1) * step for n, step in zip(plain.shape, strides, strict=True)) >= plain.numel():
                 raise ValueError(f"its header spreads {name} over more memory than it needs.")
             weights[name] = torch.empty_strided(plain.shape, strides, dtype=plain.dtype).copy_(plain)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (SafetensorError, OSError, *MALFORMED) as error:
         raise ValueError(f"{path} is not a model saved by pyrovae, or is damaged: {error}") from error
     return header, weights
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import tokenize
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyrovae._arguments import decode, encode, find, not_kept
-from pyrovae._files import check_regular, check_stored, fits, parsed, replaced
+from pyrovae._files import MALFORMED, check_regular, check_stored, fits, parsed, replaced
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
 from pyrovae._version import __version__
@@ -25,7 +26,7 @@ from pyrovae.evaluation._data import EvaluationData
 from pyrovae.model import LossModel, VAEModel
 
 _FORMAT = 1
-_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
+_UNREADABLE = (OSError, EOFError, BadZipFile, tokenize.TokenError)  # the last by NumPy, of a header
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Result(ABC):
         arrays: dict[str, np.ndarray] = {}
         facts: dict[str, Any] = {"format": _FORMAT, "class": [type(self).__module__, type(self).__qualname__]}
         facts |= {"tables": {}, "tensors": [], "values": {}}
-        _check_fields(type(self), vars(self))
+        _check_fields(type(self), {f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if isinstance(value, pd.DataFrame):
@@ -144,7 +145,7 @@ class Result(ABC):
             _check_fields(kind, fields)
             result = kind(**fields)
             result.summary()  # which says whether tables have the columns that they should
-        except (*_MALFORMED, OSError, EOFError, BadZipFile) as error:
+        except (*MALFORMED, *_UNREADABLE) as error:
             raise ValueError(f"{path} is no result saved by pyrovae, or is damaged: {error}") from error
         if not isinstance(result, cls):
             raise ValueError(f"{path} holds a {kind.__name__}: call {kind.__name__}.load.")
@@ -153,10 +154,12 @@ class Result(ABC):
 
 def _check_fields(kind: type, fields: Mapping[str, Any]) -> None:
     """Raise a ``ValueError`` for fields that are not what a class annotates; those of its provenance as well."""
-    hints = get_type_hints(kind)
-    for f in dataclasses.fields(kind):
-        if f.name in fields and not fits(fields[f.name], hints[f.name]):
-            raise ValueError(f"{f.name} of a {kind.__name__} is of type {type(fields[f.name]).__name__}.")
+    names, hints = {f.name for f in dataclasses.fields(kind)}, get_type_hints(kind)
+    if odd := sorted(names ^ fields.keys()):
+        raise ValueError(f"a {kind.__name__} has missing or unknown fields: {', '.join(odd)}.")
+    for name, value in fields.items():
+        if not fits(value, hints[name]):
+            raise ValueError(f"{name} of a {kind.__name__} is of type {type(value).__name__}.")
     if isinstance(fields.get("provenance"), Provenance):
         _check_fields(Provenance, vars(fields["provenance"]))
 
@@ -191,6 +194,8 @@ def as_arrays(table: pd.DataFrame) -> tuple[dict[str, Any], list[np.ndarray]]:
 
 def as_frame(described: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> pd.DataFrame:
     """The table of which :func:`as_arrays` made these arrays."""
+    if not isinstance(described["kind"], str) or any(array.ndim != 1 for array in arrays):
+        raise ValueError("a table is of no columns.")
     names, levels = described["columns"], described["index"]
     own = [array.astype(object) if array.dtype.kind == "U" else array for array in arrays]
     columns, keys = own[: len(names)], own[len(names) :]

@@ -11,6 +11,10 @@ _BYTES, _TIMES = 64 * 2**20, 32  # of new tensors: so many, and those of the wei
 _OPERATIONS, _OPERATIONS_EACH = 20_000, 200  # and for each tensor of the weights
 
 
+class TooMuch(ValueError):
+    """A constructor computes far more than its weights take."""
+
+
 class Bounded(TorchDispatchMode):
     """Inside the block this thread computes, on tensors, about what it takes to build a model of such weights.
 
@@ -20,20 +24,25 @@ class Bounded(TorchDispatchMode):
         weights: of the model, by name.
 
     Raises:
-        ValueError: from within the block, at the operation that is one too many.
+        TooMuch: from within the block, at the operation that is one too many.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._bytes = _BYTES + _TIMES * sum(t.numel() * t.element_size() for t in weights.values())
         self._operations = _OPERATIONS + _OPERATIONS_EACH * len(weights)
+        self._known: dict[Any, int] = {}  # bytes by operation and shapes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self._operations -= 1
-        self._bytes -= _bytes_of(func, args, kwargs)
+        leaves = tree_leaves((args, kwargs))
+        key = func, *((t.shape, t.dtype, t.device.type) if isinstance(t, Tensor) else str(t) for t in leaves)
+        if key not in self._known:
+            self._known[key] = _bytes_of(func, args, kwargs)
+        self._bytes -= self._known[key]
         if self._bytes < 0 or self._operations < 0:
-            raise ValueError("its constructor computes far more than weights of this size take")
+            raise TooMuch("its constructor computes far more than weights of this size take")
         return func(*args, **kwargs)
 
 

@@ -17,7 +17,7 @@ from pyrovae._compat.torch import uncompiled
 from pyrovae._frames import Columns
 from pyrovae._model_files import digest, read, write
 from pyrovae._random import undisturbed
-from pyrovae.model._bounded import Bounded
+from pyrovae.model._bounded import Bounded, TooMuch
 from pyrovae.model._state import NOT_IN_STATE, modules, shapes, state_of, tensors
 
 _MISSING = {"$not_kept": "missing"}
@@ -158,14 +158,16 @@ class SaveableModule(nn.Module):
         if header["excluded"] and (others := sorted(arguments.keys() - header["excluded"])):
             raise ValueError(f"{path} holds {', '.join(others)}, and takes only {', '.join(header['excluded'])}.")
         saved = {key: tuple(value.shape) for key, value in weights.items()}
-        with Bounded(weights):
-            model = _on_meta(header, cls, arguments)  # what does not fit is seen before memory is taken
-        if model is None or not (lost := _differences(shapes(model), saved)):
-            try:
+        try:
+            with Bounded(weights):
+                model = _on_meta(header, cls, arguments)  # what does not fit is seen before memory is taken
+            lost = "" if model is None else _differences(shapes(model), saved)
+            if not lost:
                 with Bounded(weights):
                     model = _rebuilt(header, cls, arguments)
-            except Exception as error:
-                raise ValueError(f"{path} holds a {name} that cannot be rebuilt: {error}") from error
+        except Exception as error:
+            raise ValueError(f"{path} holds a {name} that cannot be rebuilt: {error}") from error
+        if not lost:
             built = {key: kept for key, kept in state_of(model).items() if key in header["state"]}
             lost = _differences(shapes(model), saved) or _differences(built, header["state"], but_json=True)
         if lost:
@@ -212,8 +214,11 @@ def _rebuilt(made: Mapping[str, Any], cls: Any = None, arguments: Mapping[str, A
     given = dict(arguments or {})
     kept = {key: decode(value, _rebuilt) for key, value in made["arguments"].items() if key not in given}
     model = build(cls or find(SaveableModule, made["module"], made["class"]), kept | given)
-    if made["event_shape"] is not None:
-        model.event_shape = tuple(made["event_shape"])
+    if made["event_shape"] is not None and "event_shape" not in given:
+        shape = tuple(made["event_shape"])
+        if model.event_shape not in (None, shape):
+            raise ValueError(f"it is of data of shape {shape}, and its constructor of {tuple(model.event_shape)}")
+        model.event_shape = shape
     for key, value in made.get("state", {}).items():
         path, _, name = key.rpartition(".")
         if not not_kept(value) and key not in given:
@@ -233,6 +238,8 @@ def _on_meta(*made: Any) -> Any:
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             return _rebuilt(*made)
+    except TooMuch:
+        raise
     except Exception:
         return None
 

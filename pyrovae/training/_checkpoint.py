@@ -19,7 +19,7 @@ from pyro.infer import ELBO as PyroELBO
 
 from pyrovae._checks import require_at_least, require_one_of
 from pyrovae._distributed import num_processes, rank
-from pyrovae._files import check_regular, check_stored, is_deep, locked, replaced
+from pyrovae._files import MALFORMED, check_regular, check_stored, is_deep, locked, replaced
 from pyrovae.training._describe import code_fingerprint, fingerprint, has_generator
 from pyrovae.training._result import Callback
 from pyrovae.training.batches import Batches
@@ -29,9 +29,6 @@ Resume = Literal["auto", "must", "never"]
 _NAME = re.compile(r"checkpoint-\d{10}-[0-9a-f]{16}\.pt")  # steps done, digest
 _FORMAT = 3
 _EPOCHS_COMPARED = (0.0, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, math.inf)  # of schedules, in epochs
-
-
-MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError, EOFError)
 
 
 class CheckpointError(RuntimeError):
@@ -205,7 +202,7 @@ class CheckpointFolder:
         try:
             check_stored(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, BadZipFile, *MALFORMED) as error:
+        except (pickle.UnpicklingError, BadZipFile, EOFError, *MALFORMED) as error:
             raise ValueError(f"it holds something other than tensors, numbers and strings: {error}") from error
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             raise ValueError("it is not a checkpoint of this version.")

@@ -7,13 +7,13 @@ from itertools import islice
 from typing import Any, get_type_hints
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyrovae._distributed import from_main, gathered, rank
-from pyrovae._files import fits
+from pyrovae._files import MALFORMED, fits
 from pyrovae._random import get_every_state, set_every_state
-from pyrovae.training._checkpoint import MALFORMED, CheckpointError, CheckpointFolder
+from pyrovae.training._checkpoint import CheckpointError, CheckpointFolder
 from pyrovae.training._result import Callback
 from pyrovae.training.batches import Batch, Batches
 from pyrovae.training.engines import Name, Task
@@ -202,10 +202,15 @@ def _check_progress(plan: Plan, own: dict[str, Any]) -> None:
 
 
 def _check_optimizer(optimizer: Optimizer, states: Mapping[Any, Any]) -> None:
-    """Raise a ``ValueError`` for tensors of a shape that a fused step, which does not look, could not take."""
+    """Raise a ``ValueError`` for moments that are missing, and tensors of a shape that a fused step, which does not
+    look, could not take.
+    """
     held = [(p, group.get("fused")) for group in optimizer.param_groups for p in group["params"]]
+    needed = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, Adam) else set[str]()
     for i, kept in states.items():
         p, fused = held[i]
+        if missing := needed - kept.keys():
+            raise ValueError(f"parameter {i} in the optimiser has no {', '.join(sorted(missing))}.")
         for name, value in kept.items():
             if isinstance(value, Tensor) and fused and value.shape not in (p.shape, ()):
                 raise ValueError(f"{name} of parameter {i} in the optimiser has shape {tuple(value.shape)}.")

@@ -3,10 +3,10 @@
     python -m tests.training.killing                            # 150 kills: four engines, two kinds of data each
     python -m tests.training.killing graph --kills 30 --loader  # one of them
 
-Digits, a ragged last batch, validation with early stopping, a schedule, clipping, a learning rate that decays, a callback
-that keeps a state and a ``CollapseMonitor``; from tensors, or through a ``DataLoader`` with two workers. Prints how often
-it was killed, how often while a checkpoint was being written, and whether weights, history and the callbacks' states are
-those of the run that nobody killed, bit for bit.
+Digits, a ragged last batch, validation with early stopping, a schedule, clipping, a learning rate that decays, a
+callback that keeps a state and a ``CollapseMonitor``; from tensors, or through a ``DataLoader`` with two workers. It
+prints how often it was killed, how often while a checkpoint was being written, and whether weights, history and the
+callbacks' states are those of the run that nobody killed, bit for bit.
 """
 
 import argparse
@@ -156,7 +156,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     cases = [(args.engine, args.loader)] if args.engine else [(e, loader) for e in ENGINES for loader in (False, True)]
     shares = [args.kills * (i + 1) // len(cases) - args.kills * i // len(cases) for i in range(len(cases))]
-    if not all([kill(*case, share) for case, share in zip(cases, shares, strict=True)]):
+    alike = [kill(*case, share) for case, share in zip(cases, shares, strict=True)]
+    if not all(alike):
         sys.exit(1)
 
 

@@ -143,7 +143,9 @@ def test_signals_save_before_they_take_effect(name: str, tmp_path: Path) -> None
     """In the midst of an epoch that no checkpoint would have been due in; another process goes on."""
     x, folder = X * 0.8, tmp_path / "parts"
     torch.save(x, tmp_path / "x.pt")
-    stop = f"torch.set_num_threads(1); stop({name!r}, 27)\ntrain(torch.load({str(tmp_path / 'x.pt')!r}), {str(folder)!r})"
+    stop = (
+        f"torch.set_num_threads(1); stop({name!r}, 27)\ntrain(torch.load({str(tmp_path / 'x.pt')!r}), {str(folder)!r})"
+    )
     stopped = subprocess.run([sys.executable, "-c", SCRIPT + stop], capture_output=True, text=True, timeout=120)
     if name == "SIGINT":  # Python's exit status then depends on how it was started
         assert stopped.returncode != 0
@@ -618,7 +620,9 @@ def test_callbacks_are_part_of_what_a_run_is(tmp_path: Path) -> None:
     pv.fit(small(), X, epochs=1, callbacks=[Stop(9), note], **options)
     pv.fit(small(), X, epochs=2, callbacks=[Stop(9), note], **options)  # whatever is in the list by now
     for callbacks in ([note, Stop(9)], [note], [Stop(9), other], [Stop(9), note, print], []):
-        with pytest.raises(pv.CheckpointError, match=r"is of another run: callbacks was \['.*Stop \w+', '.*note \w+'\] and"):
+        with pytest.raises(
+            pv.CheckpointError, match=r"is of another run: callbacks was \['.*Stop \w+', '.*note \w+'\] and"
+        ):
             pv.fit(small(), X, epochs=3, callbacks=callbacks, **options)
     assert seen == [1, 2]
 

@@ -138,9 +138,7 @@ class LoaderBatches(Batches):
                 f"the DataLoader draws from a generator of its own, whose state checkpoints do not keep: {fix}"
             )
         if has_generator(loader.dataset):
-            raise ValueError(
-                f"the Dataset holds a generator of its own, whose state checkpoints do not keep: {fix}"
-            )
+            raise ValueError(f"the Dataset holds a generator of its own, whose state checkpoints do not keep: {fix}")
         if loader.persistent_workers:
             raise ValueError(
                 "the DataLoader has persistent_workers, whose state checkpoints do not keep: leave them out."
