@@ -45,7 +45,7 @@ class Deferred:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        heeded = [number for number in self._signals if signal.getsignal(number) is not signal.SIG_IGN]
+        heeded = [number for number in self._signals if signal.getsignal(number) not in (signal.SIG_IGN, None)]
         self._before = {number: signal.signal(number, self._remember) for number in heeded}
         return self
 

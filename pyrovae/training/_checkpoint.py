@@ -145,6 +145,8 @@ class CheckpointFolder:
                     f"the state of this run holds more than tensors, numbers and strings (in the optimiser, the "
                     f"scheduler, or what a callback's state_dict gives), so it could not be loaded safely: {error}"
                 ) from error
+            if is_deep(dict(state), len(content)):
+                raise TypeError("the state of this run is nested to more than 64 levels, in what a callback gives.")
             self._read_back = True
         path = self.folder / f"checkpoint-{step:010d}-{_digest(content)}.pt"
         try:

@@ -28,6 +28,7 @@ from torch.utils.data import (
     Sampler,
     TensorDataset,
     WeightedRandomSampler,
+    get_worker_info,
 )
 
 import pyrovae as pv
@@ -516,6 +517,20 @@ class Stream(IterableDataset):
         return iter(list(self.rows))
 
 
+class OpenedByWorkers(Items):
+    """As those are that keep a file open, which processes must not share."""
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        assert get_worker_info() is not None
+        return super().__getitem__(i)
+
+
+def test_items_are_looked_at_where_they_are_made(tmp_path: Path) -> None:
+    for epochs in (1, 2):
+        loader = DataLoader(OpenedByWorkers(X), 50, shuffle=True, num_workers=1)
+        pv.fit(small(), loader, **settings(epochs=epochs, validation=None, checkpoint=tmp_path))
+
+
 @pytest.mark.parametrize("kind", ["items", "noisy items", "a loader", "a stream"])
 def test_data_sets_are_compared_by_their_items(kind: str, tmp_path: Path) -> None:
     def data(x: torch.Tensor) -> Any:
@@ -530,7 +545,7 @@ def test_data_sets_are_compared_by_their_items(kind: str, tmp_path: Path) -> Non
         again = small()
         pv.fit(again, data(X), **settings(epochs=epochs, validation=None, checkpoint=tmp_path))
     assert same(expected, again)
-    with pytest.raises(pv.CheckpointError, match=r"data was list \w+ and is list \w+"):
+    with pytest.raises(pv.CheckpointError, match=r"data was (Items|Stream) \w+ and is (Items|Stream) \w+"):
         pv.fit(small(), data(other), **settings(epochs=4, validation=None, checkpoint=tmp_path))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset, TensorDataset, default_collate
 
 from pyrovae._checks import as_tensor
 from pyrovae._distributed import from_main, gathered, my_share, num_processes
@@ -116,19 +116,26 @@ class LoaderBatches(Batches):
             return content_hash(*dataset.tensors[: self._num_fields])
         if self._hash is None:
             with undisturbed():  # the same items, should they be drawn
-                self._hash = fingerprint([super().hash(), self._some_items()])
+                known = fingerprint([super().hash(), self._some_items()])
+            self._hash = f"{type(dataset).__qualname__} {known.split()[-1]}"
         return self._hash
 
     def _some_items(self) -> list[Any]:
-        dataset, name = self._loader.dataset, type(self._loader.dataset).__qualname__
-        if isinstance(dataset, IterableDataset):
-            return [name, *islice(dataset, _ITEMS_LOOKED_AT)]
-        count = len(dataset)  # type: ignore[arg-type]
-        step = max(count - 1, 1) / (min(count, _ITEMS_LOOKED_AT) - 1 or 1)
+        """How many there are, and some: made where the loader makes them, as a file that workers open must not be open
+        before there are workers.
+        """
+        loader, options = self._loader, ("num_workers", "worker_init_fn", "multiprocessing_context")
+        dataset, count = loader.dataset, None
+        if not isinstance(dataset, IterableDataset):
+            count = len(dataset)  # type: ignore[arg-type]
+            some = torch.linspace(0, max(count - 1, 0), min(count, _ITEMS_LOOKED_AT), dtype=torch.float64)
+            dataset = Subset(dataset, some.round().long().tolist())
+        same = {name: getattr(loader, name) for name in options}
+        items = DataLoader(dataset, batch_size=None, collate_fn=_as_it_is, **same)
         try:
-            return [name, count, *(dataset[round(i * step)] for i in range(min(count, _ITEMS_LOOKED_AT)))]
+            return [count, *islice(items, _ITEMS_LOOKED_AT)]
         except (LookupError, TypeError):  # it goes by names
-            return [name, count]
+            return [count]
 
     def order(self) -> Any:
         loader, fix = self._loader, "leave it to torch's own generators, which fit(seed=...) seeds."
@@ -146,6 +153,10 @@ class LoaderBatches(Batches):
         known = {id(loader.dataset): "data"}
         own = [] if isinstance(loader.sampler, DistributedSampler) else [fingerprint(s, known) for s in samplers]
         return [type(loader.sampler).__qualname__, loader.num_workers, fingerprint(loader.collate_fn, known), *own]
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def _whole(loader: DataLoader) -> int | None:
