@@ -64,6 +64,13 @@ def turn() -> AbstractContextManager[None]:
     return _TURN
 
 
+def give_way() -> None:
+    """Let a thread that waits go first, here in the midst of a turn that is not within another."""
+    if _thread.depth == 1 and _next.locked():
+        _TURN.__exit__()
+        _TURN.__enter__()
+
+
 @contextmanager
 def kept(make: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
     """Add a mode: in the block the context manager that ``make`` gives is in force whenever this thread has a turn."""

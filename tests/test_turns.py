@@ -3,18 +3,21 @@
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyro
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pyrovae as pv
-from pyrovae import turn
+from pyrovae import _turns, turn
 from pyrovae._turns import kept
 from tests.models import binary
 
@@ -85,6 +88,50 @@ def test_many_threads_get_what_one_gets() -> None:
     wrong = sorted({n for n, value in found if value != alone[n]})
     assert not wrong, f"calls {wrong} gave other numbers than in one thread"
     assert state() == before
+
+
+class OutOfTurn(TorchDispatchMode):
+    """Notes who draws while another thread may be in the midst of a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags and (kwargs or {}).get("generator") is None:
+            self.note(str(func))
+        return func(*args, **(kwargs or {}))
+
+    def note(self, what: str) -> None:
+        if not _turns._thread.depth:
+            places = [f for f in traceback.extract_stack() if f.filename.startswith(str(Path(pv.__file__).parent))]
+            self.found.add(f"{what} by {places[-1].filename}:{places[-1].lineno}")
+
+
+def test_nobody_draws_out_of_turn(monkeypatch) -> None:
+    x, model, quiet = binary(8), small(), {"progress": False}
+    images = torch.nn.functional.pad(x, (0, 58)).reshape(-1, 1, 8, 8)
+    annealed: dict[str, Any] = {"num_temperatures": 3, "num_chains": 2, "num_leapfrog": 1, **quiet}
+    short: dict[str, Any] = {"epochs": 2, "batch_size": 3, "device": "cpu", "seed": 0, **quiet}
+    quantised, plain = pv.zoo.VQVAE((1, 8, 8), downsampling=2), pv.zoo.Autoencoder((6,), 2, hidden=(8,))
+    evaluated = [pv.log_marginal, pv.evaluation.log_weights, pv.evaluation.elbo_terms, pv.collapse]
+    with OutOfTurn() as watch:
+        real = torch.manual_seed
+        monkeypatch.setattr(torch, "manual_seed", lambda seed: (watch.note("manual_seed"), real(seed))[1])
+        for engine in ("off", "graph"):
+            pv.fit(model, x, compile=engine, batch_transform=torch.bernoulli, validation=0.3, **short)
+        pv.fit(model, DataLoader(TensorDataset(x), 3, shuffle=True), **short)
+        pv.fit(quantised, images, **short)
+        pv.fit(plain, x, **short)
+        for function in evaluated:
+            function(model, x, **quiet)
+        pv.ais(model, x, **annealed)
+        pv.bdmc(model, num_data=3, **annealed)
+        pv.inference_gaps(model, x[:2], steps=4, num_samples=4, log_px=None, **quiet)
+        pv.disentanglement(model, x, (torch.arange(16) % 5).reshape(8, 2), **quiet)
+        pv.refit_posterior(model, x, "planar", **short)
+        model.sample(2, seed=0), model.encode(x, num_samples=2, seed=0), model.interpolate(x, x), model.reconstruct(x)
+    assert not watch.found
 
 
 class Elsewhere:

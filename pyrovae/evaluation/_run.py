@@ -15,7 +15,7 @@ from pyrovae._compat.torch import full_precision
 from pyrovae._distributed import check_same_everywhere, common_seed, connect, joined, my_blocks, num_processes, rank
 from pyrovae._graph import COMPILE, Compile, Graph
 from pyrovae._random import derived, reseed, stream
-from pyrovae._turns import kept, turn
+from pyrovae._turns import give_way, kept, turn
 from pyrovae.evaluation._data import as_evaluation_data, require_density
 from pyrovae.evaluation._memory import BLOCK, Sizes, plan, probe, within_memory
 from pyrovae.evaluation._result import Provenance, weights_hash
@@ -163,8 +163,9 @@ class EvaluationRun:
             yield min(at_once, num_samples - start)
 
     def advance(self, count: int) -> None:
-        """Move the progress bar of :meth:`collect`."""
+        """Move the progress bar of :meth:`collect`, and let other threads have a turn."""
         self._bar.update(count)
+        give_way()
 
     def average(
         self, draw: Callable[..., Mapping[Any, Tensor]], num_samples: int, *, description: str
