@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
-import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
@@ -13,10 +12,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyrovae._checks import placed, require_at_least, require_one_of, resolve_device
 from pyrovae._distributed import check_same_everywhere, connect, from_main, num_processes, rank
-from pyrovae._random import reseed, seeded
+from pyrovae._random import reseed, stream
+from pyrovae._turns import turn
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._inputs import keep_columns
-from pyrovae.model._modes import local_parameters
+from pyrovae.model._modes import keep_local_parameters, without_validation
 from pyrovae.objectives import ELBO
 from pyrovae.training._checkpoint import Checkpoint, CheckpointFolder, identity
 from pyrovae.training._loop import train
@@ -112,7 +112,7 @@ def fit(
         FileNotFoundError: ``Checkpoint(resume="must")`` and there is no checkpoint.
     """
     connect()
-    with torch.inference_mode(False), torch.enable_grad(), seeded(seed), local_parameters():
+    with torch.inference_mode(False), torch.enable_grad(), stream(seed), keep_local_parameters():
         objective = _objective(model, objective)
         require_at_least(0, epochs=epochs)
         require_one_of(tuple(ENGINES), compile=compile)
@@ -139,8 +139,7 @@ def fit(
         same = (task, batches, held_out, scheduler, callbacks)
         known = identity(*same, batch_size=batch_size, seed=seed) if folder else {}
         plan = Plan(task, batches, held_out, compile, epochs, patience, scheduler, callbacks, folder, known)
-        # Values have been looked at: now it would only cost time.
-        with folder.locked() if folder else nullcontext(), pyro.distributions.validation_enabled(False):
+        with folder.locked() if folder else nullcontext(), without_validation():  # it is done: it would only cost time
             return train(plan, visible=progress and rank() == 0)
 
 
@@ -171,7 +170,9 @@ def _batches(
         if isinstance(validation, float):
             data, (x, *rest) = hold_out(model, data, validation)
             x = placed(x, model.placement)
-            validation = (from_main(transform(x) if transform else x), *rest)
+            with turn():
+                x = transform(x) if transform else x
+            validation = (from_main(x), *rest)
         train = as_batches(model, data, batch_size=batch_size, transform=transform)
         train.check(objective)
         held_out = None
@@ -191,4 +192,5 @@ def _join(model: Model, train: Batches, held_out: Batches | None) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         from_main(tensor.detach())
     # The order of the data is rank 0's; what else is drawn differs.
-    reseed(int(from_main(torch.randint(2**62, (), device=model.placement.device))), rank())
+    with turn():
+        reseed(int(from_main(torch.randint(2**62, (), device=model.placement.device))), rank())
