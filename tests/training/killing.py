@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,16 @@ def child(engine: str, loader: bool, folder: Path, result: Path) -> int:
     return pid
 
 
+def ended(pid: int, seconds: float, early: Callable[[], bool]) -> int | None:
+    """The status of a process that ends within so many seconds, or before what makes waiting end early."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until and not early():
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return status
+    return None
+
+
 def kill(engine: str, loader: bool, most: int, seed: int = 0) -> bool:
     """Kill so often, and say what came of it."""
     expected = train(engine, loader, None)  # its machine code is inherited by the children
@@ -113,13 +124,10 @@ def kill(engine: str, loader: bool, most: int, seed: int = 0) -> bool:
             runs += 1
             while kills < most:
                 pid = child(engine, loader, folder, folder / "result.pt")
-                time.sleep(moments.uniform(0.0, 0.7 * seconds))
-                if kills % 2:  # every other one in the midst of writing
-                    until = time.perf_counter() + seconds
-                    while time.perf_counter() < until and not list(folder.glob("*.part")):
-                        pass
-                done, status = os.waitpid(pid, os.WNOHANG)
-                if done:
+                status = ended(pid, moments.uniform(0.0, 0.7 * seconds), lambda: False)
+                if status is None and kills % 2:  # every other one in the midst of writing
+                    status = ended(pid, seconds, lambda folder=folder: any(folder.glob("*.part")))
+                if status is not None:
                     if status:
                         sys.exit(f"a process that nobody killed ended with status {status}")
                     alike += ends_alike(folder / "result.pt")
