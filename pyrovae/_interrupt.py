@@ -12,8 +12,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Whatever signal Python would heed inside the block, however often it comes, is heeded right after it: torch's
-    tracer is called back from places in C++ that an exception does not survive, and the interpreter with them.
+    """Whatever signal Python would heed inside the block, however often it comes, is heeded right after it: torch calls
+    back its tracer and the like from places in C++ that an exception does not survive, or the interpreter with it.
     """
     heard: list[int] = sorted(signal.valid_signals(), reverse=True) if _reach_us() else []
     before = {number: handler for number in heard if callable(handler := signal.getsignal(number))}

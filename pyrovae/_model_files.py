@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pyrovae._files import MALFORMED, check_regular, parsed, replaced
+from pyrovae._interrupt import uninterrupted
 
 _KEY, _FORMAT = "pyrovae", 3
 _TEXTS, _LISTS, _DICTS = ("class", "module", "digest"), ("excluded", "validated_on"), ("arguments", "layouts", "state")
@@ -40,6 +41,7 @@ def write(path: Path, header: dict[str, Any], weights: Mapping[str, Tensor]) -> 
         save_file(copies, temporary, {_KEY: json.dumps(header)})
 
 
+@uninterrupted()  # or Ctrl-C is taken for damage, as libraries in C report it
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header and the weights.
 

@@ -333,6 +333,23 @@ def test_ctrl_c_waits_for_the_compiler(monkeypatch) -> None:
     assert done == [1]
 
 
+class Interrupted(pv.VAE):
+    """Whoever builds it presses Ctrl-C."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
+def test_ctrl_c_is_not_taken_for_damage(tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    Interrupted((6,), 2, hidden=(3,)).save(tmp_path / "m")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted.load(tmp_path / "m")
+
+
 @pytest.mark.usefixtures("_ctrl_c")
 def test_every_signal_that_python_heeds_waits_and_no_other() -> None:
     came: list[int] = []

@@ -15,6 +15,7 @@ from pyrovae._arguments import build, capture, decode, encode, find, not_kept, p
 from pyrovae._checks import as_data
 from pyrovae._compat.torch import uncompiled
 from pyrovae._frames import Columns
+from pyrovae._interrupt import uninterrupted
 from pyrovae._model_files import digest, read, write
 from pyrovae._random import undisturbed
 from pyrovae.model._bounded import Bounded, TooMuch
@@ -116,7 +117,7 @@ class SaveableModule(nn.Module):
         state = state_of(self)
         if not excluded:
             try:
-                with Bounded(weights):
+                with uninterrupted(), Bounded(weights):
                     twin = _rebuilt(header)
             except Exception as error:
                 raise ValueError(f"no {name} can be rebuilt from its arguments, as by load(): {error}") from error
@@ -159,11 +160,11 @@ class SaveableModule(nn.Module):
             raise ValueError(f"{path} holds {', '.join(others)}, and takes only {', '.join(header['excluded'])}.")
         saved = {key: tuple(value.shape) for key, value in weights.items()}
         try:
-            with Bounded(weights):
+            with uninterrupted(), Bounded(weights):
                 model = _on_meta(header, cls, arguments)  # what does not fit is seen before memory is taken
             lost = "" if model is None else _differences(shapes(model), saved)
             if not lost:
-                with Bounded(weights):
+                with uninterrupted(), Bounded(weights):
                     model = _rebuilt(header, cls, arguments)
         except Exception as error:
             raise ValueError(f"{path} holds a {name} that cannot be rebuilt: {error}") from error

@@ -571,9 +571,7 @@ def _report(reads: list[Callable[[], Any]], sending: int) -> None:
 
 
 def check(cases: Iterator[Case], root: Path, read: Callable[[Path], Any], documented: str, harmless: Any = None) -> int:
-    """Make them all, and read some or, with ``FULL``, all; ``harmless`` is what may come of damage where it does not
-    matter.
-    """
+    """Make and read some of them or, with ``FULL``, all, and count all; ``harmless`` is what may come of damage."""
     loot, wrong, every = root / "loot", [], list(cases)
     names, reads = [], []
     for i, (name, make) in enumerate(every):
