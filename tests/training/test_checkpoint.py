@@ -281,7 +281,7 @@ def test_pickle_payloads_are_refused(tmp_path: Path) -> None:
         path = folder / f"checkpoint-0000000010-{checkpoint._digest(content)}.pt"
         path.write_bytes(content)
         with (
-            pytest.warns(UserWarning, match="holds something other than tensors, numbers and strings"),
+            pytest.warns(UserWarning, match=r"holds something other than tensors, numbers|its content is not what was"),
             pytest.raises(pv.CheckpointError, match="can be read"),
         ):
             pv.fit(small(), X, **settings(epochs=2, checkpoint=folder))
