@@ -65,8 +65,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--code-dim", type=at_least(1), default=None, help="of the bottlenecks; default: 16 on digits, else 32"
     )
-    parser.add_argument("--wide", type=at_least(1), default=None, help="size of the codes that penalties are put on; default: "
-                        "64 on digits, else 256")  # fmt: skip
+    wide = "size of the codes that penalties are put on; default: 64 on digits, else 256"
+    parser.add_argument("--wide", type=at_least(1), default=None, help=wide)
     parser.add_argument(
         "--noise", type=number(zero=False), default=0.4, help="standard deviation of the Gaussian noise"
     )

@@ -2,25 +2,51 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
+from pyrovae._turns import kept, turn
+
+
+class _Stream:
+    """Random numbers of torch's from a seed, or those that come next; outside, the generators are as they were."""
+
+    def __init__(self, seed: int | None) -> None:
+        self._seed = seed
+        self._state: list[torch.Tensor] | None = None  # when they were left
+
+    def __enter__(self) -> None:
+        self._before = get_state()
+        if self._state is not None:
+            set_state(self._state)
+        elif self._seed is not None:
+            torch.manual_seed(self._seed)
+
+    def __exit__(self, *error: object) -> None:
+        self._state = get_state()
+        set_state(self._before)
+        if len(self._state) > len(self._before):  # CUDA came into being inside, where it would have had this seed
+            torch.cuda.manual_seed_all(torch.initial_seed())
+
+
+def stream(seed: int | None) -> AbstractContextManager[None]:
+    """Give this thread's turns in the block random numbers from ``seed``, and put every generator back afterwards;
+    ``None`` changes nothing.
+
+    Args:
+        seed: seed of torch's CPU and CUDA generators.
+    """
+    own = _Stream(seed)
+    return nullcontext() if seed is None else kept(lambda: own)
+
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Run the block from ``seed`` and put every generator back afterwards; ``None`` changes nothing.
-
-    Args:
-        seed: seed of torch's CPU and CUDA generators inside the block.
-    """
-    if seed is None:
-        yield
-        return
-    with restored_state():
-        torch.manual_seed(seed)
+    """The same, for a block that is one turn."""
+    with turn(), stream(seed):
         yield
 
 
@@ -35,16 +61,19 @@ def restored_on_error() -> Iterator[None]:
         raise
 
 
-def restored_state() -> AbstractContextManager[None]:
-    """Let the block draw, and put torch's generators back afterwards."""
-    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+@contextmanager
+def restored_state() -> Iterator[None]:
+    """Let the block, one turn, draw, and put torch's generators back afterwards."""
+    own = _Stream(None)
+    with turn(), kept(lambda: own):
+        yield
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Run the block from fixed seeds of torch, NumPy and Python, and put their generators back afterwards."""
-    others = others_state()
     with seeded(0):
+        others = others_state()
         try:
             np.random.seed(0)  # noqa: NPY002
             random.seed(0)
@@ -83,18 +112,30 @@ def others_state() -> dict[str, Any]:
 
 
 def set_others_state(states: dict[str, Any]) -> None:
-    """Put back what :func:`others_state` gave."""
-    np.random.set_state(("MT19937", *states["numpy"]))  # noqa: NPY002
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
+    """Put back what :func:`others_state` gave.
+
+    Raises:
+        ValueError: it is something else, which NumPy would take, and read memory that is not its own.
+    """
+    key, place, has_gauss, gauss = states["numpy"]
+    version, internal, normal = states["python"]
+    words = len(key) == 624 and all(type(word) is int and 0 <= word < 2**32 for word in key)
+    if not (words and type(place) is int and 0 <= place <= 624 and has_gauss in (0, 1)):
+        raise ValueError("the state of NumPy's generator is not one that it could have.")
+    if not isinstance(gauss, float) or not isinstance(normal, (float, type(None))):
+        raise ValueError("the state of a generator holds a normal number that is none.")
+    np.random.set_state(("MT19937", key, place, has_gauss, gauss))  # noqa: NPY002
+    random.setstate((version, tuple(internal), normal))
 
 
 def get_every_state() -> dict[str, Any]:
     """The states of torch's, NumPy's and Python's generators, as tensors and numbers."""
-    return {"torch": get_state(), **others_state()}
+    with turn():
+        return {"torch": get_state(), **others_state()}
 
 
 def set_every_state(states: dict[str, Any]) -> None:
     """Put back what :func:`get_every_state` gave."""
-    set_state(states["torch"])
-    set_others_state(states)
+    with turn():
+        set_state(states["torch"])
+        set_others_state(states)

@@ -34,11 +34,14 @@ def machine_code(module: GraphModule, inputs: Sequence[Tensor], device: str) -> 
     """Inductor's code of a graph whose convolutions keep their layouts. It stays on the disk for other processes."""
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    # Inductor keeps its work on the disk only where sizes could be symbols, though none of ours is.
-    context = torch._guards.TracingContext(torch._subclasses.FakeTensorMode(shape_env=ShapeEnv()))
+    # Inductor keeps its work on the disk only where sizes could be symbols; none of ours is, which only it knows of
+    # inputs that are fakes already.
+    fakes = torch._subclasses.FakeTensorMode(shape_env=ShapeEnv())
+    sized: list[Any] = [fakes.from_tensor(t, static_shapes=True) for t in inputs]
     options = {"layout_optimization": False, **_OPTIONS.get(device, {})}
+    context = torch._guards.TracingContext(fakes)
     with warnings.catch_warnings(action="ignore"), torch._guards.tracing(context):  # of what we do without, as TF32
-        return torch._inductor.compile(module, list(inputs), options=options)
+        return torch._inductor.compile(module, sized, options=options)
 
 
 def schema_of(operation: Any) -> Any:

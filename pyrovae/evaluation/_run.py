@@ -6,7 +6,6 @@ from copy import copy
 from typing import Any, Self
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -22,12 +21,13 @@ from pyrovae._checks import (
 from pyrovae._compat.torch import full_precision
 from pyrovae._distributed import check_same_everywhere, common_seed, connect, joined, my_blocks, num_processes, rank
 from pyrovae._graph import COMPILE, Compile, Graph
-from pyrovae._random import derived, reseed, seeded
+from pyrovae._random import derived, reseed, stream
+from pyrovae._turns import give_way, kept, turn
 from pyrovae.evaluation._data import as_evaluation_data, require_density
 from pyrovae.evaluation._memory import BLOCK, Sizes, plan, probe, within_memory
 from pyrovae.evaluation._result import Provenance, weights_hash
 from pyrovae.model import LogTerms, LossModel, VAEModel
-from pyrovae.model._modes import evaluation_mode
+from pyrovae.model._modes import evaluation_mode, without_validation
 
 Compute = Callable[[slice, int], Mapping[Any, Tensor]]
 
@@ -113,7 +113,7 @@ class EvaluationRun:
         connect()
         with ExitStack() as stack:
             self.device = stack.enter_context(strict(self.model, self._device))
-            stack.enter_context(seeded(common_seed(self._seed)))
+            stack.enter_context(stream(common_seed(self._seed)))
             if self._density:
                 self.terms, self.num_observed = self.data.check(self.model)
             if num_processes() > 1:
@@ -123,7 +123,8 @@ class EvaluationRun:
                 check_same_everywhere(
                     "Train them together, load them, or seed them equally.", model=weights_hash(self.model)
                 )
-            self.base_seed, self.num_children = int(torch.randint(2**62, ())), 0
+            with turn():
+                self.base_seed, self.num_children = int(torch.randint(2**62, ())), 0
             self._stack = stack.pop_all()
         return self
 
@@ -181,8 +182,9 @@ class EvaluationRun:
             yield min(at_once, num_samples - start)
 
     def advance(self, count: int) -> None:
-        """Move the progress bar of :meth:`collect`."""
+        """Move the progress bar of :meth:`collect`, and let other threads have a turn."""
         self._bar.update(count)
+        give_way()
 
     def average(
         self, draw: Callable[..., Mapping[Any, Tensor]], num_samples: int, *, description: str
@@ -229,7 +231,8 @@ class EvaluationRun:
                 def attempt(sizes: Sizes) -> tuple[slice, Mapping[Any, Tensor]]:
                     self._bar.update(done - self._bar.n)  # noqa: B023  # called at once
                     rows = slice(first, min(first + sizes[0], share.stop))  # noqa: B023
-                    return rows, compute(rows, sizes[1])
+                    with turn():
+                        return rows, compute(rows, sizes[1])
 
                 (rows, found), sizes = within_memory(attempt, sizes, self.device)
                 if columns and columns.keys() != found.keys():
@@ -268,8 +271,8 @@ def strict(model: VAEModel | LossModel, device: str | torch.device | None = None
         stack.enter_context(torch.inference_mode(False))  # whose tensors could not be differentiated by, as ais does
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(target.type, enabled=False))
-        stack.enter_context(pyro.distributions.validation_enabled(False))  # checks would stall the device
-        stack.enter_context(full_precision())
+        stack.enter_context(without_validation())  # which would stall the device
+        stack.enter_context(kept(full_precision))
         stack.callback(model.to, home)
         model.to(target)
         if target.type == "cpu":

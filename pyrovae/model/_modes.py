@@ -1,21 +1,22 @@
 """Modes in which a model is run: with its own parameters, in evaluation mode, from a seed."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
 
 from pyrovae._compat.pyro import Messenger
-from pyrovae._random import seeded
+from pyrovae._random import stream
+from pyrovae._turns import kept, turn
 
 _own_run = _statements_disabled = False
 
 
 @contextmanager
-def local_parameters() -> Iterator[None]:
-    """Keep Pyro's parameters in their modules instead of the global param store, in a run of our own."""
+def _in_modules() -> Iterator[None]:
     global _own_run
     before, _own_run = _own_run, True
     try:
@@ -23,6 +24,20 @@ def local_parameters() -> Iterator[None]:
             yield
     finally:
         _own_run = before
+
+
+def keep_local_parameters() -> AbstractContextManager[None]:
+    """Keep Pyro's parameters in their modules instead of the global param store, in every turn of the block, which is
+    a run of our own.
+    """
+    return kept(_in_modules)
+
+
+@contextmanager
+def local_parameters() -> Iterator[None]:
+    """The same, for a block that is one turn."""
+    with turn(), _in_modules():
+        yield
 
 
 @contextmanager
@@ -52,9 +67,13 @@ class UnscaledData(Messenger):
                 message["scale"] = message["scale"] * frame.size / frame.full_size
 
 
+def evaluation_mode(module: torch.nn.Module) -> AbstractContextManager[None]:
+    """Put a module in evaluation mode in every turn of the block; every submodule is in its own mode otherwise."""
+    return kept(partial(_evaluation_mode, module))
+
+
 @contextmanager
-def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode inside the block; every submodule is in its own mode afterwards."""
+def _evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
@@ -64,8 +83,20 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
             m.training = training
 
 
+def without_validation() -> AbstractContextManager[None]:
+    """Let distributions not check their arguments in any turn of the block."""
+    return kept(partial(pyro.distributions.validation_enabled, False))
+
+
+@contextmanager
+def turns_of_inference(module: torch.nn.Module, seed: int | None) -> Iterator[None]:
+    """Evaluation mode, no gradients, local parameters and a seed in every turn of the block; put back afterwards."""
+    with evaluation_mode(module), torch.no_grad(), keep_local_parameters(), stream(seed):
+        yield
+
+
 @contextmanager
 def inference(module: torch.nn.Module, seed: int | None) -> Iterator[None]:
-    """Enter evaluation mode, without gradients, with local parameters and a seed; all put back afterwards."""
-    with evaluation_mode(module), torch.no_grad(), local_parameters(), seeded(seed):
+    """The same, for a block that is one turn."""
+    with turn(), turns_of_inference(module, seed):
         yield

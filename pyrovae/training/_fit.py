@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import numpy as np
-import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
@@ -23,10 +23,11 @@ from pyrovae._checks import (
     shown,
 )
 from pyrovae._distributed import check_same_everywhere, connect, from_main, num_processes, rank
-from pyrovae._random import reseed, restored_on_error, seeded
+from pyrovae._random import reseed, restored_on_error, stream
+from pyrovae._turns import turn
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._inputs import keep_columns
-from pyrovae.model._modes import local_parameters
+from pyrovae.model._modes import keep_local_parameters, without_validation
 from pyrovae.objectives import ELBO
 from pyrovae.training._checkpoint import Checkpoint, CheckpointFolder, identity
 from pyrovae.training._loop import train
@@ -91,7 +92,8 @@ def fit(
         batch_transform: applied to ``x`` of every training batch, on the device; by default ``data.batch_transform``
             where there is one, e.g. dynamic binarisation. Validation data that ``fit`` holds out are transformed once.
         callbacks: called after every epoch with the :class:`FitResult` so far; a true result stops the training. The
-            state of one that has ``state_dict()`` and ``load_state_dict(state)`` is kept in checkpoints.
+            state of one that has ``state_dict()`` (tensors, numbers, strings, and containers of them) and
+            ``load_state_dict(state)`` is kept in checkpoints.
         compile: what makes the steps, and computes validation losses. All engines draw the same random numbers and
             follow the same trajectory up to rounding. ``"off"``: Pyro, step by step. ``"graph"``: the loss and its
             gradients are traced through Pyro once and run as a graph, with the same bits on a CPU. ``"inductor"``: that
@@ -117,14 +119,16 @@ def fit(
             optimiser, or a loss that depends on none of
             those that it has. (Gradients are enabled, whatever the caller disabled.)
         NonFiniteLoss: the loss became NaN or infinite; the message names the epoch, the step and the site.
-        CheckpointError: a checkpoint cannot be written, or is of another model, other data or settings.
+        CheckpointError: a checkpoint cannot be written, or is of another model, other data, callbacks or settings, or
+            cannot be kept to, for the order of the data follows from more than torch's generators; another run is
+            writing to its folder.
         FileNotFoundError: ``Checkpoint(resume="must")`` and there is no checkpoint.
     """
     _check_settings(epochs, batch_size, learning_rate, clip_norm, patience, device, seed, compile, precision, progress)
     _check_functions(optimizer, lr_schedule, batch_transform, callbacks)
     connect()
     batch_size = int(batch_size)
-    with torch.inference_mode(False), torch.enable_grad(), seeded(seed), local_parameters():
+    with torch.inference_mode(False), torch.enable_grad(), stream(seed), keep_local_parameters():
         with restored_on_error():
             objective = _objective(model, objective)
             target = resolve_device(device)
@@ -138,9 +142,10 @@ def fit(
             scheduler = None if lr_schedule is None else make_scheduler(stepper, lr_schedule)
             task = Task(model, objective, stepper, clip_norm, autocast=precision == "bfloat16")
             _join(model, batches, held_out)
-            known = identity(task, batches, held_out, scheduler, batch_size=batch_size, seed=seed) if folder else {}
+            same = (task, batches, held_out, scheduler, callbacks)
+            known = identity(*same, batch_size=batch_size, seed=seed) if folder else {}
             plan = Plan(task, batches, held_out, compile, epochs, patience, scheduler, callbacks, folder, known)
-        with pyro.distributions.validation_enabled(False):  # which has been done: now it would only cost time
+        with folder.locked() if folder else nullcontext(), without_validation():  # it is done: it would only cost time
             return train(plan, visible=progress and rank() == 0)
 
 
@@ -209,7 +214,9 @@ def _batches(
         if isinstance(validation, (float, np.floating)):
             data, (x, *rest) = hold_out(model, data, float(validation))
             x = placed(x, model.placement)
-            validation = (from_main(transform(x) if transform else x), *rest)
+            with turn():
+                x = transform(x) if transform else x
+            validation = (from_main(x), *rest)
         train = as_batches(model, data, batch_size=batch_size, transform=transform)
         train.check(objective)
         held_out = None
@@ -229,4 +236,5 @@ def _join(model: Model, train: Batches, held_out: Batches | None) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         from_main(tensor.detach())
     # The order of the data is rank 0's; what else is drawn differs.
-    reseed(int(from_main(torch.randint(2**62, (), device=model.placement.device))), rank())
+    with turn():
+        reseed(int(from_main(torch.randint(2**62, (), device=model.placement.device))), rank())

@@ -137,7 +137,9 @@ def floats(fits: Callable[[Tensor], bool] = lambda value: True, *near: Any) -> K
 
 
 def broadcasts(*shape: int) -> Kind:
-    return floats(lambda v: v.dim() <= len(shape) and all(n in (1, m) for n, m in zip(v.shape[::-1], shape[::-1])))
+    return floats(
+        lambda v: v.dim() <= len(shape) and all(n in (1, m) for n, m in zip(v.shape[::-1], shape[::-1], strict=False))
+    )
 
 
 ODD = Kind(lambda v: size(3).takes(v) and v % 2 == 1, "an odd number", (*size(3).near, 4))

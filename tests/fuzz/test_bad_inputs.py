@@ -43,12 +43,14 @@ PACKAGE = str(Path(pv.__file__).parent)
 # Called at every step, or by what the package has checked: a check would cost, or come twice.
 STEPS = {
     "a density's or a network's work on a tensor, at every step": (
-        "forward log_prob rsample expand model guide loss p q transforms orthonormal distribution embed nearest quantize "
+        "forward log_prob rsample expand model guide loss p q transforms orthonormal distribution embed nearest "
+        "quantize "
         "logits call_and_ladj log_abs_det_jacobian steps locate log_base exact_log_px posterior_mean check_values step "
         "softplus_scale"
     ),
     "an objective's, of terms that are checked": (
-        "per_datum weights surrogate surrogate_loss bound_loss differentiable_loss loss_and_grads decompose weight settled check"
+        "per_datum weights surrogate surrogate_loss bound_loss differentiable_loss loss_and_grads decompose weight "
+        "settled check"
     ),
     "for authors of estimators, inside the run that has checked": (
         "advance average block_bytes collect draws graph part plan reseed within rows unflattened of same_density"
@@ -56,14 +58,14 @@ STEPS = {
     "a mode of torch's": "train",
 }
 # Made by the package, for users to read.
-RECORDS = {
-    "AISResult", "BDMCResult", "CollapseReport", "Disentanglement", "ElboTerms", "FitResult", "GapsResult", "LogTerms",
-    "MarginalResult", "NonFiniteLoss", "Data", "Capabilities", "Provenance", "Result", "Latents", "Quantized", "RateParts",
-    "DCI", "CheckpointError",
-}  # fmt: skip
+RECORDS = set(
+    "AISResult BDMCResult CollapseReport Disentanglement ElboTerms FitResult GapsResult LogTerms MarginalResult "
+    "NonFiniteLoss Data Capabilities Provenance Result Latents Quantized RateParts DCI CheckpointError".split()
+)
 # Not called as they are: subclasses that are go through their constructors.
-ABSTRACT = {"VAEModel", "LossModel", "Chart", "Objective", "Schedule", "Likelihood", "Posterior", "FlowPosterior", "Prior",
-            "Corruption", "Penalty"}  # fmt: skip
+ABSTRACT = set(
+    "VAEModel LossModel Chart Objective Schedule Likelihood Posterior FlowPosterior Prior Corruption Penalty".split()
+)
 ELSEWHERE = {
     "pyrovae.model.log_terms": "the waist, at every step; VAEModel.log_terms checks",
     "pyrovae.distributions.MultivariateNormal": "Pyro's constructor",

@@ -148,3 +148,39 @@ def test_estimators_that_differentiate_work_under_inference_mode() -> None:
         with torch.inference_mode():
             found = pv.ais(model, *(d + 0.0 for d in data), **settings).pointwise
         assert found.equals(expected)
+
+
+def test_what_the_optimiser_leaves_out_is_named_and_not_clipped_by() -> None:
+    model = plain()
+    with pytest.warns(UserWarning, match=r"leaves out 4 of 9 parameters of VAE.*: likelihood.log_scale, posterior"):
+        fit(
+            model,
+            optimizer=lambda p: torch.optim.SGD([*model.encoder.parameters(), *model.decoder.parameters()][:5], 0.1),
+        )
+
+
+def test_optimisers_and_schedulers_that_are_not_the_models_own_are_refused() -> None:
+    model, other = plain(), plain()
+    before = copy.deepcopy(model.state_dict())
+    adam = torch.optim.Adam(other.parameters())
+    cases = {
+        "parameter.s. that are not VAE's": {"optimizer": lambda p: torch.optim.Adam([*p, *other.parameters()])},
+        "has likelihood.log_scale twice": {"optimizer": Twice},
+        "optimizer must give a torch.optim.Optimizer": {"optimizer": lambda p: None},
+        "optimizer must be a function": {"optimizer": adam},
+        "scheduler of another optimiser": {"lr_schedule": lambda o: torch.optim.lr_scheduler.StepLR(adam, 1)},
+        "lr_schedule must give a scheduler": {"lr_schedule": lambda o: o},
+        "callbacks must be a list": {"callbacks": print},
+    }
+    for message, arguments in cases.items():
+        with pytest.raises((TypeError, ValueError), match=message):
+            fit(model, **arguments)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+
+
+class Twice(torch.optim.SGD):
+    """An optimiser that has its first parameter in two groups."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        super().__init__(parameters, lr=0.1)
+        self.param_groups.append({**self.param_groups[0], "params": parameters[:1]})

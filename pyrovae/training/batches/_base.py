@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 from pyrovae._checks import as_covariates, as_data, as_normal_tensor, placed
 from pyrovae._compat.pyro import reason
 from pyrovae._random import restored_state
+from pyrovae._turns import turn
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._inputs import num_covariates, program
 from pyrovae.model._modes import inference
@@ -52,14 +53,12 @@ class Batches(ABC):
     Attributes:
         num_steps: batches in an epoch, where that is known.
         size: data in a whole batch of this process, where that is known.
-        own_generator: whether they draw from a generator whose state nobody else knows.
     """
 
     def __init__(self, model: Model, transform: Transform | None, name: str) -> None:
         self.model, self.like, self.transform, self.name = model, model.placement, transform, name
         self.num_steps: int | None = None
         self.size: int | None = None
-        self.own_generator = False
         self._observed: tuple[str, Distribution] | None = None  # once known, data are checked without the model
         self._paired = True
 
@@ -90,7 +89,9 @@ class Batches(ABC):
         ours = objective is None or isinstance(objective, Objective)
         particles = 1 if objective is None else min(objective.num_particles, 2)
         try:
-            first = next((self.prepare(*batch.raw) for batch in self), None)
+            batch = next(iter(self), None)
+            with turn():
+                first = self.prepare(*batch.raw) if batch else None
         except RuntimeError as error:
             raise ValueError(f"{self.name} cannot be read, or batch_transform does not take it: {error}") from error
         if first is None:
@@ -129,6 +130,14 @@ class Batches(ABC):
     def hash(self) -> str:
         """What identifies the data: their content, as far as that can be had."""
         return f"{type(self).__name__} of {self.num_steps} batches"
+
+    def order(self) -> Any:
+        """What decides on the order of the data besides torch's generators, as text and numbers.
+
+        Raises:
+            ValueError: it is nothing that a checkpoint could keep.
+        """
+        return None
 
     def check_not_exhausted(self, epoch: int, count: float) -> None:
         """Raise a ``ValueError`` if an epoch brought no data."""

@@ -3,20 +3,33 @@
 import math
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
+from typing import Any
 
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from pyrovae._checks import as_tensor
 from pyrovae._distributed import from_main, gathered, my_share, num_processes
 from pyrovae._hash import content_hash
-from pyrovae._random import restored_state
+from pyrovae._random import restored_state, undisturbed
+from pyrovae._turns import turn
 from pyrovae.model._inputs import num_covariates
+from pyrovae.training._describe import fingerprint, has_generator
 from pyrovae.training.batches._base import Batch, Batches, Model, Tensors, Transform
 
 MAX_NUMBERS_AT_ONCE = 2**20  # of x, in what is looked at, or validated on, together
+_ITEMS_LOOKED_AT = 1000  # of a Dataset, to know it by
 
 
 class TensorBatches(Batches):
@@ -37,7 +50,9 @@ class TensorBatches(Batches):
         self.size = min(batch_size, len(tensors[0])) if num_processes() == 1 else None
 
     def __iter__(self) -> Iterator[Batch]:
-        order = from_main(torch.randperm(len(self._tensors[0])))  # the same wherever the data are
+        with turn():
+            order = torch.randperm(len(self._tensors[0]))
+        order = from_main(order)  # the same wherever the data are
         for rows in order.to(self._tensors[0].device).split(self._batch_size):
             mine, weight = my_share(rows), 1.0 if len(rows) >= num_processes() else 1 / num_processes()
             yield Batch((mine,) if self._resident else self._on_device(self._rows(mine)), len(rows), weight)
@@ -69,7 +84,7 @@ class LoaderBatches(Batches):
         super().__init__(model, transform, name)
         self._loader, self._num_fields, self.size = loader, 1 + num_covariates(model)[1], _whole(loader)
         self._dtype: torch.dtype | None = None  # of x, which the first batch decides
-        self.own_generator = loader.generator is not None or getattr(loader.sampler, "generator", None) is not None
+        self._hash: str | None = None
         if num_processes() > 1 and not isinstance(loader.sampler, DistributedSampler) and name == "data":
             every = f"{num_processes()} processes would all train on the same batches of this"
             if isinstance(loader.dataset, IterableDataset):
@@ -85,8 +100,10 @@ class LoaderBatches(Batches):
 
     def __iter__(self) -> Iterator[Batch]:
         if isinstance(self._loader.sampler, DistributedSampler):
-            self._loader.sampler.set_epoch(int(from_main(torch.randint(2**31, (), device=self.like.device))))
-        for loaded in self._loader:
+            with turn():
+                epoch = torch.randint(2**31, (), device=self.like.device)
+            self._loader.sampler.set_epoch(int(from_main(epoch)))
+        for loaded in self._load():
             parts = tuple(loaded) if isinstance(loaded, (tuple, list)) else (loaded,)
             columns = [*(self.model.columns or []), *[None] * len(parts)]
             pairs = zip(parts[: self._num_fields], columns, strict=False)
@@ -96,6 +113,23 @@ class LoaderBatches(Batches):
             raw = self._on_device((fields[0].to(self._dtype), *fields[1:]))
             yield Batch(raw, len(raw[0]) * num_processes())
 
+    def _load(self) -> Iterator[Any]:
+        """What the loader gives. The seed of its order is drawn in a turn; loading is not part of one."""
+        sampler: Any = self._loader.sampler
+        with turn():
+            loading = iter(self._loader)
+            # Where there are workers, the order has begun already.
+            late = type(sampler) is RandomSampler and sampler.generator is None and not self._loader.num_workers
+            if late:  # as the sampler would, later
+                sampler.generator = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+        try:
+            first = list(islice(loading, 1))
+        finally:
+            if late:
+                sampler.generator = None
+        yield from first
+        yield from loading
+
     def _dtype_of(self, x: Tensor, *covariates: Tensor) -> torch.dtype:
         """Of what the model or, where there is one, the transform is given."""
         if x.is_floating_point() or self.transform is not None:
@@ -104,8 +138,55 @@ class LoaderBatches(Batches):
         return self.like.dtype if x.is_floating_point() else x.dtype
 
     def hash(self) -> str:
-        tensors = getattr(self._loader.dataset, "tensors", None)
-        return content_hash(*tensors[: self._num_fields]) if tensors else super().hash()
+        """Of tensors their content; else that of the items, of many the first thousand or, where they have numbers, a
+        thousand evenly among them.
+        """
+        dataset = self._loader.dataset
+        if type(dataset) is TensorDataset:
+            return content_hash(*dataset.tensors[: self._num_fields])
+        if self._hash is None:
+            with undisturbed():  # the same items, should they be drawn
+                known = fingerprint([super().hash(), self._some_items()])
+            self._hash = f"{type(dataset).__qualname__} {known.split()[-1]}"
+        return self._hash
+
+    def _some_items(self) -> list[Any]:
+        """How many there are, and some: made where the loader makes them, as a file that workers open must not be open
+        before there are workers.
+        """
+        loader, options = self._loader, ("num_workers", "worker_init_fn", "multiprocessing_context")
+        dataset, count = loader.dataset, None
+        if not isinstance(dataset, IterableDataset):
+            count = len(dataset)  # type: ignore[arg-type]
+            some = torch.linspace(0, max(count - 1, 0), min(count, _ITEMS_LOOKED_AT), dtype=torch.float64)
+            dataset = Subset(dataset, some.round().long().tolist())
+        same = {name: getattr(loader, name) for name in options}
+        items = DataLoader(dataset, batch_size=None, collate_fn=_as_it_is, **same)
+        try:
+            return [count, *islice(items, _ITEMS_LOOKED_AT)]
+        except (LookupError, TypeError):  # it goes by names
+            return [count]
+
+    def order(self) -> Any:
+        loader, fix = self._loader, "leave it to torch's own generators, which fit(seed=...) seeds."
+        samplers = [loader.sampler, loader.batch_sampler]
+        if loader.generator is not None or has_generator(samplers):
+            raise ValueError(
+                f"the DataLoader draws from a generator of its own, whose state checkpoints do not keep: {fix}"
+            )
+        if has_generator(loader.dataset):
+            raise ValueError(f"the Dataset holds a generator of its own, whose state checkpoints do not keep: {fix}")
+        if loader.persistent_workers:
+            raise ValueError(
+                "the DataLoader has persistent_workers, whose state checkpoints do not keep: leave them out."
+            )
+        known = {id(loader.dataset): "data"}
+        own = [] if isinstance(loader.sampler, DistributedSampler) else [fingerprint(s, known) for s in samplers]
+        return [type(loader.sampler).__qualname__, loader.num_workers, fingerprint(loader.collate_fn, known), *own]
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def _whole(loader: DataLoader) -> int | None:
