@@ -137,7 +137,7 @@ def as_path(value: Any, name: str) -> Path:
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} must be a str or a path; got {shown(value)}.")
     if not os.fspath(value):
-        raise ValueError(f"{name} must be the path of a file or folder; got an empty one.")
+        raise ValueError(f"{name} is empty, which is a folder, the current one: pass the path of another.")
     return Path(value)
 
 

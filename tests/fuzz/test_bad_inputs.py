@@ -37,7 +37,7 @@ from tests.fuzz.kinds import GENERATED, POOL, Kind
 from tests.fuzz.recipes import CASES, KINDS, Case
 
 FULL = os.environ.get("PYROVAE_FUZZ") == "full"
-SECONDS = 30.0  # after which a call has hung
+SECONDS = float(os.environ.get("PYROVAE_FUZZ_SECONDS", 30))  # after which a call has hung
 PACKAGE = str(Path(pv.__file__).parent)
 
 # Called at every step, or by what the package has checked: a check would cost, or come twice.
@@ -67,6 +67,7 @@ ABSTRACT = set(
     "VAEModel LossModel Chart Objective Schedule Likelihood Posterior FlowPosterior Prior Corruption Penalty".split()
 )
 ELSEWHERE = {
+    "pyrovae.CollapseMonitor.load_state_dict": "a checkpoint's, which has been read and checked",
     "pyrovae.model.log_terms": "the waist, at every step; VAEModel.log_terms checks",
     "pyrovae.distributions.MultivariateNormal": "Pyro's constructor",
     "pyrovae.distributions.Autoregressive.sample": "a density's work, at every step",
