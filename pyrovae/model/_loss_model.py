@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import require_at_least, require_instance, rows_of
+from pyrovae._checks import as_covariates, as_tensor, require_at_least, require_instance, rows_of
 from pyrovae.model._modes import inference
 from pyrovae.model._saving import SaveableModule
 
@@ -47,8 +47,10 @@ class LossModel(SaveableModule, ABC):
                 datum.
         """
         require_instance(Tensor, x=x)
-        if not x.dim() or not x.numel():
-            raise ValueError(f"x has no rows: it is of shape {tuple(x.shape)}.")
+        as_tensor(x, "x")
+        as_covariates(covariates, None)
+        if not x.numel() or (self.event_shape is not None and tuple(x.shape[1:]) != tuple(self.event_shape)):
+            raise ValueError(f"x has shape {tuple(x.shape)}; the model needs (N, *event_shape), {self.event_shape}.")
         require_at_least(1, num_particles=num_particles)
         self.check_values(x, name)
         head = rows_of(covariates, slice(2))

@@ -435,7 +435,9 @@ def shaped(value: Any, shape: tuple[int, ...]) -> bool:
     return numbers(*shape, integers=True).takes(value)
 
 
-LATENTS = Kind(lambda v: shaped(v, (N, 2)) or shaped(v, (1, 2)) or shaped(v, (2,)), "latents", numbers(N, 2).near)
+LATENTS = Kind(
+    lambda v: any(shaped(v, s) for s in ((N, 2), (1, 2), (2,), (1, N, 2), (N, D + 3, 2))), "latents", numbers(N, 2).near
+)
 
 MODELS: dict[str, Case] = {
     "pyrovae.VAE": case(with_(event_shape=(D,), latent_dim=2, hidden=(3,))),

@@ -58,14 +58,41 @@ STEPS = {
     "a mode of torch's": "train",
 }
 # Made by the package, for users to read.
-RECORDS = set(
-    "AISResult BDMCResult CollapseReport Disentanglement ElboTerms FitResult GapsResult LogTerms MarginalResult "
-    "NonFiniteLoss Data Capabilities Provenance Result Latents Quantized RateParts DCI CheckpointError".split()
-)
+RECORDS = {
+    "AISResult",
+    "BDMCResult",
+    "CollapseReport",
+    "Disentanglement",
+    "ElboTerms",
+    "FitResult",
+    "GapsResult",
+    "LogTerms",
+    "MarginalResult",
+    "NonFiniteLoss",
+    "Data",
+    "Capabilities",
+    "Provenance",
+    "Result",
+    "Latents",
+    "Quantized",
+    "RateParts",
+    "DCI",
+    "CheckpointError",
+}
 # Not called as they are: subclasses that are go through their constructors.
-ABSTRACT = set(
-    "VAEModel LossModel Chart Objective Schedule Likelihood Posterior FlowPosterior Prior Corruption Penalty".split()
-)
+ABSTRACT = {
+    "VAEModel",
+    "LossModel",
+    "Chart",
+    "Objective",
+    "Schedule",
+    "Likelihood",
+    "Posterior",
+    "FlowPosterior",
+    "Prior",
+    "Corruption",
+    "Penalty",
+}
 ELSEWHERE = {
     "pyrovae.CollapseMonitor.load_state_dict": "a checkpoint's, which has been read and checked",
     "pyrovae.model.log_terms": "the waist, at every step; VAEModel.log_terms checks",
