@@ -40,6 +40,15 @@ def at_least(low: int) -> Callable[[str], int]:
     return integer
 
 
+def posterior(text: str) -> str:
+    """The type of an argument that is a name in the registry, whose errors say which name was meant."""
+    try:
+        pv.posteriors.POSTERIORS.build(text, latent_dim=2, context_dim=2)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
 def number(*, zero: bool) -> Callable[[str], float]:
     """The type of an argument that is a number above 0, or also 0."""
 
@@ -58,7 +67,9 @@ def number(*, zero: bool) -> Callable[[str], float]:
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", choices=list(pv.datasets.DATASETS))
-    parser.add_argument("--posteriors", nargs="+", default=POSTERIORS, choices=list(pv.posteriors.POSTERIORS))
+    parser.add_argument(
+        "--posteriors", nargs="+", default=POSTERIORS, type=posterior, help=f"of {', '.join(pv.posteriors.POSTERIORS)}"
+    )
     parser.add_argument(
         "--likelihood",
         default=None,
