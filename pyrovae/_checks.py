@@ -16,6 +16,7 @@ from pyrovae._frames import Columns, as_numbers, in_order
 T = TypeVar("T")
 _ROWS_PER_CHECK = 4096  # data looked at at once
 ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
@@ -65,6 +66,15 @@ def require_one_of(allowed: Sequence[str], **arguments: Any) -> None:
     for name, value in arguments.items():
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
+
+
+def require_precision() -> None:
+    """Raise a ``ValueError`` where new tensors are of half a precision."""
+    if (dtype := torch.get_default_dtype()) in HALF:
+        raise ValueError(
+            f"torch's default dtype is {dtype}, in which log-densities are lost: call "
+            f"torch.set_default_dtype(torch.float32) before a model is built, trained or evaluated."
+        )
 
 
 def as_event_shape(event_shape: Sequence[int]) -> tuple[int, ...]:
@@ -121,7 +131,7 @@ def as_tensor(value: Any, name: str, names: Sequence[str] | None = None) -> Tens
             f"numpy.lib.recfunctions.structured_to_unstructured({name})."
         )
     try:
-        return torch.as_tensor(np.require(value, requirements="W"))  # pandas gives read-only views
+        return torch.from_numpy(np.require(value, requirements="W"))  # pandas gives read-only views
     except TypeError as error:
         raise ValueError(
             f"{name} must be a tensor, array or DataFrame of numbers; got {type(value).__name__} "
@@ -193,7 +203,7 @@ def as_data(
             f"{name} has dtype {str(x.dtype).removeprefix('torch.')}; a floating dtype is needed. "
             f"For 8-bit images pass x.float() / 255, for counts or flags x.float()."
         )
-    if x.dtype in (torch.float16, torch.bfloat16):
+    if x.dtype in HALF:
         x = x.float()
     if not isinstance(value, Tensor) and x.dtype == torch.float64:
         x = x.float()  # arrays and DataFrames are float64 by accident; a float64 tensor is a choice

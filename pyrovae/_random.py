@@ -20,8 +20,17 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
         return
     with restored_state():
-        torch.manual_seed(seed)
+        _manual_seed(seed)
         yield
+
+
+def _manual_seed(seed: int) -> None:
+    """Seed torch's CPU and CUDA generators. (``torch.manual_seed`` takes longer over devices that are not there than a
+    small model takes to encode.)
+    """
+    torch.default_generator.manual_seed(int(seed))
+    if torch.cuda.device_count():
+        torch.cuda.manual_seed_all(int(seed))
 
 
 def restored_state() -> AbstractContextManager[None]:
@@ -49,7 +58,7 @@ def derived(*numbers: int) -> int:
 
 def reseed(*numbers: int) -> None:
     """Seed torch's generators by :func:`derived`."""
-    torch.manual_seed(derived(*numbers))
+    _manual_seed(derived(*numbers))
 
 
 def get_state() -> list[torch.Tensor]:

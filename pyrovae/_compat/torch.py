@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -95,14 +96,21 @@ def renew_cache(module: nn.Module, name: str) -> bool:
     return True
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """No TF32 inside the block; the user's settings afterwards, made through torch's old interface or its new one."""
+@cache
+def _precision_settings() -> tuple[str, Any, list[Any]]:
+    """What TF32 is set by: the attribute, its value for none, and what has it."""
     parents = [torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn]
     parts = [getattr(p, name, None) for p in parents for name in ("matmul", "conv", "rnn")]
     backends: list[Any] = [part for part in parts if hasattr(part, "fp32_precision")]
-    name, full = ("fp32_precision", "ieee") if backends else ("allow_tf32", False)
-    backends = backends or [torch.backends.cuda.matmul, torch.backends.cudnn]  # torch before 2.9
+    if backends:
+        return "fp32_precision", "ieee", backends
+    return "allow_tf32", False, [torch.backends.cuda.matmul, torch.backends.cudnn]  # torch before 2.9
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 inside the block; the user's settings afterwards, made through torch's old interface or its new one."""
+    name, full, backends = _precision_settings()
     before = {part: value for part in backends if (value := getattr(part, name)) not in ("none", full)}
     for part in before:
         setattr(part, name, full)
@@ -111,6 +119,21 @@ def full_precision() -> Iterator[None]:
     finally:
         for part, value in before.items():
             setattr(part, name, value)
+
+
+@contextmanager
+def own_settings(device: torch.device) -> Iterator[None]:
+    """No autocast and no inference mode inside the block, and new tensors on ``device`` or the CPU, whatever the caller
+    has set.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for kind in {"cpu", device.type}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type not in ("cpu", device.type):
+            stack.enter_context(device)
+        yield
 
 
 def validate(distribution: Any, value: Tensor) -> None:

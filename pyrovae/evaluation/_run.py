@@ -12,7 +12,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrovae._checks import require_at_least, require_one_of, resolve_device
-from pyrovae._compat.torch import full_precision
 from pyrovae._distributed import check_same_everywhere, common_seed, connect, joined, my_blocks, num_processes, rank
 from pyrovae._graph import COMPILE, Compile, Graph
 from pyrovae._random import derived, reseed, seeded
@@ -20,13 +19,13 @@ from pyrovae.evaluation._data import as_evaluation_data, require_density
 from pyrovae.evaluation._memory import BLOCK, Sizes, plan, probe, within_memory
 from pyrovae.evaluation._result import Provenance, weights_hash
 from pyrovae.model import LogTerms, LossModel, VAEModel
-from pyrovae.model._modes import evaluation_mode
+from pyrovae.model._modes import strict
 
 Compute = Callable[[slice, int], Mapping[Any, Tensor]]
 
 
 class EvaluationRun:
-    """A model and checked data, for the length of a ``with`` block in which nothing is approximate (see :func:`strict`)
+    """A model and checked data, for the length of a ``with`` block in which nothing is approximate (see :func:`evaluating`)
     and random numbers follow from a seed.
 
     An estimator is a function ``compute(rows, draws)`` from some of the data to columns of numbers for them, given to
@@ -93,7 +92,7 @@ class EvaluationRun:
             raise RuntimeError("this run is or was entered already: make another EvaluationRun.")
         connect()
         with ExitStack() as stack:
-            self.device = stack.enter_context(strict(self.model, self._device))
+            self.device = stack.enter_context(evaluating(self.model, self._device))
             stack.enter_context(seeded(common_seed(self._seed)))
             if self._density:
                 self.terms, self.num_observed = self.data.check(self.model)
@@ -230,9 +229,8 @@ class EvaluationRun:
 
 
 @contextmanager
-def strict(model: VAEModel | LossModel, device: str | torch.device | None = None) -> Iterator[torch.device]:
-    """Evaluation mode, no gradients, no autocast, no TF32, no validation in the loop; the model on ``device``.
-
+def evaluating(model: VAEModel | LossModel, device: str | torch.device | None = None) -> Iterator[torch.device]:
+    """Enter :func:`~pyrovae.model._modes.strict`, without validation in the loop and with the model on ``device``.
     Everything is put back afterwards.
 
     Args:
@@ -240,17 +238,13 @@ def strict(model: VAEModel | LossModel, device: str | torch.device | None = None
         device: where to compute; by default where the model is.
 
     Raises:
-        ValueError: a device that is not there.
+        ValueError: a device that is not there, a model or default dtype of half a precision.
     """
     home = model.placement.device
     target = home if device is None else resolve_device(device)
     with ExitStack() as stack:
-        stack.enter_context(evaluation_mode(model))
-        stack.enter_context(torch.inference_mode(False))  # whose tensors could not be differentiated by, as ais does
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(target.type, enabled=False))
+        stack.enter_context(strict(model, target))
         stack.enter_context(pyro.distributions.validation_enabled(False))  # checks would stall the device
-        stack.enter_context(full_precision())
         stack.callback(model.to, home)
         model.to(target)
         if target.type == "cpu":

@@ -7,7 +7,9 @@ from typing import Any
 import pyro
 import torch
 
+from pyrovae._checks import HALF, require_precision
 from pyrovae._compat.pyro import Messenger
+from pyrovae._compat.torch import full_precision, own_settings
 from pyrovae._random import seeded
 
 _own_run = _statements_disabled = False
@@ -65,7 +67,37 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def inference(module: torch.nn.Module, seed: int | None) -> Iterator[None]:
-    """Enter evaluation mode, without gradients, with local parameters and a seed; all put back afterwards."""
-    with evaluation_mode(module), torch.no_grad(), local_parameters(), seeded(seed):
+def strict(model: Any, device: torch.device | None = None) -> Iterator[None]:
+    """Evaluation mode with nothing approximate, whatever the caller has set: no gradients, no autocast, no TF32, new
+    tensors where the model is; parameters stay in it. All that is evaluated passes here.
+
+    Args:
+        model: the model.
+        device: where it will be; by default where it is.
+
+    Raises:
+        ValueError: see :func:`check_numbers`.
+    """
+    check_numbers(model)
+    with evaluation_mode(model), own_settings(device or model.placement.device), torch.no_grad(), full_precision():
+        with local_parameters():
+            yield
+
+
+@contextmanager
+def inference(model: Any, seed: int | None) -> Iterator[None]:
+    """Enter :func:`strict`, with a seed; all put back afterwards."""
+    with strict(model), seeded(seed):
         yield
+
+
+def check_numbers(model: Any) -> None:
+    """Raise a ``ValueError`` where a model, or torch's default, has numbers of half a precision, or none."""
+    require_precision()
+    like, name = model.placement, type(model).__name__
+    if like.is_meta:
+        raise ValueError(
+            f"{name} is on the meta device, which holds no values: build it under torch.set_default_device('cpu')."
+        )
+    if like.dtype in HALF:
+        raise ValueError(f"{name} has {like.dtype} parameters, in which log-densities are lost: call model.float().")

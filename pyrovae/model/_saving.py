@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae._arguments import build, capture, decode, encode, find, not_kept, parameters
-from pyrovae._checks import as_data
+from pyrovae._checks import as_data, require_precision
 from pyrovae._compat.torch import uncompiled
 from pyrovae._frames import Columns
 from pyrovae._model_files import digest, read, write
@@ -44,6 +44,7 @@ class SaveableModule(nn.Module):
     _constructed: dict[str, Any]
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Self:
+        require_precision()
         # Of nested constructors the outermost call alone comes here. Copies and unpickled objects overwrite this.
         self = super().__new__(cls)
         arguments = capture(cls, args, kwargs)

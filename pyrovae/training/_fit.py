@@ -11,11 +11,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyrovae._checks import placed, require_at_least, require_one_of, resolve_device
+from pyrovae._compat.torch import own_settings
 from pyrovae._distributed import check_same_everywhere, connect, from_main, num_processes, rank
 from pyrovae._random import reseed, seeded
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._inputs import keep_columns
-from pyrovae.model._modes import local_parameters
+from pyrovae.model._modes import check_numbers, local_parameters
 from pyrovae.objectives import ELBO
 from pyrovae.training._checkpoint import Checkpoint, CheckpointFolder, identity
 from pyrovae.training._loop import train
@@ -89,7 +90,8 @@ def fit(
             (a capture, machine code, the graph itself, because it reads values or changes otherwise than through torch)
             it does without, and a warning says what was lost and why. What model and ``batch_transform`` do besides
             computing (printing, counting) happens only when they are traced.
-        precision: ``"bfloat16"`` computes the loss under autocast, on CUDA alone; evaluation and validation never do.
+        precision: ``"bfloat16"`` computes the loss under autocast, on CUDA alone; evaluation and validation never do. An
+            ``autocast`` around the call changes nothing.
         checkpoint: where the complete state of this run is kept, and taken up again: a :class:`Checkpoint`, or the path
             of a folder, which means ``Checkpoint(path)``.
         progress: show a progress bar, in nats per datum.
@@ -108,14 +110,15 @@ def fit(
         FileNotFoundError: ``Checkpoint(resume="must")`` and there is no checkpoint.
     """
     connect()
-    with torch.inference_mode(False), torch.enable_grad(), seeded(seed), local_parameters():
+    target = resolve_device(device)
+    with own_settings(target), torch.enable_grad(), seeded(seed), local_parameters():
         objective = _objective(model, objective)
+        check_numbers(model)
         require_at_least(0, epochs=epochs)
         require_one_of(tuple(ENGINES), compile=compile)
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive; got {clip_norm}.")
         require_one_of(("float32", "bfloat16"), precision=precision)
-        target = resolve_device(device)
         if precision == "bfloat16" and target.type != "cuda":
             raise ValueError(
                 f"precision='bfloat16' is for CUDA devices; the device is {target}. Use precision='float32'."

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pyrovae as pv
-from pyrovae.evaluation._run import strict
+from pyrovae.evaluation._run import evaluating
 from pyrovae.evaluation.marginal._chains import estimate_chains
 from pyrovae.evaluation.marginal._verdict import judge_chains
 from pyrovae.model import Latents
@@ -175,7 +175,7 @@ def test_base_space_of_every_family(name: str) -> None:
     """Densities at the guide's own draws, gradients against finite differences, the inverse where there is one."""
     model = Fixed(randomized(POSTERIORS[name](), scale=0.3))
     x = torch.randn(3, 4).double()
-    with strict(model):
+    with evaluating(model):
         space = BaseSpace(model, (x,), 5, "posterior")
         u = space.draw()
         assert u.shape == (5, 3, LATENT)

@@ -13,7 +13,7 @@ from pyrovae._graph import Compile
 from pyrovae._random import seeded
 from pyrovae.evaluation._data import require_density
 from pyrovae.evaluation._result import Result
-from pyrovae.evaluation._run import EvaluationRun, strict
+from pyrovae.evaluation._run import EvaluationRun, evaluating
 from pyrovae.evaluation.marginal._annealing import Annealing
 from pyrovae.evaluation.marginal._chains import Chains, Schedule, estimate_chains
 from pyrovae.evaluation.marginal._verdict import combined_se, se_over_data
@@ -108,7 +108,7 @@ def bdmc(
     require_density("bdmc", model)
     connect()
     options: Any = {"device": device, "memory_budget": memory_budget, "compile": compile, "progress": progress}
-    with strict(model, device), seeded(common_seed(seed)):
+    with evaluating(model, device), seeded(common_seed(seed)):
         covariates = as_covariates(covariates, num_data, model.placement, model.columns)
         x, latents = model.simulate(num_data, *covariates)
         options["seed"] = int(torch.randint(2**62, ()))  # the same in all processes, as all they drew was

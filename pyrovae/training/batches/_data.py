@@ -99,7 +99,7 @@ def hold_out(model: Model, data: Any, fraction: float) -> tuple[Tensors, Tensors
     if not isinstance(data, (*ARRAYS, tuple)):
         raise ValueError("validation as a fraction needs tensors, arrays or DataFrames; pass the validation set.")
     tensors = in_memory(model, data, "data")
-    order = from_main(torch.randperm(len(tensors[0])))
+    order = from_main(torch.randperm(len(tensors[0]), device="cpu"))
     held_out = math.ceil(fraction * len(order))
     if held_out == len(order):
         raise ValueError(f"validation={fraction} leaves none of the {len(order)} data to train on.")

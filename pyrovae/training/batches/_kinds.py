@@ -37,7 +37,7 @@ class TensorBatches(Batches):
         self.size = min(batch_size, len(tensors[0])) if num_processes() == 1 else None
 
     def __iter__(self) -> Iterator[Batch]:
-        order = from_main(torch.randperm(len(self._tensors[0])))  # the same wherever the data are
+        order = from_main(torch.randperm(len(self._tensors[0]), device="cpu"))  # the same wherever the data are
         for rows in order.to(self._tensors[0].device).split(self._batch_size):
             mine, weight = my_share(rows), 1.0 if len(rows) >= num_processes() else 1 / num_processes()
             yield Batch((mine,) if self._resident else self._on_device(self._rows(mine)), len(rows), weight)
