@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 import pyrovae as pv
 from pyrovae._distributed import rank, summed
 from pyrovae._random import get_state, set_state
-from pyrovae.evaluation import _memory as memory
+from pyrovae import _memory as memory
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.training._checkpoint import CheckpointFolder
 

@@ -16,7 +16,7 @@ from pyrovae._distributed import check_same_everywhere, common_seed, connect, jo
 from pyrovae._graph import COMPILE, Compile, Graph
 from pyrovae._random import derived, reseed, seeded
 from pyrovae.evaluation._data import as_evaluation_data, require_density
-from pyrovae.evaluation._memory import BLOCK, Sizes, plan, probe, within_memory
+from pyrovae._memory import BLOCK, Sizes, plan, probe, within_memory
 from pyrovae.evaluation._result import Provenance, weights_hash
 from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model._modes import strict

@@ -11,7 +11,7 @@ from torch.distributions import Distribution, Normal
 
 from pyrovae._distributed import summed
 from pyrovae.distributions._capabilities import capabilities, innermost
-from pyrovae.evaluation._memory import plan, probe
+from pyrovae._memory import plan, probe
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.latents._dimensions import Measured
 from pyrovae.model import Latents

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrovae._checks import require_at_least, require_one_of
 from pyrovae._graph import Compile
-from pyrovae.evaluation._memory import BLOCK, SLICE, default_budget, plan, probe, within_memory
+from pyrovae._memory import BLOCK, SLICE, default_budget, plan, probe, within_memory
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.model import Latents, VAEModel
 

@@ -16,7 +16,7 @@ SLICE = {"cpu": 20 * 2**20, "cuda": 2**30}  # bytes to score at once: what stays
 CUDA_FRACTION = 0.25  # of the free device memory
 
 
-class _Allocations(TorchDispatchMode):
+class Allocations(TorchDispatchMode):
     """Sums the bytes of every new tensor: an upper bound on what the block holds at any time."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ def probe(run: Callable[[int, int], Any]) -> Cost:
     """The cost of ``run(num_data, num_samples)``, from three short runs."""
 
     def allocated(num_data: int, num_samples: int) -> int:
-        with _Allocations() as counted:
+        with Allocations() as counted:
             run(num_data, num_samples)
         return counted.bytes
 
