@@ -136,6 +136,30 @@ def own_settings(device: torch.device) -> Iterator[None]:
         yield
 
 
+class CheckedIndices(TorchDispatchMode):
+    """Raises an ``IndexError`` for an index that is out of range, before a CUDA device does, which does not recover."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        match func._schema.name.removeprefix("aten::"), args:
+            case ("embedding", (weight, index, *_)):
+                looked_up = [(index, 0, len(weight))]
+            case ("gather" | "index_select" | "scatter" | "scatter_" | "scatter_add", (of, dim, index, *_)):
+                looked_up = [(index, 0, of.shape[dim])]
+            case ("index" | "index_put" | "index_put_", (of, indices, *_)) if not any(_is_mask(i) for i in indices):
+                looked_up = [(i, -n, n) for i, n in zip(indices, of.shape, strict=False) if i is not None]
+            case _:
+                looked_up = []
+        for index, least, end in looked_up:
+            if index.numel() and bool(((index < least) | (index >= end)).any()):
+                bad = int(index.max() if index.max() >= end else index.min())
+                raise IndexError(f"index {bad} is out of range for size {end}")
+        return func(*args, **(kwargs or {}))
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype in (torch.bool, torch.uint8)
+
+
 def validate(distribution: Any, value: Tensor) -> None:
     """What ``log_prob`` does first: where validation is on, a ``ValueError`` for a value of a shape that does not fit,
     or outside the support.

@@ -15,7 +15,8 @@ from pyrovae._frames import check_same_index
 from pyrovae._hash import content_hash
 from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model._inputs import as_inputs, check_num_covariates
-from pyrovae.model._support import check_densities, checked_terms
+from pyrovae.model._rows import as_fields, on_rows
+from pyrovae.model._support import check_densities, check_values, checked_terms, fixed_support
 
 _NUMBERS_CHECKED = {"cpu": 2**14, "cuda": 2**22}  # of x that are compared with the support at once
 
@@ -34,13 +35,14 @@ class Checked(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Data of shape ``(N, *event_shape)``, the covariates that go with them, and the index that ``x`` had if it was a
-    frame.
+    """Data of shape ``(N, *event_shape)``, the covariates that go with them, the index that ``x`` had if it was a
+    frame, and the numbers of the rows in what the user passed, where these are some of them.
     """
 
     x: Num[Tensor, "data *event"]
     covariates: tuple[Any, ...]
     index: pd.Index | None = None
+    numbers: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -62,7 +64,12 @@ class EvaluationData:
     def rows(self, index: Tensor) -> "EvaluationData":
         """The data with these indices."""
         x, *rest = rows_of((self.x, *self.covariates), index)
-        return EvaluationData(x, tuple(rest))
+        return EvaluationData(x, tuple(rest), numbers=index if self.numbers is None else self.numbers[index])
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """x and the covariates by the names that errors have for them."""
+        return as_fields(self.x, self.covariates)
 
     def part(self, rows: slice, like: Tensor) -> tuple[Any, ...]:
         """``(x, *covariates)`` of some rows, on the model's device and in its precision."""
@@ -82,11 +89,22 @@ class EvaluationData:
         step = max(2, _NUMBERS_CHECKED[like.device.type] // max(self.x[0].numel(), 1))
         terms = model.check(*self.part(slice(step), like))
         check_densities(terms)
-        counts = []
+        counts, known = [], None
         for start in range(0, len(self), step):
-            counts.append(checked_terms(model, *self.part(slice(start, start + step), like)).num_observed)
-        known = [float(count.sum(dtype=torch.float64)) for count in counts if count is not None]
-        return Checked(terms, sum(known) / len(self) if len(known) == len(counts) else None)
+            rows = slice(start, min(start + step, len(self)))
+            if known is not None:  # then the model need not run, nor is anything masked
+                check_values(*known, self.part(rows, like)[0], numbers=range(start, len(self)))
+                continue
+
+            def run(n: int, *part: Any) -> tuple[LogTerms, Tensor]:
+                return checked_terms(model, *part, numbers=range(start, len(self))), part[0]  # noqa: B023  # called at once
+
+            found, x = on_rows(run, self.fields, rows, like)
+            counts.append(found.num_observed)
+            known = fixed_support(found, x) if not self.covariates else None
+        total = [float(count.sum(dtype=torch.float64)) for count in counts if count is not None]
+        num_checked = step if known is not None else len(self)
+        return Checked(terms, sum(total) / min(num_checked, len(self)) if len(total) == len(counts) else None)
 
     def log_px(self, given: Any) -> tuple[np.ndarray, np.ndarray]:
         """log p(x) of every datum as a user passed it, and its standard error, 0 where that is not known.

@@ -202,7 +202,9 @@ class Generation(SaveableModule):
                 )
         a, b = self.encode(x, *given), self.encode(other, *given)
         weights = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype).reshape(-1, *[1] * a.dim())
-        return self.decode((1 - weights) * a + weights * b, *rows_of(given, torch.arange(len(x), device="cpu").repeat(steps)))
+        return self.decode(
+            (1 - weights) * a + weights * b, *rows_of(given, torch.arange(len(x), device="cpu").repeat(steps))
+        )
 
     def as_data(self, value: Any, name: str = "x", covariates: tuple[Any, ...] = ()) -> Tensor:
         """Check data ``(N, *event_shape)``, and return them as the model takes them.
@@ -252,10 +254,11 @@ class Generation(SaveableModule):
         """What ``run(num_rows, *fields)`` gives by name for all rows, which lie along ``dim`` of it; see
         :func:`in_blocks`.
         """
-        first, numbers = next(iter(fields.values()), None), torch.Size(self.event_shape or ()).numel()
-        n = len(first) if n is None and first is not None else n
-        parts = in_blocks(run, n, fields, numbers, self.placement)
-        out = {name: torch.cat([p[name] for p in parts], dim) if len(parts) > 1 else parts[0][name] for name in parts[0]}
+        n = len(next(iter(fields.values()))) if n is None else n
+        parts = in_blocks(run, n, fields, torch.Size(self.event_shape or ()).numel(), self.placement)
+        out = {
+            name: torch.cat([p[name] for p in parts], dim) if len(parts) > 1 else parts[0][name] for name in parts[0]
+        }
         for name, values in out.items():
             require_numbers(values, dim, f"site {name!r}" if name else "what the model gives", fields)
         return out

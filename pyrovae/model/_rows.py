@@ -1,21 +1,26 @@
 """Programs run over rows: block by block, so that memory does not grow with them, and rows that fail named."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NoReturn, TypeVar
 
-import torch
 from torch import Tensor
 
 from pyrovae._checks import placed, rows_of
 from pyrovae._compat.pyro import reason
-from pyrovae._compat.torch import is_out_of_memory
+from pyrovae._compat.torch import CheckedIndices, is_out_of_memory
 from pyrovae._memory import BLOCK, Allocations, within_memory
 
 T = TypeVar("T")
+Numbers = Sequence[int] | Tensor | None  # of rows, as the user counts them; by default from 0
 Fields = Mapping[str, Any]  # what has rows, as errors call it; what is no tensor has none
 _FIRST_NUMBERS, _FIRST_ROWS = 2**20, 256  # of data in the first two blocks, at most
 _MULTIPLE = 16  # of rows: torch draws normals in groups of so many, which then are the same as of all rows at once
 FAILURES = (IndexError, RuntimeError, ValueError)  # what programs raise for values
+
+
+class BadRows(ValueError):
+    """An error that names the rows that it is about."""
 
 
 def in_blocks(run: Callable[..., T], n: int, fields: Fields, numbers: int, like: Tensor) -> list[T]:
@@ -40,7 +45,7 @@ def in_blocks(run: Callable[..., T], n: int, fields: Fields, numbers: int, like:
 
         def attempt(sizes: tuple[int, int]) -> tuple[int, T]:
             rows = slice(start, min(start + sizes[0], n))  # noqa: B023  # called at once
-            return rows.stop, on_rows(run, fields, rows, like)  # noqa: B023
+            return rows.stop, on_rows(run, fields, rows, like)
 
         if len(found) == 1 and start + size < n:
             with Allocations() as counted:
@@ -54,19 +59,25 @@ def in_blocks(run: Callable[..., T], n: int, fields: Fields, numbers: int, like:
     return found
 
 
-def on_rows(run: Callable[..., T], fields: Fields, rows: slice, like: Tensor) -> T:
+def on_rows(run: Callable[..., T], fields: Fields, rows: slice, like: Tensor, numbers: Numbers = None) -> T:
     """``run(num_rows, *fields)`` of some rows.
 
     Raises:
         ValueError: see :func:`name_row`.
     """
+    looks_up = like.is_cuda and (fields.keys() - {"x", "z"} or any(not f.is_floating_point() for f in fields.values()))
     try:
-        return run(rows.stop - rows.start, *_part(fields, rows, like))
+        with CheckedIndices() if looks_up else nullcontext():
+            return run(rows.stop - rows.start, *_part(fields, rows, like))
+    except BadRows:
+        raise
     except FAILURES as error:
-        name_row(run, fields, rows, like, error)
+        name_row(run, fields, rows, like, error, numbers)
 
 
-def name_row(run: Callable[..., Any], fields: Fields, rows: slice, like: Tensor, error: Exception) -> NoReturn:
+def name_row(
+    run: Callable[..., Any], fields: Fields, rows: slice, like: Tensor, error: Exception, numbers: Numbers
+) -> NoReturn:
     """Raise a ``ValueError`` that names the first of the rows that ``run(num_rows, *fields)`` fails for, and the field
     that is at fault; or the ``error`` itself, where it is not a matter of single rows.
     """
@@ -75,7 +86,8 @@ def name_row(run: Callable[..., Any], fields: Fields, rows: slice, like: Tensor,
 
     def failure(*parts: Any) -> Exception | None:
         try:
-            run(*parts)
+            with CheckedIndices():
+                run(*parts)
         except FAILURES as raised:
             return raised
         return None
@@ -96,8 +108,8 @@ def name_row(run: Callable[..., Any], fields: Fields, rows: slice, like: Tensor,
     for i, name in enumerate(fields):
         if name in names and not failure(1, *bad[:i], other[i], *bad[i + 1 :]):
             names = [name]
-    raise ValueError(
-        f"row {low} of {' with '.join(names)} cannot be computed on, where others can: "
+    raise BadRows(
+        f"{named([low], numbers)} of {' with '.join(names)} cannot be computed on, where others can: "
         f"{reason(found).splitlines()[0].rstrip('.')}. Drop or correct it."
     ) from error
 
@@ -117,10 +129,10 @@ def require_numbers(values: Tensor, dim: int, what: str, fields: Fields) -> None
     """Raise a ``ValueError`` where what a model makes of the fields' rows, which lie along ``dim``, is NaN."""
     if values.is_floating_point() and bool(values.isnan().any()):
         bad = values.isnan().movedim(dim, 0).flatten(1).any(1).nonzero().flatten().tolist()
-        raise ValueError(f"{what} is NaN for {named(bad)} of {' with '.join(fields)}: drop or correct them.")
+        raise BadRows(f"{what} is NaN for {named(bad)} of {' with '.join(fields)}: drop or correct them.")
 
 
-def named(rows: list[int]) -> str:
+def named(rows: Sequence[int], numbers: Numbers = None) -> str:
     """Rows in words, the first few by their numbers."""
-    shown = ", ".join(map(str, rows[:3]))
+    shown = ", ".join(str(row if numbers is None else int(numbers[row])) for row in rows[:3])
     return f"row {shown}" if len(rows) == 1 else f"rows {shown}{', …' if len(rows) > 3 else ''} ({len(rows)} in all)"

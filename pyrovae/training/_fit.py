@@ -164,16 +164,17 @@ def _batches(
     model: Model, data: Any, validation: Any, transform: Transform | None, batch_size: int, objective: PyroELBO | None
 ) -> tuple[Batches, Batches | None]:
     """Batches to train on and to validate on, once the model has run on both."""
+    kept = numbers = None
     with keep_columns(model, as_fields(data)):
         if isinstance(validation, float):
-            data, (x, *rest) = hold_out(model, data, validation)
+            (data, kept), ((x, *rest), numbers) = hold_out(model, data, validation)
             x = placed(x, model.placement)
             validation = (from_main(transform(x) if transform else x), *rest)
-        train = as_batches(model, data, batch_size=batch_size, transform=transform)
+        train = as_batches(model, data, batch_size=batch_size, transform=transform, numbers=kept)
         train.check(objective)
         held_out = None
         if validation is not None:
-            held_out = as_batches(model, validation, batch_size=batch_size, held_out=True)
+            held_out = as_batches(model, validation, batch_size=batch_size, held_out=True, numbers=numbers)
             held_out.check(objective)
             model.validated_on = tuple(dict.fromkeys((*model.validated_on, held_out.hash())))
     return train, held_out

@@ -31,6 +31,9 @@ def train(plan: Plan, *, visible: bool) -> FitResult:
     """
     task, model, steps, progress = plan.task, plan.task.model, plan.train.num_steps, begin_or_resume(plan)
     engines = [build(plan.engine, task, plan.train, plan.epochs)]
+    if plan.train.least == 1:
+        task.set_time(0.0)
+        task.check_single(plan.train)
     with (
         Deferred(plan.checkpoints is not None) as signals,
         tqdm(total=steps and steps * plan.epochs, unit="step", disable=not visible, initial=progress.steps_done) as bar,
@@ -78,6 +81,8 @@ def _epoch(
     for batch in progress.remaining(batches):
         if progress.epoch == 0:
             batches.in_first_epoch(batch)
+            if batch.size == 1:
+                task.check_single(batches, batch)
         task.set_time(progress.time(plan))
         generators = get_state() if task.reads_every_loss else []
         try:

@@ -134,5 +134,5 @@ def log_weights(
                 run.advance(block.numel())
             return {"log_weight": torch.cat(blocks, dim=1)}
 
-        columns = run.collect(compute, weights.sizes, total=num_samples, description="log w")
+        columns = run.collect(compute, weights.sizes, total=num_samples, description="log w", required=["log_weight"])
     return torch.from_numpy(columns["log_weight"]).T

@@ -156,7 +156,7 @@ def _codes(run: EvaluationRun) -> np.ndarray:
         run.advance(rows.stop - rows.start)
         return {"codes": codes_of(draws, *run.part(rows))}
 
-    return run.collect(compute, sizes, total=1, description="codes", unit="datum")["codes"]
+    return run.collect(compute, sizes, total=1, description="codes", unit="datum", required=["codes"])["codes"]
 
 
 def _scores(
