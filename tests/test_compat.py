@@ -298,6 +298,41 @@ def test_no_tf32_inside_and_the_users_settings_afterwards() -> None:
         torch.set_float32_matmul_precision(precision)
 
 
+@canary("torch", "own_settings")
+def test_nothing_that_the_caller_has_set_inside() -> None:
+    cpu, x = torch.device("cpu"), torch.rand(3, 3)
+    with torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        with of_torch.own_settings(cpu):
+            assert (x @ x).dtype == torch.float32
+            assert torch.zeros(1).device == cpu
+            assert not (x + 1).is_inference()
+        assert (x @ x).dtype == torch.bfloat16
+        assert torch.zeros(1).is_meta
+        assert (x + 1).is_inference()
+
+
+@canary("torch", "CheckedIndices")
+@pytest.mark.parametrize("bad", [-4, 3])
+def test_an_index_out_of_range_is_found_before_it_is_used(bad: int) -> None:
+    table, index = torch.rand(3, 3), torch.tensor([0, 1, 2])
+    wrong = torch.tensor([0, bad, 2])
+    lookups: list[Callable[[Tensor], Tensor]] = [
+        lambda i: torch.nn.functional.embedding(i, table),
+        lambda i: table[i],
+        lambda i: table[:, i],
+        lambda i: table.gather(1, i.unsqueeze(1)),
+        lambda i: table.index_select(0, i),
+        lambda i: table.scatter(1, i.unsqueeze(1), 1.0),
+        lambda i: dist.Categorical(logits=table, validate_args=False).log_prob(i),
+    ]
+    with of_torch.CheckedIndices():
+        for look_up in lookups:
+            look_up(index)
+            with pytest.raises(IndexError, match=f"index {bad} is out of range for size 3"):
+                look_up(wrong)
+        assert table[table > 0.5].dim() == 1
+
+
 @canary("torch", "ConvNd")
 def test_convolutions_are_of_one_class() -> None:
     names = [f"{kind}{d}d" for kind in ("Conv", "ConvTranspose", "LazyConv") for d in (1, 2, 3)]

@@ -1,6 +1,6 @@
 """One estimator at work: everything but its mathematics."""
 
-import sys
+import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -256,9 +256,7 @@ class EvaluationRun:
             bad |= np.isnan(values).reshape(len(bad), -1).any(1)
         if bad.any() and rank() == 0:
             where = named(bad.nonzero()[0].tolist(), self.data.numbers)
-            message = (
-                f"{description} is NaN for {where} of x, of {len(bad)} data, and so is the mean: the model gives NaN."
-            )
+            message = f"{description} is NaN for {where} of x, of {len(bad)} data: the model makes NaN of them."
             warnings.warn(message, stacklevel=_users_level())
 
     def _name_row(self, rows: slice, error: Exception) -> NoReturn:
@@ -302,5 +300,5 @@ def evaluating(model: VAEModel | LossModel, device: str | torch.device | None = 
 def _users_level() -> int:
     """The ``stacklevel`` of the nearest caller outside the package."""
     package = str(Path(__file__).parents[1])
-    frames = (frame.f_code.co_filename for frame, _ in walk_stack(sys._getframe(1)))
+    frames = (frame.f_code.co_filename for frame, _ in walk_stack(inspect.currentframe()))
     return 1 + sum(1 for _ in takewhile(lambda name: name.startswith(package), frames))

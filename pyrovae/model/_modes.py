@@ -79,9 +79,9 @@ def strict(model: Any, device: torch.device | None = None) -> Iterator[None]:
         ValueError: see :func:`check_numbers`.
     """
     check_numbers(model)
-    with evaluation_mode(model), own_settings(device or model.placement.device), torch.no_grad(), full_precision():
-        with local_parameters():
-            yield
+    own = own_settings(device or model.placement.device)
+    with evaluation_mode(model), own, torch.no_grad(), full_precision(), local_parameters():
+        yield
 
 
 @contextmanager

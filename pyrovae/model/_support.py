@@ -44,12 +44,11 @@ def checked_terms(
         options = {"num_particles": num_particles, "max_plate_nesting": model.max_plate_nesting}
         terms = log_terms(model.model, model.guide, x, *covariates, **options)
         check_masks(terms.masks)
-        names = {id(value): named for named, value in as_fields(x, covariates, name).items()}
+        names = {id(value): field for field, value in as_fields(x, covariates, name).items()}
         for site, p in terms.likelihood.items():
             value = terms.observed[site]
-            check_values(
-                site, p, value if whole is None or value is not x else whole, names.get(id(value), name), numbers
-            )
+            of = names.get(id(value), name)
+            check_values(site, p, value if whole is None or value is not x else whole, of, numbers)
         return terms.read()
 
 
@@ -60,7 +59,7 @@ def check_observed(model: Any, x: Tensor, *covariates: Any, name: str = "x", num
     with local_parameters():
         drawn = poutine.trace(model.guide).get_trace(x, *covariates)
         scored = poutine.trace(poutine.replay(model.model, trace=drawn)).get_trace(x, *covariates)
-    names = {id(value): named for named, value in as_fields(x, covariates, name).items()}
+    names = {id(value): field for field, value in as_fields(x, covariates, name).items()}
     for site, found in sample_sites(scored).items():
         if found["is_observed"]:
             check_values(site, found["fn"], found["value"], names.get(id(found["value"]), name), numbers)

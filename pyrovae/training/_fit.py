@@ -90,8 +90,8 @@ def fit(
             (a capture, machine code, the graph itself, because it reads values or changes otherwise than through torch)
             it does without, and a warning says what was lost and why. What model and ``batch_transform`` do besides
             computing (printing, counting) happens only when they are traced.
-        precision: ``"bfloat16"`` computes the loss under autocast, on CUDA alone; evaluation and validation never do. An
-            ``autocast`` around the call changes nothing.
+        precision: ``"bfloat16"`` computes the loss under autocast, on CUDA alone; evaluation and validation never do,
+            nor does an ``autocast`` around the call change anything.
         checkpoint: where the complete state of this run is kept, and taken up again: a :class:`Checkpoint`, or the path
             of a folder, which means ``Checkpoint(path)``.
         progress: show a progress bar, in nats per datum.

@@ -73,10 +73,9 @@ class TensorBatches(Batches):
     def check(self, objective: PyroELBO | None) -> None:
         super().check(objective)
         x = self._tensors[0]
+        at_once = max(self._batch_size, MAX_NUMBERS_AT_ONCE // x[0].numel())
         with restored_state():
-            for rows in torch.arange(len(x), device="cpu").split(
-                max(self._batch_size, MAX_NUMBERS_AT_ONCE // x[0].numel())
-            ):
+            for rows in torch.arange(len(x), device="cpu").split(at_once):
                 self.look(super().prepare(*self._on_device(self._rows(rows.to(x.device)))), self._numbers[rows])
 
     def in_first_epoch(self, batch: Batch) -> None:
