@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pyrovae._compat.torch import TorchDispatchMode, is_out_of_memory, tree_leaves
+from pyrovae._compat.torch import DispatchMode, is_out_of_memory, tree_leaves
 
 T = TypeVar("T")
 Sizes = tuple[int, int]  # data, and draws of each, at once
@@ -16,7 +16,7 @@ SLICE = {"cpu": 20 * 2**20, "cuda": 2**30}  # bytes to score at once: what stays
 CUDA_FRACTION = 0.25  # of the free device memory
 
 
-class Allocations(TorchDispatchMode):
+class Allocations(DispatchMode):
     """Sums the bytes of every new tensor: an upper bound on what the block holds at any time."""
 
     def __init__(self) -> None:

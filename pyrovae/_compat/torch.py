@@ -12,7 +12,7 @@ from torch.distributions import Transform
 from torch.distributions.transforms import _InverseTransform
 from torch.fx import GraphModule
 from torch.nn.modules.conv import _ConvNd as ConvNd  # the class of all convolutions, transposed ones too
-from torch.utils._python_dispatch import TorchDispatchMode  # sees every operation on tensors
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Nests of tensors as flat lists, and back.
 from torch.utils._pytree import register_pytree_node, tree_flatten, tree_leaves, tree_map_only, tree_unflatten
@@ -136,7 +136,17 @@ def own_settings(device: torch.device) -> Iterator[None]:
         yield
 
 
-class CheckedIndices(TorchDispatchMode):
+class DispatchMode(TorchDispatchMode):
+    """A mode that sees every operation on tensors. Its first one does not import torch's compiler, as others' do, for
+    seconds.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class CheckedIndices(DispatchMode):
     """Raises an ``IndexError`` for an index that is out of range, before a CUDA device does, which does not recover."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

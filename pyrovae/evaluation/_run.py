@@ -100,6 +100,7 @@ class EvaluationRun:
         with ExitStack() as stack:
             self.device = stack.enter_context(evaluating(self.model, self._device))
             stack.enter_context(seeded(common_seed(self._seed)))
+            self.base_seed, self.num_children = int(torch.randint(2**62, ())), 0  # whatever is checked draws
             if self._density:
                 self.terms, self.num_observed = self.data.check(self.model)
             if num_processes() > 1:
@@ -109,7 +110,6 @@ class EvaluationRun:
                 check_same_everywhere(
                     "Train them together, load them, or seed them equally.", model=weights_hash(self.model)
                 )
-            self.base_seed, self.num_children = int(torch.randint(2**62, ())), 0
             self._stack = stack.pop_all()
         return self
 

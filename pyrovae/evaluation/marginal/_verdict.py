@@ -187,7 +187,10 @@ def describe(found: Mapping[str, pd.Series]) -> pd.DataFrame:
     """The columns ``reliable`` and ``reason`` (names joined by commas) from what was found against each datum."""
     table = pd.DataFrame(found)
     names = list(map(str, table.columns))
-    reason = [", ".join(name for name, speaks in zip(names, row, strict=True) if speaks) for row in table.to_numpy()]
+    # A number for each combination, of which there are few, however many data there are.
+    codes, which = np.unique(table.to_numpy(dtype=bool) @ (1 << np.arange(len(names))), return_inverse=True)
+    reasons = [", ".join(name for i, name in enumerate(names) if code >> i & 1) for code in codes.tolist()]
+    reason = np.array(reasons, dtype=object)[which]
     return pd.DataFrame({"reliable": ~table.any(axis=1), "reason": reason}, index=table.index)
 
 
@@ -212,7 +215,8 @@ def _shrunk_khat(pointwise: pd.DataFrame, draws: np.ndarray) -> tuple[np.ndarray
     khat = pointwise["khat"].to_numpy(dtype=float)
     finite = khat[np.isfinite(khat)]
     mean = max(float(finite.mean()), 0.0) if len(finite) else 0.0
-    tail = np.array([max(tail_length(int(k)), 1) for k in draws], dtype=float)
+    counts, which = np.unique(draws, return_inverse=True)
+    tail = np.array([max(tail_length(int(k)), 1) for k in counts], dtype=float)[which]
     return shrunk(khat, np.square((1.0 + mean) * tail / (tail + 10.0)) / tail)
 
 
