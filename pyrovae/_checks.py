@@ -14,7 +14,7 @@ from pyrovae._compat.torch import tree_map_only
 from pyrovae._frames import Columns, as_numbers, in_order
 
 T = TypeVar("T")
-_ROWS_PER_CHECK = 4096  # data looked at at once
+_NUMBERS_PER_CHECK = 2**20  # of data, looked at at once
 ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
 HALF = (torch.float16, torch.bfloat16)
 
@@ -218,9 +218,9 @@ def as_data(
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; the model needs (N, {', '.join(map(str, event_shape))}).{fix}"
         )
-    parts = x.split(_ROWS_PER_CHECK)  # a mask of the whole would be a good part of the data
-    bad = ~torch.cat([part.isfinite().reshape(len(part), -1).all(1) for part in parts])
-    if bool(bad.any()):
+    parts = x.split(max(1, _NUMBERS_PER_CHECK // x[0].numel()))  # a mask of the whole would be a good part of the data
+    if not bool(torch.stack([part.isfinite().all() for part in parts]).all()):
+        bad = ~torch.cat([part.isfinite().reshape(len(part), -1).all(1) for part in parts])
         raise ValueError(
             f"{name} holds {int((~x[bad].isfinite()).sum())} NaN or infinite value(s), the first in row "
             f"{int(bad.nonzero()[0])}. Drop or impute such rows."

@@ -1,7 +1,8 @@
 """Data to evaluate on, checked."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +16,11 @@ from pyrovae._frames import check_same_index
 from pyrovae._hash import content_hash
 from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model._inputs import as_inputs, check_num_covariates
-from pyrovae.model._rows import as_fields, on_rows
+from pyrovae.model._rows import Numbers, as_fields, on_rows
 from pyrovae.model._support import check_densities, check_values, checked_terms, fixed_support
 
-_NUMBERS_CHECKED = {"cpu": 2**14, "cuda": 2**22}  # of x that are compared with the support at once
+_NUMBERS_CHECKED = {"cpu": 2**14, "cuda": 2**22}  # of x that the model is run on at once
+_NUMBERS_COMPARED = 2**20  # that are compared with the support, where that is enough
 
 
 class Checked(NamedTuple):
@@ -86,25 +88,24 @@ class EvaluationData:
             ValueError: see :meth:`VAEModel.check`; values outside the support; a guide that is a point on a continuum.
         """
         like = model.placement
-        step = max(2, _NUMBERS_CHECKED[like.device.type] // max(self.x[0].numel(), 1))
+        numbers = max(self.x[0].numel(), 1)
+        step = max(2, _NUMBERS_CHECKED[like.device.type] // numbers)
         terms = model.check(*self.part(slice(step), like))
         check_densities(terms)
-        counts, known = [], None
-        for start in range(0, len(self), step):
-            rows = slice(start, min(start + step, len(self)))
-            if known is not None:  # then the model need not run, nor is anything masked
-                check_values(*known, self.part(rows, like)[0], numbers=range(start, len(self)))
-                continue
-
-            def run(n: int, *part: Any) -> tuple[LogTerms, Tensor]:
-                return checked_terms(model, *part, numbers=range(start, len(self))), part[0]  # noqa: B023  # called at once
-
+        counts = []
+        for rows in _slices(len(self), step):
+            run = partial(_looked_at, model, range(rows.start, len(self)))
             found, x = on_rows(run, self.fields, rows, like)
             counts.append(found.num_observed)
-            known = fixed_support(found, x) if not self.covariates else None
-        total = [float(count.sum(dtype=torch.float64)) for count in counts if count is not None]
-        num_checked = step if known is not None else len(self)
-        return Checked(terms, sum(total) / min(num_checked, len(self)) if len(total) == len(counts) else None)
+            known = None if self.covariates else fixed_support(found, x)
+            if known is not None:  # then nothing is masked, and the model need not run on the others
+                break
+        if known is not None:
+            for rows in _slices(len(self), max(step, _NUMBERS_COMPARED // numbers)):
+                check_values(*known, self.part(rows, like)[0], numbers=range(rows.start, len(self)))
+        checked = sum(map(len, (count for count in counts if count is not None)))
+        total = sum(float(count.sum(dtype=torch.float64)) for count in counts if count is not None)
+        return Checked(terms, total / checked if all(count is not None for count in counts) else None)
 
     def log_px(self, given: Any) -> tuple[np.ndarray, np.ndarray]:
         """log p(x) of every datum as a user passed it, and its standard error, 0 where that is not known.
@@ -135,6 +136,15 @@ class EvaluationData:
         if np.isnan(values).any():
             raise ValueError(f"log_px holds {int(np.isnan(values).sum())} NaN value(s): drop those data.")
         return values, np.zeros(len(self))
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
+    """So many rows at a time."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _looked_at(model: VAEModel, numbers: Numbers, n: int, *part: Any) -> tuple[LogTerms, Tensor]:
+    return checked_terms(model, *part, numbers=numbers), part[0]
 
 
 def require_density(function: str, model: Any) -> VAEModel:

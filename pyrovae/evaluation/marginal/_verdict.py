@@ -185,13 +185,12 @@ def shrunk(values: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def describe(found: Mapping[str, pd.Series]) -> pd.DataFrame:
     """The columns ``reliable`` and ``reason`` (names joined by commas) from what was found against each datum."""
-    table = pd.DataFrame(found)
-    names = list(map(str, table.columns))
-    # A number for each combination, of which there are few, however many data there are.
-    codes, which = np.unique(table.to_numpy(dtype=bool) @ (1 << np.arange(len(names))), return_inverse=True)
-    reasons = [", ".join(name for i, name in enumerate(names) if code >> i & 1) for code in codes.tolist()]
-    reason = np.array(reasons, dtype=object)[which]
-    return pd.DataFrame({"reliable": ~table.any(axis=1), "reason": reason}, index=table.index)
+    names = list(map(str, found))
+    # A number for each combination of reasons, of which there are few, however many data there are.
+    codes = sum((speaks.to_numpy(dtype=np.uint8) << i for i, speaks in enumerate(found.values())), np.uint8(0))
+    reasons = [", ".join(name for i, name in enumerate(names) if code >> i & 1) for code in range(1 << len(names))]
+    index = next(iter(found.values())).index
+    return pd.DataFrame({"reliable": codes == 0, "reason": np.array(reasons, dtype=object)[codes]}, index=index)
 
 
 def se_over_data(values: pd.Series) -> float:
