@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyrovae import datasets, distributions, evaluation, likelihoods, networks, posteriors, priors, zoo
 from pyrovae._distributed import is_main_process
+from pyrovae._turns import turn
 from pyrovae._version import __version__ as __version__
 from pyrovae.evaluation import (
     AISResult,
@@ -79,6 +80,7 @@ __all__ = [
     "posteriors",
     "priors",
     "refit_posterior",
+    "turn",
     "zoo",
 ]
 

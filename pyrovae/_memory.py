@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from pyrovae._compat.torch import DispatchMode, is_out_of_memory, tree_leaves
+from pyrovae._turns import turn
 
 T = TypeVar("T")
 Sizes = tuple[int, int]  # data, and draws of each, at once
@@ -52,7 +53,7 @@ def probe(run: Callable[[int, int], Any]) -> Cost:
     """The cost of ``run(num_data, num_samples)``, from three short runs."""
 
     def allocated(num_data: int, num_samples: int) -> int:
-        with Allocations() as counted:
+        with turn(), Allocations() as counted:
             run(num_data, num_samples)
         return counted.bytes
 

@@ -2,47 +2,67 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
+from pyrovae._turns import kept, turn
+
+
+class _Stream:
+    """Random numbers of torch's from a seed, or those that come next; outside, the generators are as they were."""
+
+    def __init__(self, seed: int | None) -> None:
+        self._seed = seed
+        self._state: list[torch.Tensor] | None = None  # when they were left
+
+    def __enter__(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.init()  # or generators that come into being inside would stay as they are
+        self._before = get_state()
+        if self._state is not None:
+            set_state(self._state)
+        elif self._seed is not None:
+            _manual_seed(self._seed)
+
+    def __exit__(self, *error: object) -> None:
+        self._state = get_state()
+        set_state(self._before)
+
+
+def stream(seed: int | None) -> AbstractContextManager[None]:
+    """Give this thread's turns in the block random numbers from ``seed``, and put every generator back afterwards;
+    ``None`` changes nothing.
+
+    Args:
+        seed: seed of torch's CPU and CUDA generators.
+    """
+    own = _Stream(seed)
+    return nullcontext() if seed is None else kept(lambda: own)
+
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Run the block from ``seed`` and put every generator back afterwards; ``None`` changes nothing.
-
-    Args:
-        seed: seed of torch's CPU and CUDA generators inside the block.
-    """
-    if seed is None:
-        yield
-        return
-    with restored_state():
-        _manual_seed(seed)
+    """The same, for a block that is one turn."""
+    with turn(), stream(seed):
         yield
 
 
-def _manual_seed(seed: int) -> None:
-    """Seed torch's CPU and CUDA generators. (``torch.manual_seed`` takes longer over devices that are not there than a
-    small model takes to encode.)
-    """
-    torch.default_generator.manual_seed(int(seed))
-    if torch.cuda.device_count():
-        torch.cuda.manual_seed_all(int(seed))
-
-
-def restored_state() -> AbstractContextManager[None]:
-    """Let the block draw, and put torch's generators back afterwards."""
-    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+@contextmanager
+def restored_state() -> Iterator[None]:
+    """Let the block, one turn, draw, and put torch's generators back afterwards."""
+    own = _Stream(None)
+    with turn(), kept(lambda: own):
+        yield
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Run the block from fixed seeds of torch, NumPy and Python, and put their generators back afterwards."""
-    others = others_state()
     with seeded(0):
+        others = others_state()
         try:
             np.random.seed(0)  # noqa: NPY002
             random.seed(0)
@@ -59,6 +79,15 @@ def derived(*numbers: int) -> int:
 def reseed(*numbers: int) -> None:
     """Seed torch's generators by :func:`derived`."""
     _manual_seed(derived(*numbers))
+
+
+def _manual_seed(seed: int) -> None:
+    """Seed torch's CPU and CUDA generators. (``torch.manual_seed`` takes longer over devices that are not there than a
+    small model takes to encode.)
+    """
+    torch.default_generator.manual_seed(int(seed))
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(int(seed))
 
 
 def get_state() -> list[torch.Tensor]:
@@ -89,10 +118,12 @@ def set_others_state(states: dict[str, Any]) -> None:
 
 def get_every_state() -> dict[str, Any]:
     """The states of torch's, NumPy's and Python's generators, as tensors and numbers."""
-    return {"torch": get_state(), **others_state()}
+    with turn():
+        return {"torch": get_state(), **others_state()}
 
 
 def set_every_state(states: dict[str, Any]) -> None:
     """Put back what :func:`get_every_state` gave."""
-    set_state(states["torch"])
-    set_others_state(states)
+    with turn():
+        set_state(states["torch"])
+        set_others_state(states)

@@ -1,5 +1,6 @@
 """Graphs compute what the function does, with the same random numbers, and leave the function be where they cannot."""
 
+import os
 import random
 import subprocess
 import sys
@@ -422,5 +423,6 @@ print(hits() - before)
 """
     exec(program, {})
     assert int(capsys.readouterr().out) == 0
-    again = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # for which the code is made
+    again = subprocess.run([sys.executable, "-c", program], env=os.environ | threads, capture_output=True, check=True)
     assert int(again.stdout) >= 1

@@ -11,7 +11,6 @@ from traceback import walk_stack
 from typing import Any, NoReturn, Self
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -20,11 +19,12 @@ from pyrovae._checks import require_at_least, require_one_of, resolve_device
 from pyrovae._distributed import check_same_everywhere, common_seed, connect, joined, my_blocks, num_processes, rank
 from pyrovae._graph import COMPILE, Compile, Graph
 from pyrovae._memory import BLOCK, Sizes, plan, probe, within_memory
-from pyrovae._random import derived, reseed, seeded
+from pyrovae._random import derived, reseed, stream
+from pyrovae._turns import give_way, turn
 from pyrovae.evaluation._data import as_evaluation_data, require_density
 from pyrovae.evaluation._result import Provenance, weights_hash
 from pyrovae.model import LogTerms, LossModel, VAEModel
-from pyrovae.model._modes import strict
+from pyrovae.model._modes import strict, without_validation
 from pyrovae.model._rows import FAILURES, name_row, named
 
 Compute = Callable[[slice, int], Mapping[Any, Tensor]]
@@ -99,8 +99,12 @@ class EvaluationRun:
         connect()
         with ExitStack() as stack:
             self.device = stack.enter_context(evaluating(self.model, self._device))
-            stack.enter_context(seeded(common_seed(self._seed)))
-            self.base_seed, self.num_children = int(torch.randint(2**62, ())), 0  # whatever is checked draws
+            stack.enter_context(stream(common_seed(self._seed)))
+            with turn():
+                self.base_seed, self.num_children = (
+                    int(torch.randint(2**62, (), device="cpu")),
+                    0,
+                )  # whatever is checked draws
             if self._density:
                 self.terms, self.num_observed = self.data.check(self.model)
             if num_processes() > 1:
@@ -167,8 +171,9 @@ class EvaluationRun:
             yield min(at_once, num_samples - start)
 
     def advance(self, count: int) -> None:
-        """Move the progress bar of :meth:`collect`."""
+        """Move the progress bar of :meth:`collect`, and let other threads have a turn."""
         self._bar.update(count)
+        give_way()
 
     def average(
         self, draw: Callable[..., Mapping[Any, Tensor]], num_samples: int, *, description: str
@@ -227,7 +232,8 @@ class EvaluationRun:
                 def attempt(sizes: Sizes) -> tuple[slice, Mapping[Any, Tensor]]:
                     self._bar.update(done - self._bar.n)  # noqa: B023  # called at once
                     rows = slice(first, min(first + sizes[0], share.stop))  # noqa: B023
-                    return rows, compute(rows, sizes[1])
+                    with turn():
+                        return rows, compute(rows, sizes[1])
 
                 try:
                     (rows, found), sizes = within_memory(attempt, sizes, self.device)
@@ -287,7 +293,7 @@ def evaluating(model: VAEModel | LossModel, device: str | torch.device | None = 
     target = home if device is None else resolve_device(device)
     with ExitStack() as stack:
         stack.enter_context(strict(model, target))
-        stack.enter_context(pyro.distributions.validation_enabled(False))  # checks would stall the device
+        stack.enter_context(without_validation())  # which would stall the device
         stack.callback(model.to, home)
         model.to(target)
         if target.type == "cpu":

@@ -1,7 +1,8 @@
 """Modes in which a model is run: with its own parameters, in evaluation mode, from a seed."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
@@ -10,14 +11,14 @@ import torch
 from pyrovae._checks import HALF, require_precision
 from pyrovae._compat.pyro import Messenger
 from pyrovae._compat.torch import full_precision, own_settings
-from pyrovae._random import seeded
+from pyrovae._random import stream
+from pyrovae._turns import kept, turn
 
 _own_run = _statements_disabled = False
 
 
 @contextmanager
-def local_parameters() -> Iterator[None]:
-    """Keep Pyro's parameters in their modules instead of the global param store, in a run of our own."""
+def _in_modules() -> Iterator[None]:
     global _own_run
     before, _own_run = _own_run, True
     try:
@@ -25,6 +26,20 @@ def local_parameters() -> Iterator[None]:
             yield
     finally:
         _own_run = before
+
+
+def keep_local_parameters() -> AbstractContextManager[None]:
+    """Keep Pyro's parameters in their modules instead of the global param store, in every turn of the block, which is
+    a run of our own.
+    """
+    return kept(_in_modules)
+
+
+@contextmanager
+def local_parameters() -> Iterator[None]:
+    """The same, for a block that is one turn."""
+    with turn(), _in_modules():
+        yield
 
 
 @contextmanager
@@ -54,9 +69,13 @@ class UnscaledData(Messenger):
                 message["scale"] = message["scale"] * frame.size / frame.full_size
 
 
+def evaluation_mode(module: torch.nn.Module) -> AbstractContextManager[None]:
+    """Put a module in evaluation mode in every turn of the block; every submodule is in its own mode otherwise."""
+    return kept(partial(_evaluation_mode, module))
+
+
 @contextmanager
-def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode inside the block; every submodule is in its own mode afterwards."""
+def _evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
@@ -66,10 +85,15 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
             m.training = training
 
 
+def without_validation() -> AbstractContextManager[None]:
+    """Let distributions not check their arguments in any turn of the block."""
+    return kept(partial(pyro.distributions.validation_enabled, False))
+
+
 @contextmanager
 def strict(model: Any, device: torch.device | None = None) -> Iterator[None]:
-    """Evaluation mode with nothing approximate, whatever the caller has set: no gradients, no autocast, no TF32, new
-    tensors where the model is; parameters stay in it. All that is evaluated passes here.
+    """Evaluation mode with nothing approximate in every turn of the block, whatever the caller has set: no gradients,
+    no autocast, no TF32, new tensors where the model is; parameters stay in it. All that is evaluated passes here.
 
     Args:
         model: the model.
@@ -80,14 +104,21 @@ def strict(model: Any, device: torch.device | None = None) -> Iterator[None]:
     """
     check_numbers(model)
     own = own_settings(device or model.placement.device)
-    with evaluation_mode(model), own, torch.no_grad(), full_precision(), local_parameters():
+    with evaluation_mode(model), own, torch.no_grad(), kept(full_precision), keep_local_parameters():
+        yield
+
+
+@contextmanager
+def turns_of_inference(model: Any, seed: int | None) -> Iterator[None]:
+    """Enter :func:`strict`, with a seed in every turn of the block; all put back afterwards."""
+    with strict(model), stream(seed):
         yield
 
 
 @contextmanager
 def inference(model: Any, seed: int | None) -> Iterator[None]:
-    """Enter :func:`strict`, with a seed; all put back afterwards."""
-    with strict(model), seeded(seed):
+    """The same, for a block that is one turn."""
+    with turn(), turns_of_inference(model, seed):
         yield
 
 

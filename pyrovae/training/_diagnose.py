@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrovae._random import get_every_state, get_state, set_every_state, set_state
+from pyrovae._turns import turn
 from pyrovae.model import VAEModel
 from pyrovae.model._pairing import NotAPair
 from pyrovae.model._rows import Numbers, named
@@ -42,11 +43,12 @@ class Diagnosis:
         update = Update(task, plan.train)
         for batch in progress.remaining(plan.train):
             task.set_time(progress.time(plan))
-            generators = get_state()
-            results = update.eager(*batch.raw)
-            if not math.isfinite(results[0]):  # type: ignore[arg-type]
-                self.of_batch(batch, generators, progress.step)
-            update.finish(results, batch)
+            with turn():
+                generators = get_state()
+                results = update.eager(*batch.raw)
+                if not math.isfinite(results[0]):  # type: ignore[arg-type]
+                    self.of_batch(batch, generators, progress.step)
+                update.finish(results, batch)
             progress.step += 1
         task.model.load_state_dict(self._weights)
         self._report("it did not happen again when the epoch was gone through step by step.", reached - 1)
@@ -54,9 +56,10 @@ class Diagnosis:
     def of_validation(self, held_out: Batches) -> NoReturn:
         """Go through the held-out data once more, looking at every loss."""
         for step, batch in enumerate(held_out):
-            generators, loss = get_state(), self._plan.task.validation_loss(*held_out.prepare(*batch.raw))
-            if not math.isfinite(loss):
-                self.of_batch(batch, generators, step, "validation loss", held_out)
+            with turn():
+                generators, loss = get_state(), self._plan.task.validation_loss(*held_out.prepare(*batch.raw))
+                if not math.isfinite(loss):
+                    self.of_batch(batch, generators, step, "validation loss", held_out)
         self._report("it is finite in this process, or did not happen again batch by batch.", 0, "validation loss")
 
     def of_batch(
@@ -72,9 +75,10 @@ class Diagnosis:
             of: the batches that it is one of; by default those that are trained on.
         """
         model, own_loss = self._plan.task.model, self._plan.task.objective is None
-        set_state(generators)
         batches = of or self._plan.train
-        cause = explain(model, batches.prepare(*batch.raw), batches.numbers(batch), own_loss=own_loss)
+        with turn():
+            set_state(generators)
+            cause = explain(model, batches.prepare(*batch.raw), batches.numbers(batch), own_loss=own_loss)
         # Running means and the like are broken if they are NaN: infinities may be meant.
         if broken_parameters(model) or any(bool(b.isnan().any()) for b in model.buffers()):
             model.load_state_dict(self._weights)

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
@@ -13,10 +12,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyrovae._checks import placed, require_at_least, require_one_of, resolve_device
 from pyrovae._compat.torch import own_settings
 from pyrovae._distributed import check_same_everywhere, connect, from_main, num_processes, rank
-from pyrovae._random import reseed, seeded
+from pyrovae._random import reseed, stream
+from pyrovae._turns import turn
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._inputs import keep_columns
-from pyrovae.model._modes import check_numbers, local_parameters
+from pyrovae.model._modes import check_numbers, keep_local_parameters, without_validation
 from pyrovae.objectives import ELBO
 from pyrovae.training._checkpoint import Checkpoint, CheckpointFolder, identity
 from pyrovae.training._loop import train
@@ -111,7 +111,7 @@ def fit(
     """
     connect()
     target = resolve_device(device)
-    with own_settings(target), torch.enable_grad(), seeded(seed), local_parameters():
+    with own_settings(target), torch.enable_grad(), stream(seed), keep_local_parameters():
         objective = _objective(model, objective)
         check_numbers(model)
         require_at_least(0, epochs=epochs)
@@ -137,7 +137,7 @@ def fit(
         _join(model, batches, held_out)
         known = identity(task, batches, held_out, scheduler, batch_size=batch_size, seed=seed) if folder else {}
         plan = Plan(task, batches, held_out, compile, epochs, patience, scheduler, callbacks, folder, known)
-        with pyro.distributions.validation_enabled(False):  # which has been done: now it would only cost time
+        with without_validation():  # it is done: now it would only cost time
             return train(plan, visible=progress and rank() == 0)
 
 
@@ -169,7 +169,9 @@ def _batches(
         if isinstance(validation, float):
             (data, kept), ((x, *rest), numbers) = hold_out(model, data, validation)
             x = placed(x, model.placement)
-            validation = (from_main(transform(x) if transform else x), *rest)
+            with turn():
+                x = transform(x) if transform else x
+            validation = (from_main(x), *rest)
         train = as_batches(model, data, batch_size=batch_size, transform=transform, numbers=kept)
         train.check(objective)
         held_out = None
@@ -189,4 +191,5 @@ def _join(model: Model, train: Batches, held_out: Batches | None) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         from_main(tensor.detach())
     # The order of the data is rank 0's; what else is drawn differs.
-    reseed(int(from_main(torch.randint(2**62, (), device=model.placement.device))), rank())
+    with turn():
+        reseed(int(from_main(torch.randint(2**62, (), device=model.placement.device))), rank())

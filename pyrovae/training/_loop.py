@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 
 from pyrovae._distributed import from_main, gathered, num_processes, rank, summed
 from pyrovae._random import get_state
-from pyrovae.model._modes import inference
+from pyrovae._turns import turn
+from pyrovae.model._modes import turns_of_inference
 from pyrovae.objectives import ELBO
 from pyrovae.training._diagnose import Diagnosis, broken_parameters
 from pyrovae.training._interrupt import Deferred
@@ -75,7 +76,8 @@ def _epoch(
     """One pass over the training data, or what is left of it: the mean loss per datum, in nats."""
     task, batches = plan.task, plan.train
     last_reading = time.perf_counter()
-    task.model.train()
+    with turn():
+        task.model.train()
     engine.begin_epoch()
     engine.work.total.fill_(progress.loss)
     for batch in progress.remaining(batches):
@@ -84,11 +86,12 @@ def _epoch(
             if batch.size == 1:
                 task.check_single(batches, batch)
         task.set_time(progress.time(plan))
-        generators = get_state() if task.reads_every_loss else []
-        try:
-            engine(batch)
-        except NotFinite:
-            diagnosis.of_batch(batch, generators, progress.step)
+        with turn():
+            generators = get_state() if task.reads_every_loss else []
+            try:
+                engine(batch)
+            except NotFinite:
+                diagnosis.of_batch(batch, generators, progress.step)
         progress.count_batch(batch)
         bar.update()
         leaving, now = signals.received is not None, time.perf_counter()
@@ -133,18 +136,19 @@ def _validate(engine: Engine, epoch: int, diagnosis: Diagnosis) -> float:
     """The mean loss per datum of held-out data, in nats, at the schedules' final values."""
     task, held_out, total, count = engine.task, engine.work.batches, engine.work.total, 0.0
     task.set_time(math.inf)
-    with inference(task.model, _VALIDATION_SEED + rank()):
+    with turns_of_inference(task.model, _VALIDATION_SEED + rank()):
         engine.begin_epoch()
         total.zero_()
         for batch in held_out:
             if epoch == 0:
                 held_out.in_first_epoch(batch)
-            engine(batch)
+            with turn():
+                engine(batch)
             count += batch.weight * batch.size
     held_out.check_not_exhausted(epoch, count)
     loss, count = summed(torch.stack([total, torch.full_like(total, count)])).tolist()
     if not math.isfinite(loss):
-        with inference(task.model, _VALIDATION_SEED + rank()):
+        with turns_of_inference(task.model, _VALIDATION_SEED + rank()):
             diagnosis.of_validation(held_out)
     return loss / count
 

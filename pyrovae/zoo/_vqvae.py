@@ -14,7 +14,7 @@ from pyrovae._parts import check_sizes
 from pyrovae.distributions import PointMass
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAEModel
-from pyrovae.model._modes import evaluation_mode
+from pyrovae.model._modes import inference
 from pyrovae.networks import GridDecoder, GridEncoder, Quantized, VectorQuantizer, code_counts
 from pyrovae.networks._grid import grid_shape
 from pyrovae.training import FitResult, fit
@@ -203,7 +203,7 @@ class VQVAE(VAEModel):
             ValueError: bad data; see :func:`~pyrovae.log_marginal`.
         """
         x = as_data(x, "x", self.event_shape)
-        with evaluation_mode(self), torch.no_grad():
+        with inference(self, None):
             parts = [
                 self.quantizer.nearest(self._features(part.to(self.placement))) for part in x.split(_ENCODING_BATCH)
             ]

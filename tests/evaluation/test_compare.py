@@ -154,7 +154,11 @@ def test_arviz_draws_the_comparison() -> None:
 
     _, r = results()
     table = arviz_comparison(r)
-    ax = arviz.plot_compare(table, insample_dev=False)
+    if int(arviz.__version__.split(".")[0]) == 0:
+        ax = arviz.plot_compare(table, insample_dev=False)
+    else:
+        arviz.plot_compare(table)
+        (ax,) = plt.gcf().axes
     assert ax.get_yticklabels()[0].get_text() == table.index[0]
     plt.close("all")
     top = table.iloc[0]

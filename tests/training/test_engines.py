@@ -57,9 +57,13 @@ def build(name: str) -> pv.VAEModel:
 
 
 def trained(
-    name: str, compile: str, device: str = "cpu", x: torch.Tensor = X, **options
+    name: str, compile: str, device: str = "cpu", x: torch.Tensor = X, moved_by: int | None = None, **options
 ) -> tuple[pv.VAEModel, pv.FitResult]:
     model = build(name)
+    if moved_by is not None:  # every weight to the next number, up or down
+        torch.manual_seed(moved_by)
+        for p in model.parameters():
+            p.data *= 1.0 + torch.finfo(p.dtype).eps * torch.randint(0, 2, p.shape).mul(2).sub(1)
     if name == "conv":
         x = torch.nn.functional.pad(x, (0, 58)).reshape(-1, 1, 8, 8)
     with warnings.catch_warnings():
@@ -128,8 +132,11 @@ def test_cuda_graph_follows_pyro_on_cuda(name: str) -> None:
         "batch_transform": None if name == "gaussian" else torch.bernoulli,
     }
     (plain, expected), (graph, run) = (trained(name, engine, **options) for engine in ("off", "cudagraph"))
+    others = [trained(name, "off", moved_by=seed, **options)[0].state_dict() for seed in (1, 2, 3)]
     for key, value in plain.state_dict().items():
-        torch.testing.assert_close(graph.state_dict()[key], value, rtol=1e-3, atol=1e-4)
+        # As far apart as Pyro's own runs are from weights that differ in their last bit: Adam blows up rounding.
+        room = 5.0 * max(float((other[key] - value).abs().max()) for other in others)
+        torch.testing.assert_close(graph.state_dict()[key], value, rtol=1e-4, atol=1e-6 + room)
     np.testing.assert_allclose(run.history["loss"], expected.history["loss"], rtol=1e-4)
     assert (expected.engine, run.engine) == ("off", "cudagraph")
 
@@ -147,17 +154,16 @@ def test_validation_is_captured_too() -> None:
 
 @pytest.mark.cuda
 def test_a_step_that_cannot_be_captured_keeps_its_machine_code() -> None:
-    """A check of values that waits for the device."""
+    """A number that goes through the CPU, for which the device has to wait."""
 
-    class Checked(pv.VAE):
+    class Waiting(pv.VAE):
         def q(self, x):
-            torch.linalg.cholesky(torch.eye(3, device=x.device) * (2.0 + x.mean()))
-            return super().q(x)
+            return super().q(x * x.mean().cpu().clamp(1.0, 1.0).to(x.device))
 
     states = []
     for engine in ("off", "cudagraph"):
         torch.manual_seed(1)
-        model = Checked((6,), 3, hidden=(16,))
+        model = Waiting((6,), 3, hidden=(16,))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             run = pv.fit(model, X * 0.7, compile=engine, device="cuda", batch_transform=torch.bernoulli, **STEPS)

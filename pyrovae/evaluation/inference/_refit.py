@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae._random import seeded
+from pyrovae._turns import turn
 from pyrovae.evaluation._data import require_density
 from pyrovae.model import VAE, VAEModel
 from pyrovae.model._modes import evaluation_mode, local_parameters
@@ -52,7 +53,7 @@ class Refitted(VAEModel):
 def _width(model: VAE) -> int:
     """C, the width of what the encoder gives to the posterior."""
     assert model.event_shape is not None
-    with evaluation_mode(model.encoder):
+    with turn(), evaluation_mode(model.encoder):
         return model.encoder(model.placement.new_zeros(1, *model.event_shape)).shape[-1]
 
 

@@ -11,6 +11,7 @@ from torch.distributions import Distribution, Normal
 
 from pyrovae._distributed import summed
 from pyrovae._memory import plan, probe
+from pyrovae._turns import turn
 from pyrovae.distributions._capabilities import capabilities, innermost
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.latents._dimensions import Measured
@@ -50,8 +51,9 @@ def aggregate(run: EvaluationRun, measured: Measured, *, num_samples: int, num_d
         if other:
             return Aggregate(reason=f"{why}, and the prior at {other} is not standard normal")
         return _gaussian_bound(run.within(), rate, num_samples, why)
-    run.within().reseed()
-    chosen = torch.randperm(len(run.data))[:num_data]
+    with turn():
+        run.within().reseed()
+        chosen = torch.randperm(len(run.data))[:num_data]
     information = _information(run.within(chosen), num_draws)
     value = float(information.mean())
     # What each datum adds to rate - information, those outside the mixture included.

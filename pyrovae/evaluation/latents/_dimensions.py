@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pyrovae._turns import turn
 from pyrovae.distributions._capabilities import capabilities, moment
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.model import LogTerms
@@ -76,8 +77,9 @@ def measure(run: EvaluationRun, num_samples: int, threshold: float) -> Measured:
 
 def _varying_priors(run: EvaluationRun) -> list[str]:
     """The sites whose prior, given the same latents before them, is not the same for all data."""
-    run.within().reseed()
-    latents, _ = run.model.draw_posterior(*run.part(slice(1)), num_particles=2)
+    with turn():
+        run.within().reseed()
+        latents, _ = run.model.draw_posterior(*run.part(slice(1)), num_particles=2)
     part = run.part(slice(_PRIORS_COMPARED))
     everywhere = torch.zeros(len(part[0]), dtype=torch.int64, device=part[0].device)
     terms = run.model.log_prior(*part, latents=latents.rows(everywhere))

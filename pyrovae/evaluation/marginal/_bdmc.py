@@ -10,7 +10,8 @@ from torch import Tensor
 from pyrovae._checks import as_covariates, require_at_least
 from pyrovae._distributed import common_seed, connect
 from pyrovae._graph import Compile
-from pyrovae._random import seeded
+from pyrovae._random import stream
+from pyrovae._turns import turn
 from pyrovae.evaluation._data import require_density
 from pyrovae.evaluation._result import Result
 from pyrovae.evaluation._run import EvaluationRun, evaluating
@@ -108,10 +109,11 @@ def bdmc(
     require_density("bdmc", model)
     connect()
     options: Any = {"device": device, "memory_budget": memory_budget, "compile": compile, "progress": progress}
-    with evaluating(model, device), seeded(common_seed(seed)):
+    with evaluating(model, device), stream(common_seed(seed)):
         covariates = as_covariates(covariates, num_data, model.placement, model.columns)
-        x, latents = model.simulate(num_data, *covariates)
-        options["seed"] = int(torch.randint(2**62, ()))  # the same in all processes, as all they drew was
+        with turn():
+            x, latents = model.simulate(num_data, *covariates)
+            options["seed"] = int(torch.randint(2**62, ()))  # the same in all processes, as all they drew was
         with EvaluationRun("bdmc", model, x, covariates, **options) as run:
             if start == "auto" and not _invertible(run):
                 chains = replace(chains, start="prior")

@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 from pyrovae._checks import as_covariates, as_data, as_normal_tensor, placed
 from pyrovae._compat.pyro import reason
 from pyrovae._random import restored_state
+from pyrovae._turns import turn
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._inputs import num_covariates, program
 from pyrovae.model._modes import inference
@@ -96,7 +97,8 @@ class Batches(ABC):
         particles = 1 if objective is None else min(objective.num_particles, 2)
         try:
             batch = next(iter(self), None)
-            first = None if batch is None else self.prepare(*batch.raw)
+            with turn():
+                first = self.prepare(*batch.raw) if batch else None
         except RuntimeError as error:
             raise ValueError(f"{self.name} cannot be read, or batch_transform does not take it: {error}") from error
         if batch is None or first is None:

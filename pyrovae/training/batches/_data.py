@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from pyrovae._checks import ARRAYS, check_container, require_at_least
 from pyrovae._distributed import from_main, num_processes
+from pyrovae._turns import turn
 from pyrovae.model._inputs import as_inputs, num_covariates, program
 from pyrovae.training.batches._base import Batches, Model, Tensors, Transform
 from pyrovae.training.batches._kinds import MAX_NUMBERS_AT_ONCE, LoaderBatches, TensorBatches
@@ -108,7 +109,9 @@ def hold_out(model: Model, data: Any, fraction: float) -> tuple[tuple[Tensors, T
     if not isinstance(data, (*ARRAYS, tuple)):
         raise ValueError("validation as a fraction needs tensors, arrays or DataFrames; pass the validation set.")
     tensors = in_memory(model, data, "data")
-    order = from_main(torch.randperm(len(tensors[0]), device="cpu"))
+    with turn():
+        order = torch.randperm(len(tensors[0]), device="cpu")
+    order = from_main(order)
     held_out = math.ceil(fraction * len(order))
     if held_out == len(order):
         raise ValueError(f"validation={fraction} leaves none of the {len(order)} data to train on.")

@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
+from typing import Any
 
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, default_collate
 
 from pyrovae._checks import as_tensor
 from pyrovae._distributed import from_main, gathered, my_share, num_processes
 from pyrovae._hash import content_hash
 from pyrovae._random import restored_state
+from pyrovae._turns import turn
 from pyrovae.model._inputs import num_covariates
 from pyrovae.model._rows import Numbers
 from pyrovae.training.batches._base import Batch, Batches, Model, Tensors, Transform
@@ -47,7 +50,9 @@ class TensorBatches(Batches):
         self.size = sizes[0] if num_processes() == 1 else None
 
     def __iter__(self) -> Iterator[Batch]:
-        order = from_main(torch.randperm(len(self._tensors[0]), device="cpu"))  # the same wherever the data are
+        with turn():
+            order = torch.randperm(len(self._tensors[0]), device="cpu")
+        order = from_main(order)  # the same wherever the data are
         for rows in self._split(order.to(self._tensors[0].device)):
             mine, weight = my_share(rows), 1.0 if len(rows) >= num_processes() else 1 / num_processes()
             yield Batch((mine,) if self._resident else self._on_device(self._rows(mine)), len(rows), weight, mine)
@@ -109,8 +114,10 @@ class LoaderBatches(Batches):
 
     def __iter__(self) -> Iterator[Batch]:
         if isinstance(self._loader.sampler, DistributedSampler):
-            self._loader.sampler.set_epoch(int(from_main(torch.randint(2**31, (), device=self.like.device))))
-        for loaded in self._loader:
+            with turn():
+                epoch = torch.randint(2**31, (), device=self.like.device)
+            self._loader.sampler.set_epoch(int(from_main(epoch)))
+        for loaded in self._load():
             parts = tuple(loaded) if isinstance(loaded, (tuple, list)) else (loaded,)
             columns = [*(self.model.columns or []), *[None] * len(parts)]
             pairs = zip(parts[: self._num_fields], columns, strict=False)
@@ -119,6 +126,23 @@ class LoaderBatches(Batches):
                 self._dtype = self._dtype_of(*fields)
             raw = self._on_device((fields[0].to(self._dtype), *fields[1:]))
             yield Batch(raw, len(raw[0]) * num_processes())
+
+    def _load(self) -> Iterator[Any]:
+        """What the loader gives. The seed of its order is drawn in a turn; loading is not part of one."""
+        sampler: Any = self._loader.sampler
+        with turn():
+            loading = iter(self._loader)
+            # Where there are workers, the order has begun already.
+            late = type(sampler) is RandomSampler and sampler.generator is None and not self._loader.num_workers
+            if late:  # as the sampler would, later
+                sampler.generator = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+        try:
+            first = list(islice(loading, 1))
+        finally:
+            if late:
+                sampler.generator = None
+        yield from first
+        yield from loading
 
     def _dtype_of(self, x: Tensor, *covariates: Tensor) -> torch.dtype:
         """Of what the model or, where there is one, the transform is given."""

@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyrovae._checks import as_data, as_event_shape, lookup, require_at_least, require_one_of
-from pyrovae._random import seeded
 from pyrovae.model import LossModel
-from pyrovae.model._modes import evaluation_mode
+from pyrovae.model._modes import inference
 from pyrovae.networks import MLP
 from pyrovae.zoo.autoencoder._parts import ACTIVATIONS, CORRUPTIONS, ERRORS, Corruption, Transposed, affine_layers
 from pyrovae.zoo.autoencoder._penalties import PENALTIES, Penalty, hutchinson, squared_jacobian_norm
@@ -124,7 +123,7 @@ class Autoencoder(LossModel):
             ValueError: integer, empty or NaN data, or of a wrong shape.
         """
         x = self._data(x, "x")
-        with evaluation_mode(self), torch.no_grad():
+        with inference(self, None):
             return self._encode(x.flatten(1))
 
     def inverse_transform(self, code: Float[Tensor, "data code"] | Any) -> Float[Tensor, "data *event"]:
@@ -137,7 +136,7 @@ class Autoencoder(LossModel):
             ValueError: integer, empty or NaN codes, or of a wrong shape.
         """
         code = as_data(code, "code", (self.code_dim,)).to(self.placement)
-        with evaluation_mode(self), torch.no_grad():
+        with inference(self, None):
             out = self.decoder(code)
             out = out.sigmoid() if self.reconstruction == "bernoulli" else out
         return out.unflatten(-1, cast(tuple[int, ...], self.event_shape))
@@ -165,7 +164,7 @@ class Autoencoder(LossModel):
         given = x if given is None else self._data(given, "given")
         if len(given) != len(x):
             raise ValueError(f"given has {len(given)} rows and x has {len(x)}; they must match.")
-        with evaluation_mode(self), torch.no_grad():
+        with inference(self, None):
             return ERRORS[self.reconstruction](self.decoder(self._encode(given.flatten(1))), x.flatten(1))
 
     def squared_jacobian_norm(
@@ -186,7 +185,7 @@ class Autoencoder(LossModel):
         if num_probes is not None:
             require_at_least(1, num_probes=num_probes)
         norm = squared_jacobian_norm if num_probes is None else partial(hutchinson, num_probes=num_probes)
-        with evaluation_mode(self), torch.no_grad(), seeded(seed):
+        with inference(self, seed):
             return torch.cat([norm(self._encode, part) for part in x.split(_JACOBIAN_BATCH)]).detach()
 
     def _data(self, x: Any, name: str) -> Tensor:

@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pyrovae._checks import as_data, require_at_least, require_one_of
-from pyrovae._random import seeded
 from pyrovae.model import LossModel
 from pyrovae.model._inputs import keep_columns
-from pyrovae.model._modes import evaluation_mode
+from pyrovae.model._modes import inference
 from pyrovae.training import FitResult, fit
 from pyrovae.training.batches import as_fields, with_splits
 from pyrovae.zoo.autoencoder._autoencoder import Autoencoder
@@ -157,7 +155,7 @@ def pretrain(
     for index in range(len(affine_layers(model.encoder))):
         pair = _LayerPair(model, index)
         runs.append(fit(pair, x, epochs=epochs, seed=seed, batch_transform=transform, **options))
-        with evaluation_mode(pair), torch.no_grad(), seeded(0 if seed is None else seed):
+        with inference(pair, 0 if seed is None else seed):
             x = x.to(pair.placement)
             x = pair.encode((x if transform is None else transform(x)).flatten(1))
         transform = None
