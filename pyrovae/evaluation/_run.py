@@ -100,11 +100,8 @@ class EvaluationRun:
         with ExitStack() as stack:
             self.device = stack.enter_context(evaluating(self.model, self._device))
             stack.enter_context(stream(common_seed(self._seed)))
-            with turn():
-                self.base_seed, self.num_children = (
-                    int(torch.randint(2**62, (), device="cpu")),
-                    0,
-                )  # whatever is checked draws
+            with turn():  # before anything is checked, which may draw
+                self.base_seed, self.num_children = int(torch.randint(2**62, (), device="cpu")), 0
             if self._density:
                 self.terms, self.num_observed = self.data.check(self.model)
             if num_processes() > 1:

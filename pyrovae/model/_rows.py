@@ -10,6 +10,7 @@ from pyrovae._checks import placed, rows_of
 from pyrovae._compat.pyro import reason
 from pyrovae._compat.torch import CheckedIndices, is_out_of_memory
 from pyrovae._memory import BLOCK, Allocations, within_memory
+from pyrovae._turns import give_way
 
 T = TypeVar("T")
 Numbers = Sequence[int] | Tensor | None  # of rows, as the user counts them; by default from 0
@@ -56,6 +57,7 @@ def in_blocks(run: Callable[..., T], n: int, fields: Fields, numbers: int, like:
             (stop, part), (size, _) = within_memory(attempt, (size, 1), like.device)
         found.append(part)
         start = stop
+        give_way()
     return found
 
 

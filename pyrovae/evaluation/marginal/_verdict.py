@@ -187,9 +187,9 @@ def describe(found: Mapping[str, pd.Series]) -> pd.DataFrame:
     """The columns ``reliable`` and ``reason`` (names joined by commas) from what was found against each datum."""
     names = list(map(str, found))
     # A number for each combination of reasons, of which there are few, however many data there are.
-    codes = sum((speaks.to_numpy(dtype=np.uint8) << i for i, speaks in enumerate(found.values())), np.uint8(0))
+    codes = sum((np.asarray(speaks, dtype=np.uint8) << i for i, speaks in enumerate(found.values())), np.uint8(0))
     reasons = [", ".join(name for i, name in enumerate(names) if code >> i & 1) for code in range(1 << len(names))]
-    index = next(iter(found.values())).index
+    index = found["non-finite"].index
     return pd.DataFrame({"reliable": codes == 0, "reason": np.array(reasons, dtype=object)[codes]}, index=index)
 
 

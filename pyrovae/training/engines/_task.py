@@ -15,6 +15,7 @@ from pyrovae._checks import rows_of
 from pyrovae._compat.pyro import reason
 from pyrovae._compat.torch import tensor_places
 from pyrovae._random import get_every_state, set_every_state
+from pyrovae._turns import turn
 from pyrovae.model import VAEModel
 from pyrovae.model._modes import UnscaledData
 from pyrovae.objectives import Objective
@@ -82,7 +83,7 @@ class Task:
             batch: one of them; by default the first.
         """
         mode = self.model.training
-        with self.nothing_changes():
+        with turn(), self.nothing_changes():
             batch = batch or next(iter(batches))
             try:
                 self.model.train()
