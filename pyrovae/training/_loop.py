@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from pyrovae._distributed import from_main, gathered, num_processes, rank, summed
-from pyrovae._random import get_state
+from pyrovae._random import get_every_state, get_state, set_every_state
 from pyrovae._turns import turn
 from pyrovae.model._modes import turns_of_inference
 from pyrovae.objectives import ELBO
@@ -31,10 +31,13 @@ def train(plan: Plan, *, visible: bool) -> FitResult:
         visible: whether a progress bar is shown.
     """
     task, model, steps, progress = plan.task, plan.task.model, plan.train.num_steps, begin_or_resume(plan)
-    engines = [build(plan.engine, task, plan.train, plan.epochs)]
+    engines = [build(plan.engine, task, plan.train, plan.epochs, watched=bool(plan.callbacks))]
     if plan.train.least == 1:
+        state = get_every_state()
+        batch = next(iter(plan.train))
+        set_every_state(state)
         task.set_time(0.0)
-        task.check_single(plan.train)
+        task.check_single(plan.train, batch)
     with (
         Deferred(plan.checkpoints is not None) as signals,
         tqdm(total=steps and steps * plan.epochs, unit="step", disable=not visible, initial=progress.steps_done) as bar,

@@ -75,16 +75,15 @@ class Task:
         """The loss without penalty, summed over the batch."""
         return self._loss(*batch, gradients=False)
 
-    def check_single(self, batches: Batches, batch: Batch | None = None) -> None:
-        """Raise a ``ValueError`` if the loss cannot be had of one datum alone, as under batch normalisation.
+    def check_single(self, batches: Batches, batch: Batch) -> None:
+        """Raise a ``ValueError`` if a batch's first datum alone has no loss, as under batch normalisation.
 
         Args:
             batches: which are trained on.
-            batch: one of them; by default the first.
+            batch: one of them.
         """
         mode = self.model.training
         with turn(), self.nothing_changes():
-            batch = batch or next(iter(batches))
             try:
                 self.model.train()
                 self.loss(*rows_of(batches.prepare(*batch.raw), slice(1)))
