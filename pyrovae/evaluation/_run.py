@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from pyrovae._checks import require_at_least, require_one_of, resolve_device
 from pyrovae._distributed import check_same_everywhere, common_seed, connect, joined, my_blocks, num_processes, rank
 from pyrovae._graph import COMPILE, Compile, Graph
-from pyrovae._memory import BLOCK, Sizes, plan, probe, within_memory
+from pyrovae._memory import BLOCK, Sizes, plan, probe, reuse_memory, within_memory
 from pyrovae._random import derived, reseed, stream
 from pyrovae._turns import give_way, turn
 from pyrovae.evaluation._data import as_evaluation_data, require_density
@@ -293,10 +293,7 @@ def evaluating(model: VAEModel | LossModel, device: str | torch.device | None = 
         stack.enter_context(without_validation())  # which would stall the device
         stack.callback(model.to, home)
         model.to(target)
-        if target.type == "cpu":
-            # A block of this size, once freed, makes glibc keep smaller ones for reuse instead of returning their
-            # pages to the system, which costs more than computing on them. Elsewhere it does nothing.
-            torch.empty(2**25 - 2**13, dtype=torch.uint8)
+        reuse_memory(target)
         yield target
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyrovae._checks import placed, rows_of
 from pyrovae._compat.pyro import reason
 from pyrovae._compat.torch import CheckedIndices, is_out_of_memory
-from pyrovae._memory import BLOCK, Allocations, within_memory
+from pyrovae._memory import BLOCK, Allocations, reuse_memory, within_memory
 from pyrovae._turns import give_way
 
 T = TypeVar("T")
@@ -48,6 +48,8 @@ def in_blocks(run: Callable[..., T], n: int, fields: Fields, numbers: int, like:
             rows = slice(start, min(start + sizes[0], n))  # noqa: B023  # called at once
             return rows.stop, on_rows(run, fields, rows, like)
 
+        if len(found) == 1:
+            reuse_memory(like.device)
         if len(found) == 1 and start + size < n:
             with Allocations() as counted:
                 (stop, part), (size, _) = within_memory(attempt, (size, 1), like.device)
