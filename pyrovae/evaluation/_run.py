@@ -301,4 +301,4 @@ def _users_level() -> int:
     """The ``stacklevel`` of the nearest caller outside the package."""
     package = str(Path(__file__).parents[1])
     frames = (frame.f_code.co_filename for frame, _ in walk_stack(inspect.currentframe()))
-    return 1 + sum(1 for _ in takewhile(lambda name: name.startswith(package), frames))
+    return sum(1 for _ in takewhile(lambda name: name.startswith(package), frames))

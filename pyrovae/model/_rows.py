@@ -45,7 +45,9 @@ def in_blocks(run: Callable[..., T], n: int, fields: Fields, numbers: int, like:
     while start < n:
 
         def attempt(sizes: tuple[int, int]) -> tuple[int, T]:
-            rows = slice(start, min(start + sizes[0], n))  # noqa: B023  # called at once
+            stop = start + sizes[0]  # noqa: B023  # called at once
+            few = min(sizes[0], _MULTIPLE)  # which alone would be drawn otherwise
+            rows = slice(start, stop if stop + few <= n else n)  # noqa: B023
             return rows.stop, on_rows(run, fields, rows, like)
 
         if len(found) == 1:

@@ -3,11 +3,13 @@
 import copy
 import os
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
+import pyro
 import torch
 from torch import Tensor, nn
 
@@ -195,7 +197,20 @@ def load(path: str | os.PathLike[str]) -> Any:
     return cls.load(path)
 
 
+@contextmanager
+def _nothing_registered() -> Iterator[None]:
+    """Leave no parameter behind in Pyro's global store that a constructor puts there."""
+    store = pyro.get_param_store()
+    before = set(store.keys())
+    try:
+        yield
+    finally:
+        for name in set(store.keys()) - before:
+            del store[name]
+
+
 @undisturbed()  # a constructor that draws builds for load() what it built for save()
+@_nothing_registered()
 def _rebuilt(made: Mapping[str, Any], cls: Any = None, arguments: Mapping[str, Any] | None = None) -> Any:
     """Build a model with new weights from its ``construction``, by another class than the one named, with other
     arguments.

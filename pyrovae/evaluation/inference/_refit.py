@@ -4,14 +4,12 @@ import copy
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor, nn
 
 from pyrovae._random import seeded
-from pyrovae._turns import turn
 from pyrovae.evaluation._data import require_density
 from pyrovae.model import VAE, VAEModel
-from pyrovae.model._modes import evaluation_mode, local_parameters
+from pyrovae.model._modes import inference, local_parameters
 from pyrovae.posteriors import POSTERIORS, Posterior
 from pyrovae.training import FitResult, fit
 
@@ -49,11 +47,10 @@ class Refitted(VAEModel):
         return self
 
 
-@torch.no_grad()
 def _width(model: VAE) -> int:
     """C, the width of what the encoder gives to the posterior."""
     assert model.event_shape is not None
-    with turn(), evaluation_mode(model.encoder):
+    with inference(model, None):
         return model.encoder(model.placement.new_zeros(1, *model.event_shape)).shape[-1]
 
 

@@ -148,6 +148,7 @@ def _codes(run: EvaluationRun) -> np.ndarray:
         sites = mean.values() if isinstance(mean, dict) else [mean]
         return torch.cat([z.flatten(1).double() for z in sites], 1)
 
+    encode(1, *run.part(slice(2)))  # whose errors name the row
     sizes = run.plan(encode)
     codes_of = run.graph(encode, sizes)
 
