@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import register_pytree_node, tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 # Kernels fused without end take a minute to compile on CUDA and run no faster.
+_CPU = torch.device("cpu")
 _OPTIONS = {"cuda": {"max_fusion_size": 16}}
 
 
@@ -146,13 +147,13 @@ def full_precision() -> Iterator[None]:
 
 
 @contextmanager
-def own_settings(device: torch.device) -> Iterator[None]:
+def own_settings(device: torch.device = _CPU) -> Iterator[None]:
     """No autocast and no inference mode inside the block, and new tensors on ``device`` or the CPU, whatever the caller
     has set.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        for kind in {"cpu", device.type}:
+        for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type not in ("cpu", device.type):

@@ -8,9 +8,11 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from pyrovae._compat.torch import own_settings
 from pyrovae.plots._axes import new_axes
 
 
+@own_settings()
 def images(
     x: Tensor,
     image_shape: Sequence[int],

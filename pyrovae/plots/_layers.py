@@ -9,12 +9,14 @@ import torch
 from matplotlib.axes import Axes
 
 from pyrovae._checks import require_at_least
+from pyrovae._compat.torch import own_settings
 from pyrovae.evaluation import CollapseReport
 from pyrovae.plots._axes import legend_above, new_axes, styles
 from pyrovae.plots._images import strips
 from pyrovae.plots._inputs import by_name
 
 
+@own_settings()
 def layer_samples(
     model: Any, image_shape: Sequence[int], *, n: int = 10, seed: int = 0, title: str = "", ax: Axes | None = None
 ) -> Axes:

@@ -6,6 +6,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from pyrovae._compat.torch import own_settings
 from pyrovae._random import seeded
 from pyrovae.evaluation._data import require_density
 from pyrovae.model import VAE, VAEModel
@@ -66,6 +67,7 @@ class _Guide(VAEModel):
             pyro.sample("z", self.posterior(self.encoder(x)))
 
 
+@own_settings()
 def refit_posterior(
     model: VAEModel,
     data: Any,

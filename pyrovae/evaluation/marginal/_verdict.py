@@ -221,7 +221,7 @@ def _shrunk_khat(pointwise: pd.DataFrame, draws: np.ndarray) -> tuple[np.ndarray
 
 def _shrunk_log_variance(pointwise: pd.DataFrame, num_chains: int) -> tuple[np.ndarray, np.ndarray]:
     """log Var(log w) by :func:`shrunk`. Its sampling variance is that of the logarithm of a χ² of C - 1."""
-    trigamma = float(torch.special.polygamma(1, torch.tensor((num_chains - 1) / 2, dtype=torch.float64)))
+    trigamma = float(torch.special.polygamma(1, torch.tensor((num_chains - 1) / 2, dtype=torch.float64, device="cpu")))
     with np.errstate(divide="ignore"):
         values = np.log(pointwise["log_weight_variance"].to_numpy(dtype=float))
     return shrunk(values, np.full(len(values), trigamma))
