@@ -19,8 +19,6 @@ class _Stream:
         self._state: list[torch.Tensor] | None = None  # when they were left
 
     def __enter__(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.init()  # or generators that come into being inside would stay as they are
         self._before = get_state()
         if self._state is not None:
             set_state(self._state)
@@ -30,6 +28,8 @@ class _Stream:
     def __exit__(self, *error: object) -> None:
         self._state = get_state()
         set_state(self._before)
+        if len(self._state) > len(self._before):  # CUDA came into being inside, where it would have had this seed
+            torch.cuda.manual_seed_all(torch.initial_seed())
 
 
 def stream(seed: int | None) -> AbstractContextManager[None]:

@@ -260,20 +260,6 @@ def test_normed_weights_are_made_by_hooks() -> None:
     assert not of_torch.is_made_by_hook(nn.Linear(2, 2), "weight")
 
 
-@canary("torch", "PlainGRU")
-def test_gated_recurrent_units_by_plain_operations_are_the_same() -> None:
-    x, lengths = torch.randn(3, 4, 5), torch.tensor([4, 3, 2])
-    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
-    layer, cell = nn.GRU(5, 7, num_layers=2, batch_first=True, bidirectional=True), nn.GRUCell(5, 7, bias=False)
-    with_bias = nn.GRUCell(5, 7)
-    runs: list[Callable[[], Any]] = [lambda: layer(x), lambda: cell(x[:, 0]), lambda: with_bias(x[:, 1])]
-    runs.append(lambda: layer(packed)[0].data)
-    for run in runs:
-        expected = run()
-        with of_torch.PlainGRU():
-            torch.testing.assert_close(run(), expected)
-
-
 @canary("torch", "renew_cache")
 def test_recurrent_layers_find_their_parameters_by_a_cache() -> None:
     layer, other, x = nn.GRU(2, 3), nn.GRU(2, 3), torch.rand(4, 1, 2)

@@ -12,7 +12,6 @@ from torch.distributions import Transform
 from torch.distributions.transforms import _InverseTransform
 from torch.fx import GraphModule
 from torch.nn.modules.conv import _ConvNd as ConvNd  # the class of all convolutions, transposed ones too
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Nests of tensors as flat lists, and back.
@@ -45,26 +44,6 @@ def machine_code(module: GraphModule, inputs: Sequence[Tensor], device: str) -> 
     context = torch._guards.TracingContext(fakes)
     with warnings.catch_warnings(action="ignore"), torch._guards.tracing(context):  # of what we do without, as TF32
         return torch._inductor.compile(module, sized, options=options)
-
-
-class PlainGRU(TorchFunctionMode):
-    """Inside, gated recurrent units are computed by plain operations: CUDA's fused ones cannot be traced."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from torch._decomp import decompositions
-
-        if function == torch._VF.gru:  # of a packed sequence, whose second argument is its batch sizes, or another
-            packed = isinstance(args[2], Tensor)
-            return (decompositions.gru_impl_data if packed else decompositions.gru_impl)(*args)
-        if function == torch._VF.gru_cell:
-            x, hidden, of_x, of_hidden, *biases = args
-            first, second = biases or (None, None)
-            i, h = (
-                nn.functional.linear(*each).chunk(3, -1) for each in ((x, of_x, first), (hidden, of_hidden, second))
-            )
-            update, new = (i[1] + h[1]).sigmoid(), (i[2] + (i[0] + h[0]).sigmoid() * h[2]).tanh()
-            return (hidden - new) * update + new
-        return function(*args, **(kwargs or {}))
 
 
 def schema_of(operation: Any) -> Any:

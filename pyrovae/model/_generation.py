@@ -26,6 +26,9 @@ class Generation(SaveableModule):
     """A model that draws data, encodes and decodes, in evaluation mode and with its own parameters.
 
     Latents come and go as ``(..., n, *plates, *event)``, with those plates that a site is in.
+
+    Rows are taken block by block, as many as follow from the model and the shape of the data, and drawn in that order
+    from one seed. On a CPU the draws of one site, one for each row, are the same as those of all rows at once.
     """
 
     model: Any

@@ -72,6 +72,12 @@ def trained(
     return model, run
 
 
+def apart(a: nn.Module, b: nn.Module) -> float:
+    """The distance between the weights and buffers of two models."""
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return math.sqrt(sum(float((x.double() - y.double()).square().sum()) for x, y in pairs))
+
+
 MODELS = ["mean_field", "full_rank", "planar", "radial", "sylvester", "iaf", "neural_spline"]
 MODELS += ["two sites", "tempered", "vamp", "gaussian", "conv", "discrete"]
 
@@ -132,11 +138,9 @@ def test_cuda_graph_follows_pyro_on_cuda(name: str) -> None:
         "batch_transform": None if name == "gaussian" else torch.bernoulli,
     }
     (plain, expected), (graph, run) = (trained(name, engine, **options) for engine in ("off", "cudagraph"))
-    others = [trained(name, "off", moved_by=seed, **options)[0].state_dict() for seed in (1, 2, 3)]
-    for key, value in plain.state_dict().items():
-        # As far apart as Pyro's own runs are from weights that differ in their last bit: Adam blows up rounding.
-        room = 5.0 * max(float((other[key] - value).abs().max()) for other in others)
-        torch.testing.assert_close(graph.state_dict()[key], value, rtol=1e-4, atol=1e-6 + room)
+    # As far apart as Pyro's own runs are from weights that differ in their last bit: Adam blows up rounding.
+    others = [trained(name, "off", moved_by=seed, **options)[0] for seed in (1, 2, 3)]
+    assert apart(graph, plain) <= 5.0 * max(apart(other, plain) for other in others)
     np.testing.assert_allclose(run.history["loss"], expected.history["loss"], rtol=1e-4)
     assert (expected.engine, run.engine) == ("off", "cudagraph")
 
@@ -181,8 +185,13 @@ def test_recurrent_and_quantised_models_are_captured(kind: str) -> None:
     x = torch.nn.functional.pad(X, (0, 58)).reshape(-1, 1, 8, 8)
     torch.manual_seed(1)
     model = pv.zoo.PixelCNN((1, 8, 8), decoder="gru") if kind == "gru" else pv.zoo.VQVAE((1, 8, 8), downsampling=2)
-    run = pv.fit(model, x, device="cuda", **STEPS)
-    assert run.engine.startswith("cudagraph")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        run = pv.fit(model, x, device="cuda", **STEPS)
+    assert run.engine == ("cudagraph(graph)" if kind == "gru" else "cudagraph")
+    assert all(
+        "without machine code" in str(w.message) for w in caught
+    )  # of CUDA's fused recurrent cells there is none
 
 
 @pytest.mark.cuda

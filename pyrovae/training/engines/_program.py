@@ -11,7 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyrovae._code import compiled
-from pyrovae._compat.torch import PlainGRU, is_fake, renew_cache, tensor_places
+from pyrovae._compat.torch import is_fake, renew_cache, tensor_places
 from pyrovae._graph import trace
 from pyrovae.training.engines._task import Task
 
@@ -120,7 +120,7 @@ def _memory(task: Task, replaced: dict[int, Tensor] | None = None) -> list[Any]:
 
 @contextmanager
 def _unfused(model: torch.nn.Module) -> Iterator[None]:
-    """Recurrent layers step by step: CUDA's fused ones cannot be traced."""
+    """Recurrent layers step by step: cuDNN's fused ones cannot be traced."""
 
     def disable(*args: Any) -> None:
         torch.backends.cudnn.enabled = False
@@ -131,8 +131,7 @@ def _unfused(model: torch.nn.Module) -> Iterator[None]:
     layers = [m for m in model.modules() if isinstance(m, torch.nn.RNNBase)] if torch.backends.cudnn.enabled else []
     hooks = [m.register_forward_pre_hook(disable) for m in layers] + [m.register_forward_hook(enable) for m in layers]
     try:
-        with PlainGRU():
-            yield
+        yield
     finally:
         for hook in hooks:
             hook.remove()
