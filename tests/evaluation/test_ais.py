@@ -370,7 +370,7 @@ def test_a_start_far_off_is_reported() -> None:
 def test_few_chains_are_never_reliable(chains: int) -> None:
     """Not even chains from the exact posterior, whose weights are equal: nothing could have shown otherwise."""
     model = linear("exact")
-    result = run(model, model.sample(5, seed=1), num_chains=chains, num_temperatures=2, num_leapfrog=2)
+    result = run(model, model.sample(5, seed=1), num_chains=chains, num_temperatures=2, num_leapfrog=2, seed=1)
     assert result.reliable == result.pointwise["reliable"].all() == (chains == 10)
     if chains < 10:
         assert (result.pointwise["reason"] == "few chains").all()
