@@ -10,6 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from pyrovae._compat.torch import machine_code, schema_of
+from pyrovae._interrupt import uninterrupted
 
 Run = Callable[..., Sequence[Any]]
 _COMPILED: dict[Any, Run] = {}  # by code and shapes: models of one architecture share machine code
@@ -22,7 +23,7 @@ def compiled(module: GraphModule, *inputs: Tensor) -> Run:
     Random operations stay whole, and in order: inductor would take some apart, and move others past each other, into
     other draws. They run between parts of the code, early where nothing that they need is computed there.
 
-    Code is kept by graph and shapes, that of the last 64, and by inductor itself on the disk.
+    Code is kept by graph and shapes, that of the last 64, and by inductor itself on the disk. Ctrl-C waits for the end.
 
     Args:
         module: from :func:`~pyrovae._graph.trace`.
@@ -52,6 +53,7 @@ def attribute(module: torch.nn.Module, target: str) -> Tensor:
     return operator.attrgetter(target)(module)
 
 
+@uninterrupted()
 def _compiled(graph: Graph, inputs: Sequence[Tensor]) -> Run:
     """The parts of a graph without tensors of its own, one after another."""
     placeholders = graph.find_nodes(op="placeholder")

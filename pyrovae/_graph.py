@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from pyrovae._code import compiled, fold, move_constants
 from pyrovae._compat.torch import aten_graph, tree_flatten, tree_leaves, tree_unflatten
+from pyrovae._interrupt import uninterrupted
 from pyrovae._random import others_state, restored_state, set_others_state
 
 Compile = Literal["auto", "off", "inductor"]
@@ -30,10 +31,10 @@ def trace(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
 
     Fake tensors have no values: a function that reads any (control flow, ``.item()``, NumPy) raises whatever it raises
     then; one that draws NumPy's or Python's random numbers, or makes tensors whose shape depends on values, raises a
-    ``RuntimeError``. No random number of torch's is drawn, and no tensor changes.
+    ``RuntimeError``. No random number of torch's is drawn, and no tensor changes. Ctrl-C waits for the end.
     """
     others = others_state()
-    with restored_state():
+    with restored_state(), uninterrupted():
         try:
             module = aten_graph(function, *inputs)
         finally:

@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyrovae._files import replaced
+from pyrovae._files import MALFORMED, check_regular, parsed, replaced
+from pyrovae._interrupt import uninterrupted
 
 _KEY, _FORMAT = "pyrovae", 3
 _TEXTS, _LISTS, _DICTS = ("class", "module", "digest"), ("excluded", "validated_on"), ("arguments", "layouts", "state")
@@ -23,7 +24,7 @@ def write(path: Path, header: dict[str, Any], weights: Mapping[str, Tensor]) -> 
     """Write to a temporary file beside ``path``, flush it to the disk, and rename it into place.
 
     Raises:
-        ValueError: a tensor of a kind that safetensors does not have.
+        ValueError: a tensor of a kind that safetensors does not have; a path that is there, and no regular file.
     """
     copies, layouts = {}, {}
     for name, value in weights.items():
@@ -40,18 +41,18 @@ def write(path: Path, header: dict[str, Any], weights: Mapping[str, Tensor]) -> 
         save_file(copies, temporary, {_KEY: json.dumps(header)})
 
 
+@uninterrupted()  # or Ctrl-C is taken for damage, as libraries in C report it
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header and the weights.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, not one of ours, or of another format.
+        ValueError: it is no regular file, damaged, not one of ours, or of another format.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no model at {path}.")
+    check_regular(path, "model")
     try:
         with safe_open(path, framework="pt") as file:
-            header = dict(json.loads((file.metadata() or {})[_KEY]))
+            header = dict(parsed((file.metadata() or {})[_KEY]))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if (version := header.get("format")) != _FORMAT:
             raise ValueError(f"its format is {version or 1}, where {_FORMAT} is needed. Save the model anew.")
@@ -71,7 +72,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if sum((n - 1) * step for n, step in zip(plain.shape, strides, strict=True)) >= plain.numel():
                 raise ValueError(f"its header spreads {name} over more memory than it needs.")
             weights[name] = torch.empty_strided(plain.shape, strides, dtype=plain.dtype).copy_(plain)
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (SafetensorError, OSError, *MALFORMED) as error:
         raise ValueError(f"{path} is not a model saved by pyrovae, or is damaged: {error}") from error
     return header, weights
 

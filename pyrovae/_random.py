@@ -110,10 +110,20 @@ def others_state() -> dict[str, Any]:
 
 
 def set_others_state(states: dict[str, Any]) -> None:
-    """Put back what :func:`others_state` gave."""
-    np.random.set_state(("MT19937", *states["numpy"]))  # noqa: NPY002
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
+    """Put back what :func:`others_state` gave.
+
+    Raises:
+        ValueError: it is something else, which NumPy would take, and read memory that is not its own.
+    """
+    key, place, has_gauss, gauss = states["numpy"]
+    version, internal, normal = states["python"]
+    words = len(key) == 624 and all(type(word) is int and 0 <= word < 2**32 for word in key)
+    if not (words and type(place) is int and 0 <= place <= 624 and has_gauss in (0, 1)):
+        raise ValueError("the state of NumPy's generator is not one that it could have.")
+    if not isinstance(gauss, float) or not isinstance(normal, (float, type(None))):
+        raise ValueError("the state of a generator holds a normal number that is none.")
+    np.random.set_state(("MT19937", key, place, has_gauss, gauss))  # noqa: NPY002
+    random.setstate((version, tuple(internal), normal))
 
 
 def get_every_state() -> dict[str, Any]:

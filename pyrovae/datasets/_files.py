@@ -2,11 +2,14 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from pyrovae._files import replaced
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ def _download(source: Source, target: Path, searched: list[Path], progress: bool
         try:
             pooch.retrieve(url, known_hash=None, path=waiting.parent, fname=waiting.name, progressbar=progress)
             arrays = verify(source, waiting)
-            os.replace(waiting, target)
+            with replaced(target) as temporary:  # with the user's mode, which pooch does not give
+                shutil.copyfile(waiting, temporary)
             return arrays
         except Exception as error:  # no network, a moved file, a damaged one: try the next address
             failures.append(f"{url}: {type(error).__name__}: {error}")

@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
-import zlib
+import math
+import tokenize
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
-from zipfile import BadZipFile
+from typing import Any, Self, get_type_hints
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyrovae._arguments import decode, encode, find, not_kept
-from pyrovae._files import replaced
+from pyrovae._files import MALFORMED, check_regular, check_stored, fits, parsed, replaced
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
 from pyrovae._version import __version__
@@ -25,6 +26,7 @@ from pyrovae.evaluation._data import EvaluationData
 from pyrovae.model import LossModel, VAEModel
 
 _FORMAT = 1
+_UNREADABLE = (OSError, EOFError, BadZipFile, tokenize.TokenError)  # the last by NumPy, of a header
 
 
 @dataclass(frozen=True)
@@ -83,17 +85,21 @@ class Result(ABC):
     def save(self, path: str | Path) -> Path:
         """Write everything to one file: a NumPy archive (``.npz``) of columns and JSON, which runs no code when read.
 
-        Labels of rows that are neither numbers nor dates become text.
+        Nothing in it is compressed: to be read it takes as much memory as it has bytes. Labels of rows that are neither
+        numbers nor dates become text.
 
         Returns:
             The path.
 
         Raises:
-            ValueError: something that no file holds.
+            ValueError: something that no file holds, or that is not what the class says of its fields; a path that is
+                there, and no regular file.
+            PermissionError: a file that is there and may not be written.
         """
         arrays: dict[str, np.ndarray] = {}
         facts: dict[str, Any] = {"format": _FORMAT, "class": [type(self).__module__, type(self).__qualname__]}
         facts |= {"tables": {}, "tensors": [], "values": {}}
+        _check_fields(type(self), {f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if isinstance(value, pd.DataFrame):
@@ -109,7 +115,7 @@ class Result(ABC):
             raise ValueError(f"{type(self).__name__} holds a {odd}, which no file holds.")
         path = Path(path)
         with replaced(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, result=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]
+            np.savez(file, result=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]
         return path
 
     @classmethod
@@ -118,28 +124,57 @@ class Result(ABC):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is damaged, no result, or one of another kind.
+            ValueError: it is no regular file, damaged, no result, or one of another kind.
         """
+        path = Path(path)
+        check_regular(path, "result")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                facts = json.loads(str(file["result"]))
+            check_stored(path)
+            with ZipFile(path) as file:
+                facts = parsed(str(_array(file, "result")))
                 if facts["format"] != _FORMAT:
                     raise ValueError(f"its format is {facts['format']}, where {_FORMAT} is needed")
                 kind = find(Result, *facts["class"])
                 fields = {name: decode_plain(value) for name, value in facts["values"].items()}
                 fields["provenance"] = Provenance(**fields["provenance"])
-                fields |= {name: torch.from_numpy(file[f"{name}."]) for name in facts["tensors"]}
+                fields |= {name: torch.from_numpy(_array(file, f"{name}.")) for name in facts["tensors"]}
                 for name, described in facts["tables"].items():
                     described = decode_plain(described)
                     count = len(described["columns"]) + len(described["index"])
-                    fields[name] = as_frame(described, [file[f"{name}.{i}"] for i in range(count)])
-        except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
-            if isinstance(error, FileNotFoundError):
-                raise FileNotFoundError(f"there is no result at {path}.") from error
+                    fields[name] = as_frame(described, [_array(file, f"{name}.{i}") for i in range(count)])
+            _check_fields(kind, fields)
+            result = kind(**fields)
+            result.summary()  # which says whether tables have the columns that they should
+        except (*MALFORMED, *_UNREADABLE) as error:
             raise ValueError(f"{path} is no result saved by pyrovae, or is damaged: {error}") from error
-        if not issubclass(kind, cls):
+        if not isinstance(result, cls):
             raise ValueError(f"{path} holds a {kind.__name__}: call {kind.__name__}.load.")
-        return kind(**fields)
+        return result
+
+
+def _check_fields(kind: type, fields: Mapping[str, Any]) -> None:
+    """Raise a ``ValueError`` for fields that are not what a class annotates; those of its provenance as well."""
+    names, hints = {f.name for f in dataclasses.fields(kind)}, get_type_hints(kind)
+    if odd := sorted(names ^ fields.keys()):
+        raise ValueError(f"a {kind.__name__} has missing or unknown fields: {', '.join(odd)}.")
+    for name, value in fields.items():
+        if not fits(value, hints[name]):
+            raise ValueError(f"{name} of a {kind.__name__} is of type {type(value).__name__}.")
+    if isinstance(fields.get("provenance"), Provenance):
+        _check_fields(Provenance, vars(fields["provenance"]))
+
+
+def _array(file: ZipFile, name: str) -> np.ndarray:
+    """An array of numbers, dates or text, of which there is as much as its header says."""
+    with file.open(f"{name}.npy") as entry:
+        if np.lib.format.read_magic(entry) != (1, 0):
+            raise ValueError(f"{name} is of another version of NumPy's format.")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(entry)
+        content = bytearray(entry.read())
+    count = math.prod(shape)
+    if dtype.kind not in "iufbMU" or min(shape, default=0) < 0 or count * dtype.itemsize != len(content):
+        raise ValueError(f"{name} does not hold {shape} values of {dtype}.")
+    return np.frombuffer(content, dtype, count).reshape(shape, order="F" if fortran else "C")
 
 
 def as_arrays(table: pd.DataFrame) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -159,6 +194,8 @@ def as_arrays(table: pd.DataFrame) -> tuple[dict[str, Any], list[np.ndarray]]:
 
 def as_frame(described: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> pd.DataFrame:
     """The table of which :func:`as_arrays` made these arrays."""
+    if not isinstance(described["kind"], str) or any(array.ndim != 1 for array in arrays):
+        raise ValueError("a table is of no columns.")
     names, levels = described["columns"], described["index"]
     own = [array.astype(object) if array.dtype.kind == "U" else array for array in arrays]
     columns, keys = own[: len(names)], own[len(names) :]

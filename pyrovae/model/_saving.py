@@ -17,9 +17,11 @@ from pyrovae._arguments import build, capture, decode, encode, find, not_kept, p
 from pyrovae._checks import as_data, require_precision
 from pyrovae._compat.torch import uncompiled
 from pyrovae._frames import Columns
+from pyrovae._interrupt import uninterrupted
 from pyrovae._model_files import digest, read, write
 from pyrovae._random import undisturbed
-from pyrovae.model._state import modules, shapes, state_of, tensors
+from pyrovae.model._bounded import Bounded, TooMuch
+from pyrovae.model._state import NOT_IN_STATE, modules, shapes, state_of, tensors
 
 _MISSING = {"$not_kept": "missing"}
 
@@ -89,8 +91,10 @@ class SaveableModule(nn.Module):
 
         Raises:
             ValueError: an argument that JSON cannot hold; a model that is not what its constructor builds, in parts,
-                shapes, ties or attributes that JSON cannot hold; a layer that is lazy still; a tensor of a kind that
-                files do not hold.
+                shapes, ties or attributes that JSON cannot hold; a constructor that computes far more than the weights;
+                a layer that is lazy still; a tensor of a kind that files do not hold; a path that is there, and no
+                regular file.
+            PermissionError: a file that is there and may not be written.
         """
         header, weights = self.construction, tensors(self)
         name, excluded = header["class"], {exclude} if isinstance(exclude, str) else set(exclude)
@@ -116,7 +120,8 @@ class SaveableModule(nn.Module):
         state = state_of(self)
         if not excluded:
             try:
-                twin = _rebuilt(header)
+                with uninterrupted(), Bounded(weights):
+                    twin = _rebuilt(header)
             except Exception as error:
                 raise ValueError(f"no {name} can be rebuilt from its arguments, as by load(): {error}") from error
             built = state_of(twin)
@@ -143,8 +148,9 @@ class SaveableModule(nn.Module):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, of another format, or holds another class; the constructor lacks arguments,
-                or builds other shapes or parts, or on the meta device.
+            ValueError: the file is no regular one, damaged, of another format, or holds another class; the constructor
+                lacks arguments, builds other shapes, parts or kinds of tensors, or on the meta device, or computes far
+                more than the weights.
         """
         header, weights = read(Path(path))
         name = header["class"]
@@ -156,12 +162,16 @@ class SaveableModule(nn.Module):
         if header["excluded"] and (others := sorted(arguments.keys() - header["excluded"])):
             raise ValueError(f"{path} holds {', '.join(others)}, and takes only {', '.join(header['excluded'])}.")
         saved = {key: tuple(value.shape) for key, value in weights.items()}
-        model = _on_meta(header, cls, arguments)  # what does not fit is seen before memory is taken
-        if model is None or not (lost := _differences(shapes(model), saved)):
-            try:
-                model = _rebuilt(header, cls, arguments)
-            except Exception as error:
-                raise ValueError(f"{path} holds a {name} that cannot be rebuilt: {error}") from error
+        try:
+            with uninterrupted(), Bounded(weights):
+                model = _on_meta(header, cls, arguments)  # what does not fit is seen before memory is taken
+            lost = "" if model is None else _differences(shapes(model), saved)
+            if not lost:
+                with uninterrupted(), Bounded(weights):
+                    model = _rebuilt(header, cls, arguments)
+        except Exception as error:
+            raise ValueError(f"{path} holds a {name} that cannot be rebuilt: {error}") from error
+        if not lost:
             built = {key: kept for key, kept in state_of(model).items() if key in header["state"]}
             lost = _differences(shapes(model), saved) or _differences(built, header["state"], but_json=True)
         if lost:
@@ -170,6 +180,8 @@ class SaveableModule(nn.Module):
         if any(value.is_meta for value in ours.values()):
             raise ValueError(f"{name} was built on the meta device, which holds no values: load {path} on another.")
         for key, value in weights.items():
+            if _kind(value) != _kind(ours[key]):
+                raise ValueError(f"the contents of {path} do not fit {name}: {key} is of {value.dtype} in the file.")
             ours[key].data = value.to(ours[key].device, copy=True)  # its dtype and layout, too
         state.update({key: weights[uncompiled(key)] for key in state})
         model.load_state_dict(state)
@@ -187,7 +199,8 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or its class is not defined in this process or needs arguments.
+        ValueError: the file is no regular one, or damaged, or its class is not defined in this process or needs
+            arguments.
     """
     header = read(Path(path))[0]
     try:
@@ -218,14 +231,20 @@ def _rebuilt(made: Mapping[str, Any], cls: Any = None, arguments: Mapping[str, A
     given = dict(arguments or {})
     kept = {key: decode(value, _rebuilt) for key, value in made["arguments"].items() if key not in given}
     model = build(cls or find(SaveableModule, made["module"], made["class"]), kept | given)
-    if made["event_shape"] is not None:
-        model.event_shape = tuple(made["event_shape"])
+    if made["event_shape"] is not None and "event_shape" not in given:
+        shape = tuple(made["event_shape"])
+        if model.event_shape not in (None, shape):
+            raise ValueError(f"it is of data of shape {shape}, and its constructor of {tuple(model.event_shape)}")
+        model.event_shape = shape
     for key, value in made.get("state", {}).items():
         path, _, name = key.rpartition(".")
         if not not_kept(value) and key not in given:
-            if path not in (parts := modules(model)) or name.startswith("_"):
+            part = modules(model).get(path)
+            own = getattr(type(part), name, None)
+            taken = name.startswith("_") or name in (NOT_IN_STATE[:1] if path else NOT_IN_STATE)
+            if part is None or taken or callable(own) or hasattr(own, "__get__"):
                 raise ValueError(f"the file sets {key}, which there is not")
-            setattr(parts[path], name, decode(value, _rebuilt))
+            setattr(part, name, decode(value, _rebuilt))
     return model
 
 
@@ -236,6 +255,8 @@ def _on_meta(*made: Any) -> Any:
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             return _rebuilt(*made)
+    except TooMuch:
+        raise
     except Exception:
         return None
 
@@ -248,3 +269,8 @@ def _differences(built: Mapping[str, Any], ours: Mapping[str, Any], but_json: bo
             a, b = (" ".join(v.values()) if isinstance(v, dict) and "$not_kept" in v else v for v in (a, b))
             return f"{name} is {a!s:.100} as built, and {b!s:.100}"
     return ""
+
+
+def _kind(value: Tensor) -> tuple[bool, bool, bool]:
+    """What a tensor's numbers are, of whatever precision: real, complex, whole, or true and false."""
+    return value.is_floating_point(), value.is_complex(), value.dtype == torch.bool

@@ -22,7 +22,7 @@ from pyrovae._compat.torch import is_compiled, is_made_by_hook, uncompiled
 from pyrovae._model_files import digest
 
 _JSON_TYPES = (bool, int, float, str, type(None), np.generic, torch.dtype, torch.device, PurePath, Enum, list, Mapping)
-_NOT_IN_STATE = ("training", "event_shape", "columns", "validated_on")  # in the header, or a matter of the moment
+NOT_IN_STATE = ("training", "event_shape", "columns", "validated_on")  # in the header, or a matter of the moment
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     out |= {name: {"$not_kept": "tensor", "content": names[id(value)]} for name, value in ours.items()}
     for path, part in parts.items():
         for name, value in _attributes(part).items():
-            if not is_made_by_hook(part, name) and name not in (_NOT_IN_STATE if part is model else _NOT_IN_STATE[:1]):
+            if not is_made_by_hook(part, name) and name not in (NOT_IN_STATE if part is model else NOT_IN_STATE[:1]):
                 out[f"{path}.{name}".lstrip(".")] = encode(value, special)
     return out
 

@@ -7,23 +7,27 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+from zipfile import BadZipFile, is_zipfile
 
 import torch
 from pyro.infer import ELBO as PyroELBO
 
 from pyrovae._checks import require_at_least, require_one_of
-from pyrovae._distributed import num_processes
-from pyrovae._files import replaced
+from pyrovae._distributed import num_processes, rank
+from pyrovae._files import MALFORMED, check_regular, check_stored, is_deep, locked, replaced
+from pyrovae.training._describe import code_fingerprint, fingerprint, has_generator
+from pyrovae.training._result import Callback
 from pyrovae.training.batches import Batches
 from pyrovae.training.engines import Task
 
 Resume = Literal["auto", "must", "never"]
 _NAME = re.compile(r"checkpoint-\d{10}-[0-9a-f]{16}\.pt")  # steps done, digest
-_FORMAT = 2
+_FORMAT = 3
 _EPOCHS_COMPARED = (0.0, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, math.inf)  # of schedules, in epochs
 
 
@@ -37,7 +41,12 @@ class Checkpoint:
 
     The state: weights, optimiser, schedules, random numbers, order of the data, history, best weights. Killed at any
     moment, the same call goes on from there, to the same weights on a CPU. SIGINT and SIGTERM save before they take
-    effect.
+    effect. One run at a time has the folder: a lock in it ends with the process (where its file system has locks).
+
+    The same call: that of the same model, data, objective, optimiser and so on, and of the same callbacks in the same
+    order. Functions are compared by their code and the values that they work with (defaults, closures, globals),
+    callbacks by their code alone, a ``Dataset`` by its first thousand items or, where it has a length, by a thousand
+    evenly among them.
 
     Args:
         folder: of this run alone; made when it is missing.
@@ -94,6 +103,25 @@ class CheckpointFolder:
                 f"resume='auto' to go on from there."
             )
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the folder.
+
+        Raises:
+            CheckpointError: one is in it; or the folder cannot be written to.
+        """
+        with ExitStack() as stack:
+            try:
+                if rank() == 0:
+                    stack.enter_context(locked(self.folder / ".lock"))
+            except BlockingIOError:
+                raise CheckpointError(
+                    f"another run writes its checkpoints to {self.folder}: pass another folder, or wait for its end."
+                ) from None
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"no checkpoints can be written to {self.folder}: {error}") from error
+            yield
+
     def save(self, step: int, identity: Mapping[str, Any], state: Mapping[str, Any]) -> Path:
         """Write a state, then remove all but the newest few.
 
@@ -117,6 +145,8 @@ class CheckpointFolder:
                     f"the state of this run holds more than tensors, numbers and strings (in the optimiser, the "
                     f"scheduler, or what a callback's state_dict gives), so it could not be loaded safely: {error}"
                 ) from error
+            if is_deep(dict(state), len(content)):
+                raise TypeError("the state of this run is nested to more than 64 levels, in what a callback gives.")
             self._read_back = True
         path = self.folder / f"checkpoint-{step:010d}-{_digest(content)}.pt"
         try:
@@ -124,7 +154,7 @@ class CheckpointFolder:
                 stale.unlink(missing_ok=True)
             with replaced(path) as temporary:
                 temporary.write_bytes(content)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             before = self._files()
             intact = f"The one before it, {before[-1].name}, is intact." if before else "There is none before it."
             raise CheckpointError(f"the checkpoint after step {step} cannot be written: {error}. {intact}") from error
@@ -167,15 +197,21 @@ class CheckpointFolder:
         return sorted(path for path in self.folder.glob("checkpoint-*") if _NAME.fullmatch(path.name))
 
     def _read(self, path: Path) -> dict[str, Any]:
-        content = path.read_bytes()
-        if not path.stem.endswith(_digest(content)):
-            raise ValueError("its content is not what was written (a damaged disk, or a file changed afterwards).")
+        check_regular(path, "checkpoint")
+        with open(path, "rb") as file:  # of what is no archive no digest is taken, which may be long in coming
+            whole = is_zipfile(file) and file.seek(0) == 0
+            if not whole or not path.stem.endswith(hashlib.file_digest(file, "sha256").hexdigest()[:16]):
+                raise ValueError("its content is not what was written (a damaged disk, or a file changed afterwards).")
         try:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            check_stored(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, BadZipFile, EOFError, *MALFORMED) as error:
             raise ValueError(f"it holds something other than tensors, numbers and strings: {error}") from error
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             raise ValueError("it is not a checkpoint of this version.")
+        parts = isinstance(state.get("identity"), dict) and isinstance(state.get("state"), dict)
+        if not parts or is_deep(state, path.stat().st_size):
+            raise ValueError("it does not hold the state of a run.")
         return state
 
 
@@ -195,19 +231,32 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str
 
 
 def identity(
-    task: Task, train: Batches, held_out: Batches | None, scheduler: Any, *, batch_size: int, seed: int | None
+    task: Task,
+    train: Batches,
+    held_out: Batches | None,
+    scheduler: Any,
+    callbacks: Sequence[Callback],
+    *,
+    batch_size: int,
+    seed: int | None,
 ) -> dict[str, Any]:
     """Everything that must be as it was for a run to go on: numbers, strings, and containers of them.
 
     Raises:
-        ValueError: a ``DataLoader`` whose order a checkpoint could not keep.
+        TypeError: a callback that gives its state and does not take it back.
+        ValueError: data whose order, or a transform whose draws, a checkpoint could not keep.
     """
-    if train.own_generator:
+    for callback in callbacks:
+        if hasattr(callback, "state_dict") and not hasattr(callback, "load_state_dict"):
+            raise TypeError(f"callback {type(callback).__name__} has a state_dict and no load_state_dict: give it one.")
+    if has_generator(train.transform):
         raise ValueError(
-            "the DataLoader draws from a generator of its own, whose state checkpoints do not keep: leave out "
-            "generator=, and seed by fit(seed=...)."
+            "batch_transform draws from a generator of its own, whose state checkpoints do not keep: let it draw from "
+            "torch's own, which fit(seed=...) seeds."
         )
     model, objective, optimizer = task.model, task.objective, task.optimizer
+    known = {id(model): "model", id(optimizer): "optimizer", id(objective): "objective"}
+    known |= {id(t): f"parameter {name}" for name, t in model.named_parameters()}
     return {
         "model": {
             **{key: model.construction[key] for key in ("class", "arguments")},
@@ -215,12 +264,17 @@ def identity(
             "parts": {name: str(m) for name, m in model.named_modules() if not list(m.children())},
         },
         "data": train.hash(),
+        "order of the data": train.order(),
         "validation": None if held_out is None else held_out.hash(),
-        "batch_transform": None if train.transform is None else _fingerprint(train.transform),
+        "batch_transform": fingerprint(train.transform, known),
         "num_steps": train.num_steps,
-        "objective": None if objective is None else _describe(objective, vars(objective)),
-        "optimizer": _describe(optimizer, optimizer.defaults),
-        "lr_schedule": None if scheduler is None else _describe(scheduler, scheduler.state_dict()),
+        "objective": None if objective is None else _describe(objective, _public(objective), known),
+        "optimizer": {
+            **_describe(optimizer, optimizer.defaults, known),
+            "groups": [_group(group, optimizer.defaults) for group in optimizer.param_groups],
+        },
+        "lr_schedule": None if scheduler is None else _describe(scheduler, vars(scheduler), known),
+        "callbacks": [code_fingerprint(callback) for callback in callbacks],
         "batch_size": batch_size,
         "clip_norm": task.clip_norm,
         "seed": seed,
@@ -229,23 +283,22 @@ def identity(
     }
 
 
-def _fingerprint(function: Any) -> str:
-    """Name and bytecode of a function, as far as it has such: not what it closes over."""
-    name, code = getattr(function, "__qualname__", type(function).__qualname__), getattr(function, "__code__", None)
-    if code is None:
-        return name
-    return f"{name} {hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:8]}"
+def _group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The size of a group of an optimiser, and its options where they are not the default."""
+    own = {name: fingerprint(value) for name, value in group.items() if name not in ("params", "initial_lr")}
+    return {"size": len(group["params"]), **{n: v for n, v in own.items() if v != fingerprint(defaults.get(n))}}
 
 
-def _describe(thing: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The class and the settings of an objective, optimiser or scheduler, as far as they are numbers or schedules."""
-    out: dict[str, Any] = {"class": type(thing).__qualname__}
-    public = {name: value for name, value in attributes.items() if not name.startswith("_")}
-    for name, value in public.items():
-        if value is None or isinstance(value, (bool, int, float, str)):
-            out[name] = value
-        elif isinstance(value, (tuple, list)) and all(isinstance(v, (int, float)) for v in value):
-            out[name] = list(value)
-        elif isinstance(thing, PyroELBO) and callable(value):
-            out[name] = [float(value(t)) for t in _EPOCHS_COMPARED]
+def _public(thing: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(thing).items() if not name.startswith("_")}
+
+
+def _describe(thing: Any, attributes: Mapping[str, Any], known: Mapping[int, str]) -> dict[str, Any]:
+    """The class and the settings of an objective, optimiser or scheduler; schedules by their values, too."""
+    out: dict[str, Any] = {"class": code_fingerprint(thing)}
+    for name, value in attributes.items():
+        if id(value) not in known:
+            out[name] = fingerprint(value, known)
+            if isinstance(thing, PyroELBO) and callable(value):
+                out[name] = [*(float(value(t)) for t in _EPOCHS_COMPARED), out[name]]
     return out

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -80,7 +81,8 @@ def fit(
         batch_transform: applied to ``x`` of every training batch, on the device; by default ``data.batch_transform``
             where there is one, e.g. dynamic binarisation. Validation data that ``fit`` holds out are transformed once.
         callbacks: called after every epoch with the :class:`FitResult` so far; a true result stops the training. The
-            state of one that has ``state_dict()`` and ``load_state_dict(state)`` is kept in checkpoints.
+            state of one that has ``state_dict()`` (tensors, numbers, strings, and containers of them) and
+            ``load_state_dict(state)`` is kept in checkpoints.
         compile: what makes the steps, and computes validation losses. All engines draw the same random numbers and
             follow the same trajectory up to rounding. ``"off"``: Pyro, step by step. ``"graph"``: the loss and its
             gradients are traced through Pyro once and run as a graph, with the same bits on a CPU. ``"inductor"``: that
@@ -106,7 +108,9 @@ def fit(
             made under ``torch.inference_mode``; an optimiser of other parameters, or a loss that depends on none of
             those that it has. (Gradients are enabled, whatever the caller disabled.)
         NonFiniteLoss: the loss became NaN or infinite; the message names the epoch, the step and the site.
-        CheckpointError: a checkpoint cannot be written, or is of another model, other data or settings.
+        CheckpointError: a checkpoint cannot be written, or is of another model, other data, callbacks or settings, or
+            cannot be kept to, for the order of the data follows from more than torch's generators; another run is
+            writing to its folder.
         FileNotFoundError: ``Checkpoint(resume="must")`` and there is no checkpoint.
     """
     connect()
@@ -135,9 +139,10 @@ def fit(
         scheduler = lr_schedule(stepper) if lr_schedule else None
         task = Task(model, objective, stepper, clip_norm, autocast=precision == "bfloat16")
         _join(model, batches, held_out)
-        known = identity(task, batches, held_out, scheduler, batch_size=batch_size, seed=seed) if folder else {}
+        same = (task, batches, held_out, scheduler, callbacks)
+        known = identity(*same, batch_size=batch_size, seed=seed) if folder else {}
         plan = Plan(task, batches, held_out, compile, epochs, patience, scheduler, callbacks, folder, known)
-        with without_validation():  # it is done: now it would only cost time
+        with folder.locked() if folder else nullcontext(), without_validation():  # it is done: it would only cost time
             return train(plan, visible=progress and rank() == 0)
 
 

@@ -9,12 +9,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from pyrovae._distributed import from_main, gathered, num_processes, rank, summed
+from pyrovae._interrupt import Deferred
 from pyrovae._random import get_every_state, get_state, set_every_state
 from pyrovae._turns import turn
 from pyrovae.model._modes import turns_of_inference
 from pyrovae.objectives import ELBO
 from pyrovae.training._diagnose import Diagnosis, broken_parameters
-from pyrovae.training._interrupt import Deferred
 from pyrovae.training._progress import Plan, Progress, begin_or_resume
 from pyrovae.training._result import FitResult
 from pyrovae.training.engines import Engine, NotFinite, build, for_validation

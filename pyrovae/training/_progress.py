@@ -4,14 +4,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyrovae._distributed import from_main, gathered, rank
+from pyrovae._files import MALFORMED, fits
 from pyrovae._random import get_every_state, set_every_state
-from pyrovae.training._checkpoint import CheckpointFolder
+from pyrovae.training._checkpoint import CheckpointError, CheckpointFolder
 from pyrovae.training._result import Callback
 from pyrovae.training.batches import Batch, Batches
 from pyrovae.training.engines import Name, Task
@@ -126,6 +128,11 @@ class Progress:
     def save(self, plan: Plan) -> None:
         """Write a checkpoint, where the plan has a folder for them."""
         if plan.checkpoints is not None:
+            if plan.train.order() != plan.identity["order of the data"]:
+                raise CheckpointError(
+                    "the sampler of the DataLoader changes as it is iterated, in a way that checkpoints do not keep: "
+                    "let its order follow from torch's generator alone, as that of shuffle=True does."
+                )
             state = self.state_dict(plan)
             if rank() == 0:
                 plan.checkpoints.save(self.steps_done, plan.identity, state)
@@ -150,18 +157,80 @@ def begin_or_resume(plan: Plan) -> Progress:
     state = None
     if plan.checkpoints is not None:
         state = from_main(plan.checkpoints.load(plan.identity) if rank() == 0 else None)
-    if state is None:
+    if state is None or plan.checkpoints is None:
         return Progress()
-    plan.task.model.load_state_dict(state["model"])
-    plan.task.optimizer.load_state_dict(state["optimizer"])
-    if plan.scheduler is not None:
-        plan.scheduler.load_state_dict(state["scheduler"])
+    try:
+        return _restored(plan, state)
+    except MALFORMED as error:
+        raise CheckpointError(
+            f"the newest checkpoint in {plan.checkpoints.folder} does not hold the state of such a run: {error}"
+        ) from error
+
+
+def _restored(plan: Plan, state: dict[str, Any]) -> Progress:
+    """Put everything back as it was, once it has been looked at."""
+    model, optimizer, scheduler, own = plan.task.model, plan.task.optimizer, plan.scheduler, state["progress"]
+    _check_progress(plan, own)
+    _check_alike("model", state["model"], model.state_dict())
+    _check_optimizer(optimizer, state["optimizer"]["state"])
+    if scheduler is not None:
+        _check_alike("scheduler", state["scheduler"], scheduler.state_dict())
+    set_every_state(own["epoch_start"][rank()])
+    set_every_state(state["random"][rank()])
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if scheduler is not None:
+        scheduler.load_state_dict(state["scheduler"])
     for callback, kept in zip(plan.callbacks, state["callbacks"], strict=True):
         if kept is not None:
             callback.load_state_dict(kept)  # type: ignore[attr-defined]
-    set_every_state(state["random"][rank()])
-    own = state["progress"]
     return Progress(**{**own, "epoch_start": own["epoch_start"][rank()]})
+
+
+def _check_progress(plan: Plan, own: dict[str, Any]) -> None:
+    """Raise a ``ValueError`` for what is no :meth:`Progress.state_dict`."""
+    hints = {**get_type_hints(Progress), "epoch_start": list[dict[str, Any]]}
+    if own.keys() != hints.keys():
+        raise ValueError(f"its progress has the fields {', '.join(own)}.")
+    for name, value in own.items():
+        if not fits(value, hints[name]) or (isinstance(value, int) and value < 0):
+            raise ValueError(f"{name} is {value!r:.100}.")
+    if own["step"] > (plan.train.num_steps or math.inf) or len(own["records"]) < own["epoch"]:
+        raise ValueError(f"it is at step {own['step']} of epoch {own['epoch']}.")
+    if own["best"] is not None:
+        _check_alike("best", own["best"], plan.task.model.state_dict())
+
+
+def _check_optimizer(optimizer: Optimizer, states: Mapping[Any, Any]) -> None:
+    """Raise a ``ValueError`` for moments that are missing, and tensors of a shape that a fused step, which does not
+    look, could not take.
+    """
+    held = [(p, group.get("fused")) for group in optimizer.param_groups for p in group["params"]]
+    needed = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, Adam) else set[str]()
+    for i, kept in states.items():
+        p, fused = held[i]
+        if missing := needed - kept.keys():
+            raise ValueError(f"parameter {i} in the optimiser has no {', '.join(sorted(missing))}.")
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and fused and value.shape not in (p.shape, ()):
+                raise ValueError(f"{name} of parameter {i} in the optimiser has shape {tuple(value.shape)}.")
+
+
+def _check_alike(name: str, theirs: Any, ours: Any) -> None:
+    """Raise a ``ValueError`` unless two states have the same keys, and tensors of the same shapes under them."""
+    if isinstance(ours, Mapping):
+        if not isinstance(theirs, Mapping) or theirs.keys() != ours.keys():
+            raise ValueError(f"{name} has other parts.")
+        for key, value in ours.items():
+            _check_alike(f"{name}.{key}", theirs[key], value)
+    elif isinstance(ours, Tensor):
+        if not isinstance(theirs, Tensor) or (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
+            raise ValueError(f"{name} is another tensor than {tuple(ours.shape)} of {ours.dtype}.")
+    elif isinstance(ours, (list, tuple)):
+        if not isinstance(theirs, (list, tuple)) or len(theirs) != len(ours):
+            raise ValueError(f"{name} is {theirs!r:.100}.")
+    elif isinstance(ours, (int, float)) and not isinstance(theirs, (int, float)):
+        raise ValueError(f"{name} is {theirs!r:.100}.")
 
 
 def copied_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -537,6 +538,32 @@ def test_when_the_monitor_warns(active: list[int], beta: list[float], warns_at: 
     assert [str(w.message).split(":")[0] for w in caught] == (
         [] if warns_at is None else [f"posterior collapse at epoch {warns_at}"]
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [3, 6, 8])
+def test_a_monitor_goes_on_where_its_run_does(cut: int, tmp_path) -> None:
+    """The warning comes at the epoch at which it would have come, and once; another run is watched anew."""
+
+    def watched(epochs: int, folder: Any, monitor: pv.CollapseMonitor) -> tuple[pd.DataFrame, list[str]]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run = train(20.0, [monitor], epochs=epochs, checkpoint=folder)
+        said = [str(w.message).split(":")[0] for w in caught if "posterior collapse" in str(w.message)]
+        return run.history.drop(columns="seconds"), said
+
+    whole, kept = pv.CollapseMonitor(DATA), pv.CollapseMonitor(DATA)
+    expected, said = watched(12, None, whole)
+    assert len(said) == 1
+    before = watched(cut, tmp_path, pv.CollapseMonitor(DATA))[1]
+    history, after = watched(12, tmp_path, kept)
+    assert before + after == said
+    pd.testing.assert_frame_equal(history, expected)
+    assert kept.state_dict() == whole.state_dict()
+    over = pv.CollapseMonitor(DATA)
+    assert watched(12, tmp_path, over)[1] == []  # nothing is left to do
+    assert over.state_dict() == whole.state_dict()
+    assert watched(12, None, over)[1] == said
 
 
 def test_monitor_every_few_epochs_and_bad_arguments() -> None:

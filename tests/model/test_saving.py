@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 import random
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
@@ -707,6 +708,61 @@ def test_a_model_that_is_too_large_costs_no_memory_to_refuse(tmp_path) -> None:
         pv.VAE.load(path, hidden=(10**7, 10**7))  # 400 TB
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("posterior iaf", {"posterior_options": {"hidden": [20000, 20000]}}),
+        ("posterior iaf", {"latent_dim": 10**5}),
+        ("posterior iaf", {"posterior_options": {"num_flows": 10**7}}),
+        ("posterior neural_spline", {"hidden": [20000, 20000]}),
+    ],
+)
+def test_a_constructor_that_the_meta_device_cannot_run_takes_no_memory(name: str, change: dict, tmp_path) -> None:
+    """Of a small file that declares large layers, or many."""
+    path = crafted(MODELS[name]().save(tmp_path / "m"), lambda h: h["arguments"].update(change))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="its constructor computes far more than weights of this size take"):
+        pv.load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 2**10  # kB
+
+
+class Costly(pv.VAE):
+    """Which computes with values, and a lot, to no end that its weights would show."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        torch.eye(5000).sum().item()
+
+
+def test_what_would_not_be_loaded_is_not_saved(tmp_path) -> None:
+    with pytest.raises(
+        ValueError, match=r"no Costly can be rebuilt .*: its constructor computes far more than weights"
+    ):
+        Costly((6,), 2, hidden=(3,)).save(tmp_path / "m")
+
+
+@pytest.mark.parametrize("shape", [[7], [6, 1], [10**9]])
+def test_data_of_another_shape_than_the_constructors(shape: list[int], tmp_path) -> None:
+    path = crafted(pv.VAE((6,), 2, hidden=(3,)).save(tmp_path / "m"), lambda h: h.update(event_shape=shape))
+    with pytest.raises(ValueError, match=r"it is of data of shape \(.*\), and its constructor of \(6,\)"):
+        pv.load(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_weights_of_another_kind(dtype: torch.dtype, tmp_path) -> None:
+    from pyrovae._model_files import digest
+
+    path = pv.VAE((6,), 2, hidden=(3,)).save(tmp_path / "m")
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["pyrovae"])
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    weights["decoder.0.bias"] = weights["decoder.0.bias"].to(dtype)
+    header["digest"] = digest(header, weights)
+    save_file(weights, path, {"pyrovae": json.dumps(header)})
+    with pytest.raises(ValueError, match=f"do not fit VAE: decoder.0.bias is of {dtype} in the file"):
+        pv.load(path)
+
+
 # -- files -------------------------------------------------------------------------------------------------------
 
 
@@ -759,6 +815,10 @@ def crafted(path: Path, change: Callable[[dict], None]) -> Path:
         (lambda h: h.update(excluded=[[]]), r"its header has \[\[\]\] where a list of names"),
         (lambda h: h.update(state={"nothing.p": 1}), r"cannot be rebuilt: the file sets nothing.p, which there is not"),
         (lambda h: h.update(state={"_parameters": {}}), r"cannot be rebuilt: the file sets _parameters, which"),
+        *(
+            (lambda h, name=name: h.update(state={name: 1}), f"cannot be rebuilt: the file sets {name}, which")
+            for name in ("model", "load_state_dict", "event_shape", "training", "placement", "decoder.training")
+        ),
         (lambda h: h.update(state={"strength": {"$call": "x"}}), r"cannot be rebuilt: a value of unknown kind"),
         (
             lambda h: h.update(state={"likelihood": {"$not_kept": "Other"}}),

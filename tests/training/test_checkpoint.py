@@ -3,24 +3,39 @@
 import copy
 import dataclasses
 import errno
+import functools
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    get_worker_info,
+)
 
 import pyrovae as pv
 from pyrovae.training import _checkpoint as checkpoint
 from pyrovae.training._checkpoint import CheckpointFolder
 from pyrovae.training._progress import Progress
+from pyrovae.training.batches import as_batches
 from pyrovae.training.engines import Task
 from tests.models import binary
 
@@ -105,18 +120,20 @@ def test_a_resumed_run_is_the_run(compile: str, data: str, tmp_path: Path) -> No
 
 SCRIPT = """
 import os, signal, sys, torch, pyrovae as pv
-def train(x, folder, name="SIGTERM", at=-1):
-    count = [0]
-    def transform(x):
-        count[0] += 1
-        if count[0] == at:
+from pyrovae.training.engines import Task
+def stop(name, at):
+    steps, set_time = [0], Task.set_time
+    def counted(self, t):
+        steps[0] += 1
+        if steps[0] == at:
             os.kill(os.getpid(), getattr(signal, name))
-        return torch.bernoulli(x)
-    transform.__qualname__ = "bernoulli"
+        set_time(self, t)
+    Task.set_time = counted
+def train(x, folder):
     torch.manual_seed(1)
     model = pv.VAE((6,), 3, hidden=(16,))
     pv.fit(model, x, validation=0.2, batch_size=20, learning_rate=1e-2, seed=0, device="cpu", progress=False, epochs=4,
-           batch_transform=transform, compile="off", checkpoint=folder and pv.Checkpoint(folder, every=3))
+           batch_transform=torch.bernoulli, compile="off", checkpoint=folder and pv.Checkpoint(folder, every=3))
     return model
 """
 
@@ -127,7 +144,9 @@ def test_signals_save_before_they_take_effect(name: str, tmp_path: Path) -> None
     """In the midst of an epoch that no checkpoint would have been due in; another process goes on."""
     x, folder = X * 0.8, tmp_path / "parts"
     torch.save(x, tmp_path / "x.pt")
-    stop = f"torch.set_num_threads(1); train(torch.load({str(tmp_path / 'x.pt')!r}), {str(folder)!r}, {name!r}, 27)"
+    stop = (
+        f"torch.set_num_threads(1); stop({name!r}, 27)\ntrain(torch.load({str(tmp_path / 'x.pt')!r}), {str(folder)!r})"
+    )
     stopped = subprocess.run([sys.executable, "-c", SCRIPT + stop], capture_output=True, text=True, timeout=120)
     if name == "SIGINT":  # Python's exit status then depends on how it was started
         assert stopped.returncode != 0
@@ -143,10 +162,10 @@ def test_signals_save_before_they_take_effect(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "binarize"), [("graph", True), ("inductor", False)])
-def test_killed_at_random_moments(engine: str, binarize: bool) -> None:
+@pytest.mark.parametrize(("engine", "loader"), [("graph", True), ("inductor", False)])
+def test_killed_at_random_moments(engine: str, loader: bool) -> None:
     """A few of the kills that ``python -m tests.training.killing`` makes more of."""
-    command = [sys.executable, "-m", "tests.training.killing", engine, "--kills", "4", *["--binarize"] * binarize]
+    command = [sys.executable, "-m", "tests.training.killing", engine, "--kills", "4", *["--loader"] * loader]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -199,12 +218,6 @@ def test_more_patience_goes_on(tmp_path: Path) -> None:
     assert len(pv.fit(small(), X, patience=2, **options).history) == 3
     assert len(pv.fit(small(), X, patience=2, **options).history) == 3
     assert len(pv.fit(small(), X, patience=5, **options).history) == 6
-
-
-def test_loaders_with_a_generator_of_their_own_are_refused(tmp_path: Path) -> None:
-    loader = DataLoader(TensorDataset(X), 50, shuffle=True, generator=torch.Generator())
-    with pytest.raises(ValueError, match="draws from a generator of its own, whose state checkpoints do not keep"):
-        pv.fit(small(), loader, **settings(epochs=1, validation=None, checkpoint=tmp_path))
 
 
 def test_the_last_few_are_kept(tmp_path: Path) -> None:
@@ -268,7 +281,7 @@ def test_pickle_payloads_are_refused(tmp_path: Path) -> None:
         path = folder / f"checkpoint-0000000010-{checkpoint._digest(content)}.pt"
         path.write_bytes(content)
         with (
-            pytest.warns(UserWarning, match="holds something other than tensors, numbers and strings"),
+            pytest.warns(UserWarning, match=r"holds something other than tensors, numbers|its content is not what was"),
             pytest.raises(pv.CheckpointError, match="can be read"),
         ):
             pv.fit(small(), X, **settings(epochs=2, checkpoint=folder))
@@ -315,7 +328,7 @@ def test_a_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
             match=r"step 12 cannot be written: .*No space left on device.*-0000000008-\w+\.pt, is intact",
         ):
             pv.fit(small(), X, **settings(epochs=3, checkpoint=tmp_path))
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in tmp_path.glob("checkpoint*")} == before
     whole, again = small(), small()
     pv.fit(whole, X, **settings(epochs=3))
     pv.fit(again, X, **settings(epochs=3, checkpoint=tmp_path))
@@ -335,7 +348,7 @@ except pv.CheckpointError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert "step 1 cannot be written: [Errno 27] File too large. There is none before it." in done.stdout, done.stderr
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("checkpoint*"))
 
 
 OTHERS = {
@@ -343,7 +356,7 @@ OTHERS = {
     "activation": ({"activation": torch.nn.Tanh}, r"model: parts: encoder\.1 was ReLU\(\) and is Tanh\(\)"),
     "transform": (
         {"batch_transform": lambda x: torch.bernoulli(x)},
-        r"batch_transform was \S*bernoulli and is <lambda> \w+",
+        r"batch_transform was \S*bernoulli \w+ and is <lambda> \w+",
     ),
     "data": ({"x": X.flip(0) * 0.5}, r"data was \w{16} and is \w{16}"),
     "objective": ({"objective": pv.ELBO(beta=pv.linear_warmup(5))}, r"objective: beta was \[0\.0, .*\] and is \[0\.0"),
@@ -353,6 +366,15 @@ OTHERS = {
     "batch size": ({"batch_size": 10}, r"batch_size was 50 and is 10"),
     "clipping": ({"clip_norm": 1.0}, r"clip_norm was None and is 1\.0"),
     "seed": ({"seed": 4}, r"seed was 0 and is 4"),
+    "callbacks": ({"callbacks": [print]}, r"callbacks was \[\] and is \['print'\]"),
+    "decay": (
+        {"lr_schedule": lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.5)},
+        r"lr_schedule: step_size was 2 and is 3",
+    ),
+    "groups": (
+        {"optimizer": lambda ps: torch.optim.Adam([{"params": ps[:1], "lr": 0.5}, {"params": ps[1:]}], lr=0.01)},
+        r"optimizer: groups was \[\{'size': \d+\}\] and is \[\{'size': 1, 'lr': 0\.5\}, \{'size': \d+\}\]",
+    ),
 }
 
 
@@ -368,6 +390,316 @@ def test_another_run_is_refused_with_the_difference_named(case: str, tmp_path: P
     with pytest.raises(pv.CheckpointError, match=message):
         pv.fit(model, options.pop("x", X), **settings(epochs=2, checkpoint=tmp_path, **options))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+LEVEL = [1.0]
+
+
+def raised(x: torch.Tensor) -> torch.Tensor:
+    return x.clamp(max=LEVEL[0])
+
+
+class Clamp:
+    def __init__(self, most: float) -> None:
+        self.most = most
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(max=self.most)
+
+    def bound(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(max=self.most)
+
+
+def closed(most: float) -> Any:
+    return lambda x: x.clamp(max=most)
+
+
+def defaulted(most: float) -> Any:
+    return lambda x, most=most: x.clamp(max=most)
+
+
+def scaled(most: float) -> Any:
+    def scale(x: torch.Tensor) -> torch.Tensor:
+        return (lambda y: y.clamp(max=most))(x)
+
+    return lambda x: scale(x)
+
+
+FUNCTIONS = {
+    "an object": Clamp,
+    "a method": lambda most: Clamp(most).bound,
+    "a partial": lambda most: functools.partial(torch.clamp, max=most),
+    "a closure": closed,
+    "a default": defaulted,
+    "a function in a closure": scaled,
+    "a tensor in a closure": lambda most: closed(torch.tensor(most)),
+    "a list": lambda most: lambda x, most=(0.1, [most]): x.clamp(max=most[1][0]),
+    "a module": lambda most: torch.nn.Hardtanh(0.0, most),
+    "names": lambda most: (lambda x: x.round()) if most == 1.0 else (lambda x: x.floor()),
+}
+
+
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_functions_are_compared_by_what_they_work_with(kind: str, tmp_path: Path) -> None:
+    make = FUNCTIONS[kind]
+    pv.fit(small(), X, **settings(epochs=1, checkpoint=tmp_path, batch_transform=make(1.0)))
+    pv.fit(small(), X, **settings(epochs=2, checkpoint=tmp_path, batch_transform=make(1.0)))
+    with pytest.raises(pv.CheckpointError, match=r"batch_transform was .* and is"):
+        pv.fit(small(), X, **settings(epochs=3, checkpoint=tmp_path, batch_transform=make(2.0)))
+
+
+def test_globals_of_functions_are_compared(tmp_path: Path, monkeypatch) -> None:
+    pv.fit(small(), X, **settings(epochs=1, checkpoint=tmp_path, batch_transform=raised))
+    pv.fit(small(), X, **settings(epochs=2, checkpoint=tmp_path, batch_transform=raised))
+    monkeypatch.setitem(globals(), "LEVEL", [2.0])
+    with pytest.raises(pv.CheckpointError, match=r"batch_transform was raised \w+ and is raised \w+"):
+        pv.fit(small(), X, **settings(epochs=3, checkpoint=tmp_path, batch_transform=raised))
+
+
+def test_schedules_are_compared_by_what_they_work_with(tmp_path: Path) -> None:
+    def by(rate: float) -> dict:
+        make = lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda epoch: rate**epoch)  # noqa: E731
+        return settings(lr_schedule=make, checkpoint=tmp_path / "rate")
+
+    def stages(at: int) -> dict:
+        schedulers = torch.optim.lr_scheduler
+        make = lambda o: schedulers.SequentialLR(o, [schedulers.StepLR(o, at), schedulers.StepLR(o, 1)], [4])  # noqa: E731
+        return settings(lr_schedule=make, checkpoint=tmp_path / "stages")
+
+    for options, name in ((by, "lr_lambdas"), (stages, "_schedulers")):
+        pv.fit(small(), X, epochs=1, **options(3))
+        pv.fit(small(), X, epochs=2, **options(3))
+        with pytest.raises(pv.CheckpointError, match=f"lr_schedule: {name} was"):
+            pv.fit(small(), X, epochs=3, **options(2))
+
+
+@pytest.mark.slow
+def test_a_function_is_known_in_another_process(tmp_path: Path) -> None:
+    """Places in memory, the order of sets and the name of the main module are others there."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\nfrom pyrovae.training._describe import code_fingerprint, fingerprint\n"
+        "class A:\n    def __init__(self): self.f = lambda x: x in {'a', 'b', 'c'}\n    def g(self): return self.f\n"
+        "x = {'a', 'b', 'c'}\n"
+        "if __name__ in ('__main__', 'script'):\n"
+        "    print(fingerprint(lambda y: [A().f(z) for z in x if z not in {'d', 'e', 'f'}]), fingerprint(A().f),"
+        " fingerprint(A()), code_fingerprint(A()), fingerprint({1: torch.eye(2), 'x': x, A: object()}))\n"
+    )
+    said = set()
+    for seed, how in (("1", [str(script)]), ("2", [str(script)]), ("3", ["-c", "import script"])):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": f"{tmp_path}:{Path(pv.__file__).parents[1]}"}
+        done = subprocess.run([sys.executable, *how], capture_output=True, text=True, env=environment, timeout=120)
+        said.add(done.stdout)
+        assert done.stdout.count(" ") == 9, done.stderr
+    assert len(said) == 1, said
+
+
+class Items(Dataset):
+    """Data by number, with a label that the model does not take, and a cache that it fills."""
+
+    def __init__(self, x: torch.Tensor, noisy: bool = False) -> None:
+        self.rows, self.noisy, self.cache = x, noisy, {}  # type: ignore[var-annotated]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        self.cache[i] = 1
+        noise = torch.rand(6).round() if self.noisy else 0.0
+        return (self.rows[i] + noise).clamp(max=1.0), i
+
+
+class Stream(IterableDataset):
+    def __init__(self, x: torch.Tensor) -> None:
+        self.rows = x
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(list(self.rows))
+
+
+class OpenedByWorkers(Items):
+    """As those are that keep a file open, which processes must not share."""
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        assert get_worker_info() is not None
+        return super().__getitem__(i)
+
+
+def test_items_are_looked_at_where_they_are_made(tmp_path: Path) -> None:
+    for epochs in (1, 2):
+        loader = DataLoader(OpenedByWorkers(X), 50, shuffle=True, num_workers=1)
+        pv.fit(small(), loader, **settings(epochs=epochs, validation=None, checkpoint=tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["items", "noisy items", "a loader", "a stream"])
+def test_data_sets_are_compared_by_their_items(kind: str, tmp_path: Path) -> None:
+    def data(x: torch.Tensor) -> Any:
+        items = Stream(x) if kind == "a stream" else Items(x, noisy=kind == "noisy items")
+        return DataLoader(items, 50, shuffle=True) if kind == "a loader" else items
+
+    other = X.clone()
+    other[17, 3] = 1 - other[17, 3]
+    expected, again = small(), small()
+    pv.fit(expected, data(X), **settings(epochs=3, validation=None))
+    for epochs in (1, 3):
+        again = small()
+        pv.fit(again, data(X), **settings(epochs=epochs, validation=None, checkpoint=tmp_path))
+    assert same(expected, again)
+    with pytest.raises(pv.CheckpointError, match=r"data was (Items|Stream) \w+ and is (Items|Stream) \w+"):
+        pv.fit(small(), data(other), **settings(epochs=4, validation=None, checkpoint=tmp_path))
+
+
+def test_a_large_data_set_is_known_by_a_thousand_items() -> None:
+    x = torch.rand(5000, 6).round()
+    items = Items(x)
+    before = as_batches(small(), items, batch_size=50).hash()
+    assert len(items.cache) <= 1003  # and the first batch
+    changed = x.clone()
+    changed[-1] = 1 - changed[-1]
+    assert as_batches(small(), Items(changed), batch_size=50).hash() != before
+    assert as_batches(small(), Items(x[:-1]), batch_size=50).hash() != before
+    assert as_batches(small(), Items(x.clone()), batch_size=50).hash() == before
+
+
+class Shuffled(Sampler):
+    """In an order of its own, by a generator or by counting."""
+
+    def __init__(self, generator: Any) -> None:
+        self.generator, self.epoch = generator, 0
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __iter__(self) -> Iterator[int]:
+        self.epoch += self.generator is None
+        return iter(range(self.epoch, len(X)))
+
+
+def of_its_own(kind: str) -> DataLoader:
+    data, generator = TensorDataset(X), torch.Generator()
+    match kind:
+        case "generator":
+            return DataLoader(data, 50, shuffle=True, generator=generator)
+        case "sampler":
+            return DataLoader(data, 50, sampler=RandomSampler(data, generator=generator))
+        case "weights":
+            return DataLoader(data, 50, sampler=WeightedRandomSampler(torch.ones(len(X)), 100, generator=generator))
+        case "batch sampler":
+            return DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data, generator=generator), 50, False))
+        case "numpy":
+            return DataLoader(data, 50, sampler=Shuffled(np.random.default_rng(0)))
+        case "python":
+            return DataLoader(data, 50, sampler=Shuffled([{"a": random.Random(0)}]))
+    items = Items(X)
+    items.draw = np.random.default_rng(0).random  # type: ignore[attr-defined]
+    return DataLoader(items, 50)
+
+
+@pytest.mark.parametrize("kind", ["generator", "sampler", "weights", "batch sampler", "numpy", "python", "data set"])
+def test_generators_of_their_own_are_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a generator of its own, whose state checkpoints do not keep: leave it to"):
+        pv.fit(small(), of_its_own(kind), **settings(epochs=1, validation=None, checkpoint=tmp_path))
+    pv.fit(small(), of_its_own(kind), **settings(epochs=1, validation=None))
+
+
+def test_order_and_draws_that_checkpoints_do_not_keep_are_refused(tmp_path: Path) -> None:
+    options = settings(epochs=2, validation=None, checkpoint=tmp_path)
+    workers = DataLoader(TensorDataset(X), 50, num_workers=1, persistent_workers=True)
+    with pytest.raises(ValueError, match="persistent_workers, whose state checkpoints do not keep: leave them out"):
+        pv.fit(small(), workers, **options)
+    with pytest.raises(pv.CheckpointError, match="the sampler of the DataLoader changes as it is iterated"):
+        pv.fit(small(), DataLoader(TensorDataset(X), 50, sampler=Shuffled(None)), **options)
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="batch_transform draws from a generator of its own"):
+        pv.fit(small(), X, **{**options, "batch_transform": lambda x: x * float(rng.random() > 2)})
+    assert not checkpoints(tmp_path)
+
+
+def test_callbacks_are_part_of_what_a_run_is(tmp_path: Path) -> None:
+    class Stop:
+        def __init__(self, at: int) -> None:
+            self.at = at
+
+        def __call__(self, run: pv.FitResult) -> bool:
+            return len(run.records) > self.at
+
+    seen: list[int] = []
+
+    def note(run: pv.FitResult) -> None:
+        seen.append(len(run.records))
+
+    def other(run: pv.FitResult) -> None:
+        seen.append(-1)
+
+    options = settings(checkpoint=tmp_path)
+    pv.fit(small(), X, epochs=1, callbacks=[Stop(9), note], **options)
+    pv.fit(small(), X, epochs=2, callbacks=[Stop(9), note], **options)  # whatever is in the list by now
+    for callbacks in ([note, Stop(9)], [note], [Stop(9), other], [Stop(9), note, print], []):
+        with pytest.raises(
+            pv.CheckpointError, match=r"is of another run: callbacks was \['.*Stop \w+', '.*note \w+'\] and"
+        ):
+            pv.fit(small(), X, epochs=3, callbacks=callbacks, **options)
+    assert seen == [1, 2]
+
+    class Half(Stop):
+        def state_dict(self) -> dict:
+            return {}
+
+    with pytest.raises(TypeError, match="callback Half has a state_dict and no load_state_dict: give it one"):
+        pv.fit(small(), X, epochs=3, callbacks=[Half(1)], **options)
+
+
+LOCKED = """
+import sys, time, pyrovae as pv
+from pyrovae.training._checkpoint import CheckpointFolder
+with CheckpointFolder(sys.argv[1]).locked():
+    print("in", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+def test_a_folder_is_of_one_run_at_a_time(tmp_path: Path) -> None:
+    """Of another process, of this one; and of nobody, once that is killed."""
+    options = settings(checkpoint=tmp_path)
+    message = "another run writes its checkpoints to .*: pass another folder, or wait for its end"
+    other = subprocess.Popen([sys.executable, "-c", LOCKED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(pv.CheckpointError, match=message):
+            pv.fit(small(), X, epochs=1, **options)
+        assert not checkpoints(tmp_path)
+    finally:
+        other.kill()
+        other.wait()
+
+    def within(run: pv.FitResult) -> None:
+        with pytest.raises(pv.CheckpointError, match=message):
+            pv.fit(small(), X, epochs=1, **options)
+
+    pv.fit(small(), X, epochs=1, callbacks=[within], **options)
+    assert len(pv.fit(small(), X, epochs=2, callbacks=[within], **options).history) == 2
+    assert (tmp_path / ".lock").stat().st_size == 0
+
+
+@pytest.mark.slow
+def test_a_lock_goes_with_its_process_though_others_live_on(tmp_path: Path) -> None:
+    """A process that it started, as the workers of a DataLoader are, holds on to nothing."""
+    forking = LOCKED.replace("import sys", "import os, sys").replace("    time", "    os.fork()\n    time")
+    other = subprocess.Popen(
+        [sys.executable, "-c", forking, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        time.sleep(0.5)
+        other.kill()
+        other.wait()
+        with CheckpointFolder(tmp_path).locked():
+            pass
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)
 
 
 def test_resume_must_and_never(tmp_path: Path) -> None:

@@ -51,10 +51,25 @@ class CollapseMonitor:
         self._fields = x, covariates
         self._every, self._threshold, self._num_samples, self._seed = every, threshold, num_samples, seed
         self._records: list[dict[str, float]] | None = None  # of the run that is watched
+        self._seen: list[tuple[float, int]] = []  # KL weight and active dimensions of every look
+        self._low, self._warned = 0, False
+        self._last: float | None = None  # epoch of a run that is taken up again
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been seen of a run, for a checkpoint."""
+        last = self._records[-1]["epoch"] if self._records else self._last
+        return {"seen": [list(look) for look in self._seen], "low": self._low, "warned": self._warned, "last": last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the run that :meth:`state_dict` is of."""
+        self._records, self._seen = None, [(float(weight), int(active)) for weight, active in state["seen"]]
+        self._low, self._warned, self._last = int(state["low"]), bool(state["warned"]), state["last"]
 
     def _start(self, run: FitResult) -> None:
-        self._records, self._low, self._warned = run.records, 0, False
-        self._seen: list[tuple[float, int]] = []
+        goes_on = self._records is None and self._last is not None and run.records[-1]["epoch"] > self._last
+        self._records = run.records
+        if not goes_on:
+            self._seen, self._low, self._warned = [], 0, False
 
     def __call__(self, run: FitResult) -> None:
         record = run.records[-1]

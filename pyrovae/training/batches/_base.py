@@ -57,7 +57,6 @@ class Batches(ABC):
         num_steps: batches in an epoch, where that is known.
         size: data in a whole batch of this process, where that is known.
         least: those in its smallest one, where that is known.
-        own_generator: whether they draw from a generator whose state nobody else knows.
     """
 
     def __init__(self, model: Model, transform: Transform | None, name: str) -> None:
@@ -65,7 +64,6 @@ class Batches(ABC):
         self.num_steps: int | None = None
         self.size: int | None = None
         self.least: int | None = None
-        self.own_generator = False
         self._observed: tuple[str, Distribution] | None = None  # once known, data are checked without the model
         self._paired = True
 
@@ -138,6 +136,14 @@ class Batches(ABC):
     def hash(self) -> str:
         """What identifies the data: their content, as far as that can be had."""
         return f"{type(self).__name__} of {self.num_steps} batches"
+
+    def order(self) -> Any:
+        """What decides on the order of the data besides torch's generators, as text and numbers.
+
+        Raises:
+            ValueError: it is nothing that a checkpoint could keep.
+        """
+        return None
 
     def check_not_exhausted(self, epoch: int, count: float) -> None:
         """Raise a ``ValueError`` if an epoch brought no data."""

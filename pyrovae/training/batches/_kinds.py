@@ -8,18 +8,28 @@ from typing import Any
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, default_collate
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from pyrovae._checks import as_tensor
 from pyrovae._distributed import from_main, gathered, my_share, num_processes
 from pyrovae._hash import content_hash
-from pyrovae._random import restored_state
+from pyrovae._random import restored_state, undisturbed
 from pyrovae._turns import turn
 from pyrovae.model._inputs import num_covariates
 from pyrovae.model._rows import Numbers
+from pyrovae.training._describe import fingerprint, has_generator
 from pyrovae.training.batches._base import Batch, Batches, Model, Tensors, Transform
 
 MAX_NUMBERS_AT_ONCE = 2**20  # of x, in what is looked at, or validated on, together
+_ITEMS_LOOKED_AT = 1000  # of a Dataset, to know it by
 
 
 class TensorBatches(Batches):
@@ -98,7 +108,7 @@ class LoaderBatches(Batches):
         self._loader, self._num_fields, self.size = loader, 1 + num_covariates(model)[1], _whole(loader)
         self.least = _least(loader)
         self._dtype: torch.dtype | None = None  # of x, which the first batch decides
-        self.own_generator = loader.generator is not None or getattr(loader.sampler, "generator", None) is not None
+        self._hash: str | None = None
         if num_processes() > 1 and not isinstance(loader.sampler, DistributedSampler) and name == "data":
             every = f"{num_processes()} processes would all train on the same batches of this"
             if isinstance(loader.dataset, IterableDataset):
@@ -152,8 +162,55 @@ class LoaderBatches(Batches):
         return self.like.dtype if x.is_floating_point() else x.dtype
 
     def hash(self) -> str:
-        tensors = getattr(self._loader.dataset, "tensors", None)
-        return content_hash(*tensors[: self._num_fields]) if tensors else super().hash()
+        """Of tensors their content; else that of the items, of many the first thousand or, where they have numbers, a
+        thousand evenly among them.
+        """
+        dataset = self._loader.dataset
+        if type(dataset) is TensorDataset:
+            return content_hash(*dataset.tensors[: self._num_fields])
+        if self._hash is None:
+            with undisturbed():  # the same items, should they be drawn
+                known = fingerprint([super().hash(), self._some_items()])
+            self._hash = f"{type(dataset).__qualname__} {known.split()[-1]}"
+        return self._hash
+
+    def _some_items(self) -> list[Any]:
+        """How many there are, and some: made where the loader makes them, as a file that workers open must not be open
+        before there are workers.
+        """
+        loader, options = self._loader, ("num_workers", "worker_init_fn", "multiprocessing_context")
+        dataset, count = loader.dataset, None
+        if not isinstance(dataset, IterableDataset):
+            count = len(dataset)  # type: ignore[arg-type]
+            some = torch.linspace(0, max(count - 1, 0), min(count, _ITEMS_LOOKED_AT), dtype=torch.float64)
+            dataset = Subset(dataset, some.round().long().tolist())
+        same = {name: getattr(loader, name) for name in options}
+        items = DataLoader(dataset, batch_size=None, collate_fn=_as_it_is, **same)
+        try:
+            return [count, *islice(items, _ITEMS_LOOKED_AT)]
+        except (LookupError, TypeError):  # it goes by names
+            return [count]
+
+    def order(self) -> Any:
+        loader, fix = self._loader, "leave it to torch's own generators, which fit(seed=...) seeds."
+        samplers = [loader.sampler, loader.batch_sampler]
+        if loader.generator is not None or has_generator(samplers):
+            raise ValueError(
+                f"the DataLoader draws from a generator of its own, whose state checkpoints do not keep: {fix}"
+            )
+        if has_generator(loader.dataset):
+            raise ValueError(f"the Dataset holds a generator of its own, whose state checkpoints do not keep: {fix}")
+        if loader.persistent_workers:
+            raise ValueError(
+                "the DataLoader has persistent_workers, whose state checkpoints do not keep: leave them out."
+            )
+        known = {id(loader.dataset): "data"}
+        own = [] if isinstance(loader.sampler, DistributedSampler) else [fingerprint(s, known) for s in samplers]
+        return [type(loader.sampler).__qualname__, loader.num_workers, fingerprint(loader.collate_fn, known), *own]
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def _whole(loader: DataLoader) -> int | None:

@@ -1,12 +1,32 @@
-"""Ctrl-C and a request to end, put off until a moment at which the state can be saved."""
+"""Ctrl-C and a request to end, put off until a moment at which they can be heeded."""
 
-import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Whatever signal Python would heed inside the block, however often it comes, is heeded right after it: torch calls
+    back its tracer and the like from places in C++ that an exception does not survive, or the interpreter with it.
+    """
+    heard: list[int] = sorted(signal.valid_signals(), reverse=True) if _reach_us() else []
+    before = {number: handler for number in heard if callable(handler := signal.getsignal(number))}
+    came: list[int] = []
+    try:
+        for number in before:
+            signal.signal(number, lambda number, frame: came.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)
 
 
 class Deferred:
@@ -20,12 +40,12 @@ class Deferred:
     """
 
     def __init__(self, active: bool) -> None:
-        self._signals = _SIGNALS if active and threading.current_thread() is threading.main_thread() else ()
+        self._signals = _SIGNALS if active and _reach_us() else ()
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        heeded = [number for number in self._signals if signal.getsignal(number) is not signal.SIG_IGN]
+        heeded = [number for number in self._signals if signal.getsignal(number) not in (signal.SIG_IGN, None)]
         self._before = {number: signal.signal(number, self._remember) for number in heeded}
         return self
 
@@ -37,7 +57,7 @@ class Deferred:
         received, self.received = self.received, None
         self._put_back()
         if received is not None:
-            os.kill(os.getpid(), received)
+            signal.raise_signal(received)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
@@ -47,3 +67,8 @@ class Deferred:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def _reach_us() -> bool:
+    """Whether signals come to this thread: to the main one alone they do."""
+    return threading.current_thread() is threading.main_thread()
