@@ -20,8 +20,9 @@ T = TypeVar("T")
 _TOO_LARGE = 2**63  # for an integer of torch's or NumPy's
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MAX_SHOWN = 500  # characters of a value in an error
-_ROWS_PER_CHECK = 4096  # data looked at at once
+_NUMBERS_PER_CHECK = 2**20  # of data, looked at at once
 ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def shown(value: Any) -> str:
@@ -183,6 +184,15 @@ def require_one_of(allowed: Sequence[str], **arguments: Any) -> None:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {shown(value)}.")
 
 
+def require_precision() -> None:
+    """Raise a ``ValueError`` where new tensors are of half a precision."""
+    if (dtype := torch.get_default_dtype()) in HALF:
+        raise ValueError(
+            f"torch's default dtype is {dtype}, in which log-densities are lost: call "
+            f"torch.set_default_dtype(torch.float32) before a model is built, trained or evaluated."
+        )
+
+
 def as_event_shape(event_shape: Sequence[int], name: str = "event_shape") -> tuple[int, ...]:
     """Check the shape of one datum, and return it as integers; a ``ValueError`` unless it holds positive sizes."""
     sizes = isinstance(event_shape, (tuple, list)) and all(
@@ -249,7 +259,7 @@ def as_tensor(value: Any, name: str, names: Sequence[str] | None = None) -> Tens
     try:
         if not (isinstance(value, (list, tuple)) or hasattr(value, "__array__")):
             raise TypeError(f"{type(value).__name__} is none")
-        return torch.as_tensor(_as_torch_has_it(np.asarray(value)))
+        return torch.from_numpy(_as_torch_has_it(np.asarray(value)))
     except (TypeError, ValueError) as error:  # ragged lists are ValueErrors
         raise ValueError(
             f"{name} must be a tensor, array or DataFrame of numbers; got {type(value).__name__}"
@@ -328,7 +338,7 @@ def as_data(
             f"{name} has dtype {str(x.dtype).removeprefix('torch.')}; a floating dtype is needed. "
             f"For 8-bit images pass x.float() / 255, for counts or flags x.float()."
         )
-    if x.dtype in (torch.float16, torch.bfloat16):
+    if x.dtype in HALF:
         x = x.float()
     if not isinstance(value, Tensor) and x.dtype == torch.float64:
         x = x.float()  # arrays and DataFrames are float64 by accident; a float64 tensor is a choice
@@ -343,9 +353,9 @@ def as_data(
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; the model needs (N, {', '.join(map(str, event_shape))}).{fix}"
         )
-    parts = x.split(_ROWS_PER_CHECK)  # a mask of the whole would be a good part of the data
-    bad = ~torch.cat([part.isfinite().reshape(len(part), -1).all(1) for part in parts])
-    if bool(bad.any()):
+    parts = x.split(max(1, _NUMBERS_PER_CHECK // x[0].numel()))  # a mask of the whole would be a good part of the data
+    if not bool(torch.stack([part.isfinite().all() for part in parts]).all()):
+        bad = ~torch.cat([part.isfinite().reshape(len(part), -1).all(1) for part in parts])
         raise ValueError(
             f"{name} holds {int((~x[bad].isfinite()).sum())} NaN or infinite value(s), the first in row "
             f"{int(bad.nonzero()[0])}. Drop or impute such rows."

@@ -23,7 +23,7 @@ class _Stream:
         if self._state is not None:
             set_state(self._state)
         elif self._seed is not None:
-            torch.manual_seed(self._seed)
+            _manual_seed(self._seed)
 
     def __exit__(self, *error: object) -> None:
         self._state = get_state()
@@ -89,7 +89,16 @@ def derived(*numbers: int) -> int:
 
 def reseed(*numbers: int) -> None:
     """Seed torch's generators by :func:`derived`."""
-    torch.manual_seed(derived(*numbers))
+    _manual_seed(derived(*numbers))
+
+
+def _manual_seed(seed: int) -> None:
+    """Seed torch's CPU and CUDA generators. (``torch.manual_seed`` takes longer over devices that are not there than a
+    small model takes to encode.)
+    """
+    torch.default_generator.manual_seed(int(seed))
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(int(seed))
 
 
 def get_state() -> list[torch.Tensor]:

@@ -66,7 +66,7 @@ def test_every_name_that_is_used_has_a_canary_and_every_function_is_used() -> No
                     used |= {f"{module.removeprefix('pyrovae._compat.')}.{alias.name}" for alias in node.names}
                 case ast.Attribute(value=ast.Name(id="zuko"), attr=name):
                     used.add(f"zuko.{name}")
-                case ast.FunctionDef(name=name) if path.parent.name == "_compat":
+                case ast.FunctionDef(name=name) if path.parent.name == "_compat" and not name.startswith("_"):
                     defined.add(f"{path.stem}.{name}")
     assert used == CANARIES
     assert defined <= used
@@ -104,11 +104,11 @@ def test_latents_are_a_nest() -> None:
     assert spec != of_torch.tree_flatten((Latents({"y": leaves[0]}, 1), 1))[1]
 
 
-@canary("torch", "TorchDispatchMode")
+@canary("torch", "DispatchMode")
 def test_a_mode_sees_every_operation_of_the_backward_pass_too() -> None:
     seen = []
 
-    class Mode(of_torch.TorchDispatchMode):
+    class Mode(of_torch.DispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             seen.append(func)
             return func(*args, **(kwargs or {}))
@@ -296,6 +296,41 @@ def test_no_tf32_inside_and_the_users_settings_afterwards() -> None:
         assert settings() == chosen != before
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+@canary("torch", "own_settings")
+def test_nothing_that_the_caller_has_set_inside() -> None:
+    cpu, x = torch.device("cpu"), torch.rand(3, 3)
+    with torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        with of_torch.own_settings(cpu):
+            assert (x @ x).dtype == torch.float32
+            assert torch.zeros(1).device == cpu
+            assert not (x + 1).is_inference()
+        assert (x @ x).dtype == torch.bfloat16
+        assert torch.zeros(1).is_meta
+        assert (x + 1).is_inference()
+
+
+@canary("torch", "CheckedIndices")
+@pytest.mark.parametrize("bad", [-4, 3])
+def test_an_index_out_of_range_is_found_before_it_is_used(bad: int) -> None:
+    table, index = torch.rand(3, 3), torch.tensor([0, 1, 2])
+    wrong = torch.tensor([0, bad, 2])
+    lookups: list[Callable[[Tensor], Tensor]] = [
+        lambda i: torch.nn.functional.embedding(i, table),
+        lambda i: table[i],
+        lambda i: table[:, i],
+        lambda i: table.gather(1, i.unsqueeze(1)),
+        lambda i: table.index_select(0, i),
+        lambda i: table.scatter(1, i.unsqueeze(1), 1.0),
+        lambda i: dist.Categorical(logits=table, validate_args=False).log_prob(i),
+    ]
+    with of_torch.CheckedIndices():
+        for look_up in lookups:
+            look_up(index)
+            with pytest.raises(IndexError, match=f"index {bad} is out of range for size 3"):
+                look_up(wrong)
+        assert table[table > 0.5].dim() == 1
 
 
 @canary("torch", "ConvNd")

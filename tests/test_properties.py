@@ -19,7 +19,7 @@ from torch import Tensor
 
 import pyrovae as pv
 from pyrovae import _checks as checks
-from pyrovae.evaluation._memory import Cost, plan, within_memory
+from pyrovae._memory import Cost, plan, within_memory
 from pyrovae.evaluation.marginal._stream import WeightStream
 from pyrovae.model._log_terms import log_terms
 from pyrovae.objectives._schedules import Schedule, has_ended, value_at

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from torch.distributions import Transform
 from torch.distributions.transforms import _InverseTransform
 from torch.fx import GraphModule
 from torch.nn.modules.conv import _ConvNd as ConvNd  # the class of all convolutions, transposed ones too
-from torch.utils._python_dispatch import TorchDispatchMode  # sees every operation on tensors
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Nests of tensors as flat lists, and back.
 from torch.utils._pytree import register_pytree_node, tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 # Kernels fused without end take a minute to compile on CUDA and run no faster.
+_CPU = torch.device("cpu")
 _OPTIONS = {"cuda": {"max_fusion_size": 16}}
 
 
@@ -98,14 +100,21 @@ def renew_cache(module: nn.Module, name: str) -> bool:
     return True
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """No TF32 inside the block; the user's settings afterwards, made through torch's old interface or its new one."""
+@cache
+def _precision_settings() -> tuple[str, Any, list[Any]]:
+    """What TF32 is set by: the attribute, its value for none, and what has it."""
     parents = [torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn]
     parts = [getattr(p, name, None) for p in parents for name in ("matmul", "conv", "rnn")]
     backends: list[Any] = [part for part in parts if hasattr(part, "fp32_precision")]
-    name, full = ("fp32_precision", "ieee") if backends else ("allow_tf32", False)
-    backends = backends or [torch.backends.cuda.matmul, torch.backends.cudnn]  # torch before 2.9
+    if backends:
+        return "fp32_precision", "ieee", backends
+    return "allow_tf32", False, [torch.backends.cuda.matmul, torch.backends.cudnn]  # torch before 2.9
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 inside the block; the user's settings afterwards, made through torch's old interface or its new one."""
+    name, full, backends = _precision_settings()
     before = {part: value for part in backends if (value := getattr(part, name)) not in ("none", full)}
     for part in before:
         setattr(part, name, full)
@@ -114,6 +123,55 @@ def full_precision() -> Iterator[None]:
     finally:
         for part, value in before.items():
             setattr(part, name, value)
+
+
+@contextmanager
+def own_settings(device: torch.device = _CPU) -> Iterator[None]:
+    """No autocast and no inference mode inside the block, and new tensors on ``device`` or the CPU, whatever the caller
+    has set.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type not in ("cpu", device.type):
+            stack.enter_context(device)
+        yield
+
+
+class DispatchMode(TorchDispatchMode):
+    """A mode that sees every operation on tensors. Its first one does not import torch's compiler, as others' do, for
+    seconds.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class CheckedIndices(DispatchMode):
+    """Raises an ``IndexError`` for an index that is out of range, before a CUDA device does, which does not recover."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        match func._schema.name.removeprefix("aten::"), args:
+            case ("embedding", (weight, index, *_)):
+                looked_up = [(index, 0, len(weight))]
+            case ("gather" | "index_select" | "scatter" | "scatter_" | "scatter_add", (of, dim, index, *_)):
+                looked_up = [(index, 0, of.shape[dim])]
+            case ("index" | "index_put" | "index_put_", (of, indices, *_)) if not any(_is_mask(i) for i in indices):
+                looked_up = [(i, -n, n) for i, n in zip(indices, of.shape, strict=False) if i is not None]
+            case _:
+                looked_up = []
+        for index, least, end in looked_up:
+            if index.numel() and bool(((index < least) | (index >= end)).any()):
+                bad = int(index.max() if index.max() >= end else index.min())
+                raise IndexError(f"index {bad} is out of range for size {end}")
+        return func(*args, **(kwargs or {}))
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype in (torch.bool, torch.uint8)
 
 
 def validate(distribution: Any, value: Tensor) -> None:

@@ -1,7 +1,8 @@
 """Data to evaluate on, checked."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +16,11 @@ from pyrovae._frames import check_same_index
 from pyrovae._hash import content_hash
 from pyrovae.model import LogTerms, LossModel, VAEModel
 from pyrovae.model._inputs import as_inputs, check_num_covariates
-from pyrovae.model._support import check_densities, checked_terms
+from pyrovae.model._rows import Numbers, as_fields, on_rows
+from pyrovae.model._support import check_densities, check_values, checked_terms, fixed_support
 
-_NUMBERS_CHECKED = {"cpu": 2**14, "cuda": 2**22}  # of x that are compared with the support at once
+_NUMBERS_CHECKED = {"cpu": 2**14, "cuda": 2**22}  # of x that the model is run on at once
+_NUMBERS_COMPARED = 2**20  # that are compared with the support, where that is enough
 
 
 class Checked(NamedTuple):
@@ -34,13 +37,14 @@ class Checked(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Data of shape ``(N, *event_shape)``, the covariates that go with them, and the index that ``x`` had if it was a
-    frame.
+    """Data of shape ``(N, *event_shape)``, the covariates that go with them, the index that ``x`` had if it was a
+    frame, and the numbers of the rows in what the user passed, where these are some of them.
     """
 
     x: Num[Tensor, "data *event"]
     covariates: tuple[Any, ...]
     index: pd.Index | None = None
+    numbers: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -62,7 +66,12 @@ class EvaluationData:
     def rows(self, index: Tensor) -> "EvaluationData":
         """The data with these indices."""
         x, *rest = rows_of((self.x, *self.covariates), index)
-        return EvaluationData(x, tuple(rest))
+        return EvaluationData(x, tuple(rest), numbers=index if self.numbers is None else self.numbers[index])
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """x and the covariates by the names that errors have for them."""
+        return as_fields(self.x, self.covariates)
 
     def part(self, rows: slice, like: Tensor) -> tuple[Any, ...]:
         """``(x, *covariates)`` of some rows, on the model's device and in its precision."""
@@ -79,14 +88,24 @@ class EvaluationData:
             ValueError: see :meth:`VAEModel.check`; values outside the support; a guide that is a point on a continuum.
         """
         like = model.placement
-        step = max(2, _NUMBERS_CHECKED[like.device.type] // max(self.x[0].numel(), 1))
+        numbers = max(self.x[0].numel(), 1)
+        step = max(2, _NUMBERS_CHECKED[like.device.type] // numbers)
         terms = model.check(*self.part(slice(step), like))
         check_densities(terms)
         counts = []
-        for start in range(0, len(self), step):
-            counts.append(checked_terms(model, *self.part(slice(start, start + step), like)).num_observed)
-        known = [float(count.sum(dtype=torch.float64)) for count in counts if count is not None]
-        return Checked(terms, sum(known) / len(self) if len(known) == len(counts) else None)
+        for rows in _slices(len(self), step):
+            run = partial(_looked_at, model, range(rows.start, len(self)))
+            found, x = on_rows(run, self.fields, rows, like)
+            counts.append(found.num_observed)
+            known = None if self.covariates else fixed_support(found, x)
+            if known is not None:  # then nothing is masked, and the model need not run on the others
+                break
+        if known is not None:
+            for rows in _slices(len(self), max(step, _NUMBERS_COMPARED // numbers)):
+                check_values(*known, self.part(rows, like)[0], numbers=range(rows.start, len(self)))
+        checked = sum(map(len, (count for count in counts if count is not None)))
+        total = sum(float(count.sum(dtype=torch.float64)) for count in counts if count is not None)
+        return Checked(terms, total / checked if all(count is not None for count in counts) else None)
 
     def log_px(self, given: Any) -> tuple[np.ndarray, np.ndarray]:
         """log p(x) of every datum as a user passed it, and its standard error, 0 where that is not known.
@@ -116,6 +135,15 @@ class EvaluationData:
         if np.isnan(values).any():
             raise ValueError(f"log_px holds {int(np.isnan(values).sum())} NaN value(s): drop those data.")
         return values, np.zeros(len(self))
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
+    """So many rows at a time."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _looked_at(model: VAEModel, numbers: Numbers, n: int, *part: Any) -> tuple[LogTerms, Tensor]:
+    return checked_terms(model, *part, numbers=numbers), part[0]
 
 
 def require_density(function: str, model: Any) -> VAEModel:

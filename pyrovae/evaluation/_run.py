@@ -1,9 +1,14 @@
 """One estimator at work: everything but its mathematics."""
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from typing import Any, Self
+from itertools import takewhile
+from pathlib import Path
+from traceback import walk_stack
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
@@ -18,16 +23,16 @@ from pyrovae._checks import (
     require_seed,
     resolve_device,
 )
-from pyrovae._compat.torch import full_precision
 from pyrovae._distributed import check_same_everywhere, common_seed, connect, joined, my_blocks, num_processes, rank
 from pyrovae._graph import COMPILE, Compile, Graph
+from pyrovae._memory import BLOCK, Sizes, plan, probe, reuse_memory, within_memory
 from pyrovae._random import derived, reseed, stream
-from pyrovae._turns import give_way, kept, turn
+from pyrovae._turns import give_way, turn
 from pyrovae.evaluation._data import as_evaluation_data, require_density
-from pyrovae.evaluation._memory import BLOCK, Sizes, plan, probe, within_memory
 from pyrovae.evaluation._result import Provenance, weights_hash
 from pyrovae.model import LogTerms, LossModel, VAEModel
-from pyrovae.model._modes import evaluation_mode, without_validation
+from pyrovae.model._modes import strict, without_validation
+from pyrovae.model._rows import FAILURES, name_row, named
 
 Compute = Callable[[slice, int], Mapping[Any, Tensor]]
 
@@ -44,8 +49,8 @@ def check_options(seed: Any, device: Any, memory_budget: Any, compile: Any, prog
 
 
 class EvaluationRun:
-    """A model and checked data, for the length of a ``with`` block in which nothing is approximate (see :func:`strict`)
-    and random numbers follow from a seed.
+    """A model and checked data, for the length of a ``with`` block in which nothing is approximate (see
+    :func:`evaluating`) and random numbers follow from a seed.
 
     An estimator is a function ``compute(rows, draws)`` from some of the data to columns of numbers for them, given to
     :meth:`collect`, which calls it on block after block: those of this process alone where there are several, in
@@ -112,8 +117,10 @@ class EvaluationRun:
             raise RuntimeError("this run is or was entered already: make another EvaluationRun.")
         connect()
         with ExitStack() as stack:
-            self.device = stack.enter_context(strict(self.model, self._device))
+            self.device = stack.enter_context(evaluating(self.model, self._device))
             stack.enter_context(stream(common_seed(self._seed)))
+            with turn():  # before anything is checked, which may draw
+                self.base_seed, self.num_children = int(torch.randint(2**62, (), device="cpu")), 0
             if self._density:
                 self.terms, self.num_observed = self.data.check(self.model)
             if num_processes() > 1:
@@ -123,8 +130,6 @@ class EvaluationRun:
                 check_same_everywhere(
                     "Train them together, load them, or seed them equally.", model=weights_hash(self.model)
                 )
-            with turn():
-                self.base_seed, self.num_children = int(torch.randint(2**62, ())), 0
             self._stack = stack.pop_all()
         return self
 
@@ -207,10 +212,17 @@ class EvaluationRun:
                 self.advance(k * len(part[0]))
             return {name: values / num_samples for name, values in total.items()}
 
-        return self.collect(compute, sizes, total=num_samples, description=description)
+        return self.collect(compute, sizes, total=num_samples, description=description, required=None)
 
     def collect(
-        self, compute: Compute, sizes: Sizes, *, total: int, description: str, unit: str = "draw"
+        self,
+        compute: Compute,
+        sizes: Sizes,
+        *,
+        total: int,
+        description: str,
+        unit: str = "draw",
+        required: Collection[Any] | None = (),
     ) -> dict[Any, np.ndarray]:
         """The columns of all data, ``(N, ...)``, of which ``compute(rows, draws)`` gives those of some rows.
 
@@ -220,6 +232,11 @@ class EvaluationRun:
             total: by how much ``compute`` will :meth:`advance` for every datum.
             description: of the progress bar.
             unit: of ``total``.
+            required: names of columns in which no value is NaN, if they are there, unless the model makes one: a
+                warning says in which rows. ``None`` for all.
+
+        Raises:
+            ValueError: rows for which ``compute`` fails, while others are well.
         """
         share, columns = my_blocks(len(self.data), sizes[0]), dict[Any, Tensor]()
         silent, first = not self._progress or rank() > 0, share.start
@@ -234,7 +251,10 @@ class EvaluationRun:
                     with turn():
                         return rows, compute(rows, sizes[1])
 
-                (rows, found), sizes = within_memory(attempt, sizes, self.device)
+                try:
+                    (rows, found), sizes = within_memory(attempt, sizes, self.device)
+                except FAILURES as error:
+                    self._name_row(slice(first, min(first + sizes[0], share.stop)), error)
                 if columns and columns.keys() != found.keys():
                     raise ValueError(f"compute gave {list(found)} for {rows}, and {list(columns)} before.")
                 for name, values in found.items():
@@ -248,13 +268,34 @@ class EvaluationRun:
                         )
                     column[rows] = values
                 first = rows.stop
-        return joined({name: column.cpu().numpy() for name, column in columns.items()}, share)
+        out = joined({name: column.cpu().numpy() for name, column in columns.items()}, share)
+        self._warn_of_nan([v for name, v in out.items() if required is None or name in required], description)
+        return out
+
+    def _warn_of_nan(self, columns: Iterable[np.ndarray], description: str) -> None:
+        bad = np.zeros(len(self.data), dtype=bool)
+        for values in columns:
+            bad |= np.isnan(values).reshape(len(bad), -1).any(1)
+        if bad.any() and rank() == 0:
+            where = named(bad.nonzero()[0].tolist(), self.data.numbers)
+            message = f"{description} is NaN for {where} of x, of {len(bad)} data: the model makes NaN of them."
+            warnings.warn(message, stacklevel=_users_level())
+
+    def _name_row(self, rows: slice, error: Exception) -> NoReturn:
+        """Raise an error that names a row for which the model fails, or the error itself."""
+
+        def run(n: int, *part: Any) -> None:
+            if self._density:
+                self.model.log_terms(*part)
+            else:
+                self.model.encode(*part)
+
+        name_row(run, self.data.fields, rows, self.model.placement, error, self.data.numbers)
 
 
 @contextmanager
-def strict(model: VAEModel | LossModel, device: str | torch.device | None = None) -> Iterator[torch.device]:
-    """Evaluation mode, no gradients, no autocast, no TF32, no validation in the loop; the model on ``device``.
-
+def evaluating(model: VAEModel | LossModel, device: str | torch.device | None = None) -> Iterator[torch.device]:
+    """Enter :func:`~pyrovae.model._modes.strict`, without validation in the loop and with the model on ``device``.
     Everything is put back afterwards.
 
     Args:
@@ -262,21 +303,21 @@ def strict(model: VAEModel | LossModel, device: str | torch.device | None = None
         device: where to compute; by default where the model is.
 
     Raises:
-        ValueError: a device that is not there.
+        ValueError: a device that is not there, a model or default dtype of half a precision.
     """
     home = model.placement.device
     target = home if device is None else resolve_device(device)
     with ExitStack() as stack:
-        stack.enter_context(evaluation_mode(model))
-        stack.enter_context(torch.inference_mode(False))  # whose tensors could not be differentiated by, as ais does
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(target.type, enabled=False))
+        stack.enter_context(strict(model, target))
         stack.enter_context(without_validation())  # which would stall the device
-        stack.enter_context(kept(full_precision))
         stack.callback(model.to, home)
         model.to(target)
-        if target.type == "cpu":
-            # A block of this size, once freed, makes glibc keep smaller ones for reuse instead of returning their
-            # pages to the system, which costs more than computing on them. Elsewhere it does nothing.
-            torch.empty(2**25 - 2**13, dtype=torch.uint8)
+        reuse_memory(target)
         yield target
+
+
+def _users_level() -> int:
+    """The ``stacklevel`` of the nearest caller outside the package."""
+    package = str(Path(__file__).parents[1])
+    frames = (frame.f_code.co_filename for frame, _ in walk_stack(inspect.currentframe()))
+    return sum(1 for _ in takewhile(lambda name: name.startswith(package), frames))

@@ -18,6 +18,7 @@ from pyrovae.model._latents import Data, Latents, PerDatum, check_latents
 from pyrovae.model._log_terms import LogTerms, draw, log_densities, log_terms, sum_terms
 from pyrovae.model._modes import inference, local_parameters, param_statements_disabled
 from pyrovae.model._pairing import check_auxiliary, check_precision
+from pyrovae.model._rows import Numbers, as_fields, on_rows
 from pyrovae.model._support import checked_terms
 
 _NUM_AUXILIARY_ROWS = 64  # data whose guide's transformations are compared with the densities that they state
@@ -140,7 +141,9 @@ class VAEModel(Generation, PyroModule):
         with local_parameters():
             return function(*args, max_plate_nesting=self.max_plate_nesting, **options)
 
-    def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x") -> LogTerms:
+    def check(
+        self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x", numbers: Numbers = None
+    ) -> LogTerms:
         """Run the model on two data with Pyro's and torch's validation on, so that mistakes surface before a long run.
         Neither the model nor the random state changes.
 
@@ -149,26 +152,31 @@ class VAEModel(Generation, PyroModule):
             covariates: passed to model and guide.
             num_particles: K of the run; with 1 the model need not be vectorised.
             name: what the error calls ``x``.
+            numbers: of the rows, for errors; by default from 0.
 
         Raises:
             ValueError: a wrong shape, values outside the support, or a malformed model or guide.
         """
         require_at_least(1, num_particles=num_particles)
         self._check_given(x, covariates)
-        head = rows_of(covariates, slice(2))
-        options: dict[str, Any] = {"num_particles": num_particles, "name": name, "whole": x}
+        options: dict[str, Any] = {"num_particles": num_particles, "name": name, "whole": x, "numbers": numbers}
+        few, fields = slice(0, min(2, len(x))), as_fields(x, covariates, name)
+
+        def run(n: int, *part: Any) -> LogTerms:
+            return checked_terms(self, *part, **options)
+
         param_statements(self).clear()  # of what tracing has left there
         with inference(self, 0):
             try:
                 with pyro.validation_enabled(True):
                     try:
-                        terms = checked_terms(self, x[:2], *head, **options)
+                        terms = on_rows(run, fields, few, self.placement, numbers)
                     except ValueError as error:
                         if not is_outside_support(error):
                             raise
                         # A draw outside the prior's support has importance weight zero, which is allowed.
                         with pyro.distributions.validation_enabled(False):
-                            terms = checked_terms(self, x[:2], *head, **options)
+                            terms = on_rows(run, fields, few, self.placement, numbers)
             except NotImplementedError:
                 raise
             except RuntimeError as error:

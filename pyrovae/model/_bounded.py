@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyrovae._compat.torch import TorchDispatchMode, storage_id, tree_leaves, tree_map_only
+from pyrovae._compat.torch import DispatchMode, storage_id, tree_leaves, tree_map_only
 
 _BYTES, _TIMES = 64 * 2**20, 32  # of new tensors: so many, and those of the weights so many times
 _OPERATIONS, _OPERATIONS_EACH = 20_000, 200  # and for each tensor of the weights
@@ -15,7 +15,7 @@ class TooMuch(ValueError):
     """A constructor computes far more than its weights take."""
 
 
-class Bounded(TorchDispatchMode):
+class Bounded(DispatchMode):
     """Inside the block this thread computes, on tensors, about what it takes to build a model of such weights.
 
     Every operation is tried on the meta device first, so that what is too much is never done.

@@ -1,6 +1,6 @@
 """``Generation``: drawing data, encoding and decoding."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -9,12 +9,13 @@ from jaxtyping import Num
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, as_data, as_tensor, placed, require_at_least, require_seed, rows_of
+from pyrovae._checks import as_covariates, as_data, as_tensor, require_at_least, require_seed, rows_of
 from pyrovae.distributions._capabilities import capabilities, center, family, holds_integers, moment, support_of
 from pyrovae.model._inputs import as_inputs, check_num_covariates
 from pyrovae.model._latents import Data, Latents, as_latents, of_one_particle
 from pyrovae.model._log_terms import Sites, latent_sites, log_terms, sample_sites
 from pyrovae.model._modes import inference
+from pyrovae.model._rows import as_fields, in_blocks, on_rows, require_numbers
 from pyrovae.model._saving import SaveableModule
 from pyrovae.model._without_data import data_site, placeholder, sites_without_data
 
@@ -25,6 +26,9 @@ class Generation(SaveableModule):
     """A model that draws data, encodes and decodes, in evaluation mode and with its own parameters.
 
     Latents come and go as ``(..., n, *plates, *event)``, with those plates that a site is in.
+
+    Rows are taken block by block, as many as follow from the model and the shape of the data, and drawn in that order
+    from one seed. On a CPU the draws of one site, one for each row, are the same as those of all rows at once.
     """
 
     model: Any
@@ -93,25 +97,15 @@ class Generation(SaveableModule):
         require_seed(seed=seed)
         if num_samples is not None:
             require_at_least(1, num_samples=num_samples)
-        x, *given = self._inputs(x, covariates)
+        fields = self._fields(x, covariates)
         with inference(self, seed):
-            if num_samples is not None:
-                return _only(_data_first(self.draw_posterior(x, *given, num_particles=num_samples)[0]))
-            sites = self._guide_sites(x, *given)
-            for name, site in sites.items():
-                can, mean = capabilities(site["fn"]), moment(site["fn"], "mean")
-                if (can.mean and mean is None) or not site["value"].is_floating_point():
-                    kind = "is discrete and" if can.discrete else f"({family(site['fn'])})"
-                    raise ValueError(f"site {name!r} {kind} has no mean: pass num_samples.")
-                # Means of several sites depend on each other, and a point mass may be of an auxiliary draw.
-                if mean is not None and len(sites) == 1 and not can.point_mass:
-                    latents = as_latents({name: site | {"value": mean}}, self.max_plate_nesting)
-                    return _data_first(latents)[name][0]
-            sums: dict[str, Tensor] = {}
-            for _ in range(_NUM_MEAN_BLOCKS):
-                for name, z in _data_first(self.draw_posterior(x, *given, num_particles=_DRAWS_PER_BLOCK)[0]).items():
-                    sums[name] = sums.get(name, 0.0) + z.mean(0) / _NUM_MEAN_BLOCKS
-        return _only(sums)
+            if num_samples is None:
+                return _only(self._in_blocks(self._means, fields))
+
+            def draw(n: int, *part: Any) -> dict[str, Tensor]:
+                return _data_first(self.draw_posterior(*part, num_particles=num_samples)[0])
+
+            return _only(self._in_blocks(draw, fields, dim=1))
 
     def decode(self, z: Any, *covariates: Any) -> Num[Tensor, "*batch_event"]:
         """Decode latents: the mean of p(x | z); where that does not exist, its mode.
@@ -150,25 +144,37 @@ class Generation(SaveableModule):
                     raise ValueError(f"latents {name!r} are empty, of shape {tuple(value.shape)}: pass at least one.")
                 if bad := int((~value.isfinite()).sum()):
                     raise ValueError(f"latents {name!r} hold {bad} NaN or infinite value(s): drop them.")
-                values[name] = value.to(drawn).reshape(-1, *plates, *event).movedim(0, len(plates))
+                values[name] = value.to(drawn).reshape(-1, *plates, *event)
             if lead is None:
                 raise ValueError("z must hold a value for at least one latent site of decode; got none.")
-            n = lead.numel()
-            mean = self._mean_or_mode(placeholder(self, n), self._covariates(covariates, n), values)
-        return mean.reshape(*lead, *mean.shape[1:])
+            n, names, depth = lead.numel(), list(values), {name: len(hidden[name]["fn"].event_shape) for name in values}
+            by_row = {"z" if by_site is not z else f"z[{name!r}]": value for name, value in values.items()}
+            fields = by_row | as_fields(None, self._covariates(covariates, n))
+
+            def mean(n: int, *part: Any) -> dict[str, Tensor]:
+                z, given = part[: len(names)], part[len(names) :]
+                moved = {name: v.movedim(0, v.dim() - 1 - depth[name]) for name, v in zip(names, z, strict=True)}
+                return {"": self._mean_or_mode(placeholder(self, n), given, moved)}
+
+            decoded = self._in_blocks(mean, fields, n)[""]
+        return decoded.reshape(*lead, *decoded.shape[1:])
 
     def reconstruct(self, x: Data | Any, *covariates: Any, seed: int | None = 0) -> Data:
         """Reconstruct data: :meth:`decode` at one draw z ~ q(z | x) per datum. Where the model uses x besides observing
         it (the size of a library, a mask), it is this x.
         """
         require_seed(seed=seed)
-        x, *given = self._inputs(x, covariates)
-        with inference(self, seed):
+
+        def decoded(n: int, x: Tensor, *given: Any) -> dict[str, Tensor]:
             latents = self.draw_posterior(x, *given, num_particles=1)[0]
             if not latents:
                 raise ValueError("the model has no latents: there is nothing to reconstruct from.")
             values = {name: of_one_particle(z, self.max_plate_nesting) for name, z in latents.items()}
-            return self._mean_or_mode(x, tuple(given), values)
+            return {"": self._mean_or_mode(x, given, values)}
+
+        fields = self._fields(x, covariates)
+        with inference(self, seed):
+            return self._in_blocks(decoded, fields)[""]
 
     def interpolate(
         self, start: Data | Any, end: Data | Any, *covariates: Any, steps: int = 8
@@ -186,12 +192,13 @@ class Generation(SaveableModule):
                 latents.
         """
         require_at_least(2, steps=steps)
-        x, *given = self._inputs(start, covariates, "start")
-        other = placed(self.as_data(end, "end", tuple(given)), x)
+        fields = self._fields(start, covariates, "start")
+        x, *given = fields.values()
+        other = self.as_data(end, "end", tuple(given))
         if len(other) != len(x):
             raise ValueError(f"start has {len(x)} data and end has {len(other)}: each line needs both of its ends.")
         with inference(self, 0):
-            sites = self._guide_sites(x, *given)
+            sites = on_rows(lambda n, *part: self._guide_sites(*part), fields, slice(0, 1), self.placement)
         for name, site in sites.items():
             if len(sites) > 1:
                 raise ValueError("interpolate needs a single latent site; decode a dict of latents instead.")
@@ -201,7 +208,9 @@ class Generation(SaveableModule):
                 )
         a, b = self.encode(x, *given), self.encode(other, *given)
         weights = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype).reshape(-1, *[1] * a.dim())
-        return self.decode((1 - weights) * a + weights * b, *rows_of(given, torch.arange(len(x)).repeat(steps)))
+        return self.decode(
+            (1 - weights) * a + weights * b, *rows_of(given, torch.arange(len(x), device="cpu").repeat(steps))
+        )
 
     def as_data(self, value: Any, name: str = "x", covariates: tuple[Any, ...] = ()) -> Tensor:
         """Check data ``(N, *event_shape)``, and return them as the model takes them.
@@ -240,11 +249,43 @@ class Generation(SaveableModule):
             f"x.float(), look values up by x.long(), and use x.new_zeros(..., dtype=torch.float32)."
         )
 
-    def _inputs(self, x: Any, covariates: tuple[Any, ...], name: str = "x") -> tuple[Any, ...]:
-        """Check data and covariates, and return ``(x, *covariates)`` as the model takes them."""
+    def _fields(self, x: Any, covariates: tuple[Any, ...], name: str = "x") -> dict[str, Any]:
+        """Check data and covariates, and return them by name, where they are."""
         check_num_covariates(self, covariates)
-        x, covariates = as_inputs(self, x, covariates, name)
-        return placed(x, self.placement), *as_covariates(covariates, len(x), self.placement)
+        return as_fields(*as_inputs(self, x, covariates, name), name)
+
+    def _in_blocks(
+        self, run: Callable[..., Mapping[str, Tensor]], fields: Mapping[str, Any], n: int | None = None, dim: int = 0
+    ) -> dict[str, Tensor]:
+        """What ``run(num_rows, *fields)`` gives by name for all rows, which lie along ``dim`` of it; see
+        :func:`in_blocks`.
+        """
+        n = len(next(iter(fields.values()))) if n is None else n
+        parts = in_blocks(run, n, fields, torch.Size(self.event_shape or ()).numel(), self.placement)
+        out = {
+            name: torch.cat([p[name] for p in parts], dim) if len(parts) > 1 else parts[0][name] for name in parts[0]
+        }
+        for name, values in out.items():
+            require_numbers(values, dim, f"site {name!r}" if name else "what the model gives", fields)
+        return out
+
+    def _means(self, n: int, *part: Any) -> dict[str, Tensor]:
+        """The posterior mean by site, ``(B, *latent)``."""
+        sites = self._guide_sites(*part)
+        for name, site in sites.items():
+            can, mean = capabilities(site["fn"]), moment(site["fn"], "mean")
+            if (can.mean and mean is None) or not site["value"].is_floating_point():
+                kind = "is discrete and" if can.discrete else f"({family(site['fn'])})"
+                raise ValueError(f"site {name!r} {kind} has no mean: pass num_samples.")
+            # Means of several sites depend on each other, and a point mass may be of an auxiliary draw.
+            if mean is not None and len(sites) == 1 and not can.point_mass:
+                latents = as_latents({name: site | {"value": mean}}, self.max_plate_nesting)
+                return {name: _data_first(latents)[name][0]}
+        sums: dict[str, Any] = {}
+        for _ in range(_NUM_MEAN_BLOCKS):
+            for name, z in _data_first(self.draw_posterior(*part, num_particles=_DRAWS_PER_BLOCK)[0]).items():
+                sums[name] = sums.get(name, 0.0) + z.mean(0) / _NUM_MEAN_BLOCKS
+        return sums
 
     def _covariates(self, covariates: tuple[Any, ...], n: int | None) -> tuple[Any, ...]:
         """Check covariates of ``n`` data, if it is known how many, and return them as the model takes them."""
@@ -257,14 +298,21 @@ class Generation(SaveableModule):
         """Draw latents from the prior, with data drawn too, or zeros."""
         require_at_least(1, n=n)
         require_seed(seed=seed)
-        covariates = self._covariates(covariates, n)
-        with inference(self, seed):
-            name = sites_without_data(self, covariates, data=data, labels=data)[0]
+        fields = as_fields(None, self._covariates(covariates, n))
+
+        def draw(n: int, *given: Any) -> dict[str, Tensor]:
             x = placeholder(self, n)
-            sites = sample_sites(poutine.trace(self.model).get_trace(x, *covariates))
+            sites = sample_sites(poutine.trace(self.model).get_trace(x, *given))
             if data:  # on which nothing else depends
                 x = sites[name]["fn"](*sites[name]["args"], **sites[name]["kwargs"])
-        return x, as_latents(latent_sites(sites), self.max_plate_nesting)
+            latents = as_latents(latent_sites(sites), self.max_plate_nesting)
+            return {"": x} | {site: z.movedim(latents.data_dim, 0) for site, z in latents.items()}
+
+        with inference(self, seed):
+            name = sites_without_data(self, tuple(fields.values()), data=data, labels=data)[0]
+            drawn = self._in_blocks(draw, fields, n)
+        x, at = drawn.pop(""), self.max_plate_nesting
+        return x, Latents({site: z.movedim(0, at) for site, z in drawn.items()}, at - 1)
 
     def _mean_or_mode(self, x: Tensor, covariates: tuple[Any, ...], values: Mapping[str, Tensor]) -> Tensor:
         """The mean or mode of p(x | z) at values of latent sites."""

@@ -100,6 +100,12 @@ class LogTerms:
         return total
 
     @property
+    def is_masked(self) -> bool:
+        """Whether anything has a mask, latent or observed."""
+        sites = self._observed_sites.values()
+        return bool(self.masks) or any(mask_of(site["fn"], site["mask"]) is not True for site in sites)
+
+    @property
     def not_reparameterized(self) -> list[str]:
         """The guide's sites through whose draws no gradient passes."""
         return [name for name, q in self.posterior.items() if not q.has_rsample]

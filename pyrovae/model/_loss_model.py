@@ -32,7 +32,7 @@ class LossModel(SaveableModule, ABC):
             name: what the error calls them.
         """
 
-    def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x") -> None:
+    def check(self, x: Tensor, *covariates: Any, num_particles: int = 2, name: str = "x", numbers: Any = None) -> None:
         """Run the loss on two data, so that mistakes surface before a long run. Neither the model nor the random state
         changes.
 
@@ -41,6 +41,7 @@ class LossModel(SaveableModule, ABC):
             covariates: passed to the loss.
             num_particles: without meaning here; as in :meth:`VAEModel.check`.
             name: what the error calls ``x``.
+            numbers: of the rows, for errors.
 
         Raises:
             ValueError: a wrong shape, values that the loss is not meant for, or a loss that is not one number for each

@@ -8,7 +8,9 @@ from typing import Any
 import pyro
 import torch
 
+from pyrovae._checks import HALF, require_precision
 from pyrovae._compat.pyro import Messenger
+from pyrovae._compat.torch import full_precision, own_settings
 from pyrovae._random import stream
 from pyrovae._turns import kept, turn
 
@@ -89,14 +91,44 @@ def without_validation() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def turns_of_inference(module: torch.nn.Module, seed: int | None) -> Iterator[None]:
-    """Evaluation mode, no gradients, local parameters and a seed in every turn of the block; put back afterwards."""
-    with evaluation_mode(module), torch.no_grad(), keep_local_parameters(), stream(seed):
+def strict(model: Any, device: torch.device | None = None) -> Iterator[None]:
+    """Evaluation mode with nothing approximate in every turn of the block, whatever the caller has set: no gradients,
+    no autocast, no TF32, new tensors where the model is; parameters stay in it. All that is evaluated passes here.
+
+    Args:
+        model: the model.
+        device: where it will be; by default where it is.
+
+    Raises:
+        ValueError: see :func:`check_numbers`.
+    """
+    check_numbers(model)
+    own = own_settings(device or model.placement.device)
+    with evaluation_mode(model), own, torch.no_grad(), kept(full_precision), keep_local_parameters():
         yield
 
 
 @contextmanager
-def inference(module: torch.nn.Module, seed: int | None) -> Iterator[None]:
-    """The same, for a block that is one turn."""
-    with turn(), turns_of_inference(module, seed):
+def turns_of_inference(model: Any, seed: int | None) -> Iterator[None]:
+    """Enter :func:`strict`, with a seed in every turn of the block; all put back afterwards."""
+    with strict(model), stream(seed):
         yield
+
+
+@contextmanager
+def inference(model: Any, seed: int | None) -> Iterator[None]:
+    """The same, for a block that is one turn."""
+    with turn(), turns_of_inference(model, seed):
+        yield
+
+
+def check_numbers(model: Any) -> None:
+    """Raise a ``ValueError`` where a model, or torch's default, has numbers of half a precision, or none."""
+    require_precision()
+    like, name = model.placement, type(model).__name__
+    if like.is_meta:
+        raise ValueError(
+            f"{name} is on the meta device, which holds no values: build it under torch.set_default_device('cpu')."
+        )
+    if like.dtype in HALF:
+        raise ValueError(f"{name} has {like.dtype} parameters, in which log-densities are lost: call model.float().")

@@ -3,16 +3,18 @@
 import copy
 import os
 import warnings
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Set
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
+import pyro
 import torch
 from torch import Tensor, nn
 
 from pyrovae._arguments import build, capture, decode, encode, find, not_kept, parameters
-from pyrovae._checks import as_data, as_path, require_instance
+from pyrovae._checks import as_data, as_path, require_instance, require_precision
 from pyrovae._compat.torch import uncompiled
 from pyrovae._frames import Columns
 from pyrovae._interrupt import uninterrupted
@@ -46,6 +48,7 @@ class SaveableModule(nn.Module):
     _constructed: dict[str, Any]
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Self:
+        require_precision()
         # Of nested constructors the outermost call alone comes here. Copies and unpickled objects overwrite this.
         self = super().__new__(cls)
         arguments = capture(cls, args, kwargs)
@@ -211,7 +214,20 @@ def load(path: str | os.PathLike[str]) -> Any:
     return cls.load(path)
 
 
+@contextmanager
+def _nothing_registered() -> Iterator[None]:
+    """Leave no parameter behind in Pyro's global store that a constructor puts there."""
+    store = pyro.get_param_store()
+    before = set(store.keys())
+    try:
+        yield
+    finally:
+        for name in set(store.keys()) - before:
+            del store[name]
+
+
 @undisturbed()  # a constructor that draws builds for load() what it built for save()
+@_nothing_registered()
 def _rebuilt(made: Mapping[str, Any], cls: Any = None, arguments: Mapping[str, Any] | None = None) -> Any:
     """Build a model with new weights from its ``construction``, by another class than the one named, with other
     arguments.

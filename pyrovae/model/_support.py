@@ -12,10 +12,17 @@ from pyrovae.distributions._discrete import OnLevels
 from pyrovae.model._log_terms import LogTerms, log_terms, sample_sites
 from pyrovae.model._modes import local_parameters
 from pyrovae.model._pairing import check_masks
+from pyrovae.model._rows import BadRows, Numbers, as_fields, named
 
 
 def checked_terms(
-    model: Any, x: Tensor, *covariates: Any, num_particles: int = 1, name: str = "x", whole: Tensor | None = None
+    model: Any,
+    x: Tensor,
+    *covariates: Any,
+    num_particles: int = 1,
+    name: str = "x",
+    whole: Tensor | None = None,
+    numbers: Numbers = None,
 ) -> LogTerms:
     """Compare data with the likelihood's support, and return the model's terms. Nothing is scored before, since torch
     indexes by data.
@@ -27,6 +34,7 @@ def checked_terms(
         num_particles: K.
         name: what errors call ``x``.
         whole: data that ``x`` is the beginning of, to be compared with the support too.
+        numbers: of the rows, for errors; by default from 0.
 
     Raises:
         ValueError: an observed value outside its likelihood's support, latents that guide and model mask differently,
@@ -36,22 +44,25 @@ def checked_terms(
         options = {"num_particles": num_particles, "max_plate_nesting": model.max_plate_nesting}
         terms = log_terms(model.model, model.guide, x, *covariates, **options)
         check_masks(terms.masks)
+        names = {id(value): field for field, value in as_fields(x, covariates, name).items()}
         for site, p in terms.likelihood.items():
             value = terms.observed[site]
-            check_values(site, p, value if whole is None or value is not x else whole, name)
+            of = names.get(id(value), name)
+            check_values(site, p, value if whole is None or value is not x else whole, of, numbers)
         return terms.read()
 
 
-def check_observed(model: Any, x: Tensor, *covariates: Any, name: str = "x") -> None:
+def check_observed(model: Any, x: Tensor, *covariates: Any, name: str = "x", numbers: Numbers = None) -> None:
     """Raise a ``ValueError`` if an observed value lies outside its likelihood's support, of a model that need not be a
     pair with its guide.
     """
     with local_parameters():
         drawn = poutine.trace(model.guide).get_trace(x, *covariates)
         scored = poutine.trace(poutine.replay(model.model, trace=drawn)).get_trace(x, *covariates)
+    names = {id(value): field for field, value in as_fields(x, covariates, name).items()}
     for site, found in sample_sites(scored).items():
         if found["is_observed"]:
-            check_values(site, found["fn"], found["value"], name)
+            check_values(site, found["fn"], found["value"], names.get(id(found["value"]), name), numbers)
 
 
 def check_densities(terms: LogTerms) -> None:
@@ -76,7 +87,7 @@ def check_densities(terms: LogTerms) -> None:
             )
 
 
-def check_values(site: str, likelihood: Distribution, value: Tensor, name: str = "x") -> None:
+def check_values(site: str, likelihood: Distribution, value: Tensor, name: str = "x", numbers: Numbers = None) -> None:
     """Raise a ``ValueError`` if a value lies outside the support of the likelihood at ``site``. Where the support
     depends on the latents, such a value is possible, and has likelihood zero.
     """
@@ -87,15 +98,17 @@ def check_values(site: str, likelihood: Distribution, value: Tensor, name: str =
     inside = support.check(value)
     if not bool(inside.all()):
         bad = value[~inside] if inside.shape == value.shape else value
+        row = int((~inside).nonzero()[0, 0]) if inside.dim() else 0
         fix = ""
         if isinstance(element, torch.distributions.Bernoulli):
             fix = " Binarise the data (datasets.load(..., binarize=...)) or use another likelihood."
         shown = getattr(support, "base_constraint", support)  # a mixture's is its components'
         if isinstance(shown, OnLevels):
             fix = " Quantise the data, or set the likelihood's num_levels to what they have."
-        raise ValueError(
+        raise BadRows(
             f"{name} holds {int((~inside).sum())} value(s) outside the support of the likelihood at site "
-            f"{site!r} ({type(element).__name__}: {shown}), e.g. {bad.flatten()[0].item():.6g}.{fix}"
+            f"{site!r} ({type(element).__name__}: {shown}), e.g. {bad.flatten()[0].item():.6g}."
+            f" The first is in {named([row], numbers)}.{fix}"
         )
 
 
@@ -105,6 +118,6 @@ def fixed_support(terms: LogTerms, x: Tensor) -> tuple[str, Distribution] | None
     Then other data can be checked without running the model.
     """
     match list(terms.likelihood.items()):
-        case [(site, p)] if terms.observed[site] is x and not (terms.masks or varies(support_of(innermost(p)))):
+        case [(site, p)] if terms.observed[site] is x and not (terms.is_masked or varies(support_of(innermost(p)))):
             return site, p
     return None

@@ -9,10 +9,12 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from pyrovae._checks import as_data, require_at_least, require_instance, shown
+from pyrovae._compat.torch import own_settings
 from pyrovae.plots._axes import check_frame, new_axes
 from pyrovae.plots._inputs import as_picture, by_name, require_method
 
 
+@own_settings()
 def images(
     x: Tensor,
     image_shape: Sequence[int],

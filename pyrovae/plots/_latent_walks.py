@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from pyrovae._checks import require_at_least, require_instance, require_within, shown
+from pyrovae._compat.torch import own_settings
 from pyrovae.model import VAEModel
 from pyrovae.plots._axes import check_frame
 from pyrovae.plots._images import images
@@ -19,6 +20,7 @@ _NUM_QUANTILE_DRAWS = 20_000  # from a prior without an inverse distribution fun
 _MAX_TICKS = 5  # along each axis
 
 
+@own_settings()
 def manifold(
     model: Any,
     image_shape: Sequence[int],
@@ -81,6 +83,7 @@ def manifold(
     return ax
 
 
+@own_settings()
 def traversals(
     model: Any,
     x: Tensor,

@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 
 from pyrovae._checks import require_at_least, require_instance
+from pyrovae._compat.torch import own_settings
 from pyrovae.evaluation import CollapseReport
 from pyrovae.model import VAEModel
 from pyrovae.plots._axes import check_frame, legend_above, new_axes, styles
@@ -16,6 +17,7 @@ from pyrovae.plots._images import strips
 from pyrovae.plots._inputs import as_picture, by_name
 
 
+@own_settings()
 def layer_samples(
     model: Any, image_shape: Sequence[int], *, n: int = 10, seed: int = 0, title: str = "", ax: Axes | None = None
 ) -> Axes:

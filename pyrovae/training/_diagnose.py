@@ -11,6 +11,7 @@ from pyrovae._random import get_every_state, get_state, set_every_state, set_sta
 from pyrovae._turns import turn
 from pyrovae.model import VAEModel
 from pyrovae.model._pairing import NotAPair
+from pyrovae.model._rows import Numbers, named
 from pyrovae.training._progress import Plan, Progress, copied_weights
 from pyrovae.training._result import FitResult, NonFiniteLoss
 from pyrovae.training.batches import Batch, Batches, Model, Tensors
@@ -74,9 +75,10 @@ class Diagnosis:
             of: the batches that it is one of; by default those that are trained on.
         """
         model, own_loss = self._plan.task.model, self._plan.task.objective is None
+        batches = of or self._plan.train
         with turn():
             set_state(generators)
-            cause = explain(model, (of or self._plan.train).prepare(*batch.raw), own_loss=own_loss)
+            cause = explain(model, batches.prepare(*batch.raw), batches.numbers(batch), own_loss=own_loss)
         # Running means and the like are broken if they are NaN: infinities may be meant.
         if broken_parameters(model) or any(bool(b.isnan().any()) for b in model.buffers()):
             model.load_state_dict(self._weights)
@@ -94,20 +96,21 @@ def broken_parameters(model: Model) -> list[str]:
 
 
 @torch.no_grad()
-def explain(model: Model, batch: Tensors, *, own_loss: bool = False) -> str:
+def explain(model: Model, batch: Tensors, numbers: Numbers, *, own_loss: bool = False) -> str:
     """One sentence: the parameters that are broken, or else the sites whose terms are, in order of computation.
 
     Args:
         model: the model.
         batch: ``(x, *covariates)``.
+        numbers: of its data, where they are known.
         own_loss: whether the model's ``loss`` is what was minimised.
     """
     if broken := broken_parameters(model):
         return f"an update made parameters non-finite ({', '.join(broken[:3])}{', …' if len(broken) > 3 else ''})."
     if own_loss:
         loss: Tensor = model.loss(*batch)
-        if bad := int((~loss.isfinite()).sum()):
-            return f"{type(model).__name__}.loss is {_kind(loss)} for {bad} of {len(loss)} data."
+        if not bool(loss.isfinite().all()):
+            return f"{type(model).__name__}.loss is {_where(loss.unsqueeze(0), numbers)}."
     if not isinstance(model, VAEModel):
         return "it is finite at the same draws."
     try:
@@ -116,7 +119,7 @@ def explain(model: Model, batch: Tensors, *, own_loss: bool = False) -> str:
         return f"it has no terms by site ({error})"
     groups = {"log q(z|x)": terms.log_posterior, "log p(z)": terms.log_prior, "log p(x|z)": terms.log_likelihood}
     found = [
-        f"{label} at site {site!r} is {_kind(term)} for {int((~term.isfinite()).any(0).sum())} of {term.shape[1]} data"
+        f"{label} at site {site!r} is {_where(term, numbers)}"
         for label, group in groups.items()
         for site, term in group.items()
         if not bool(term.isfinite().all())
@@ -124,5 +127,8 @@ def explain(model: Model, batch: Tensors, *, own_loss: bool = False) -> str:
     return "; ".join(found) + "." if found else "every site is finite at the same draws, so the objective is at fault."
 
 
-def _kind(term: Tensor) -> str:
-    return "NaN" if bool(term.isnan().any()) else "infinite"
+def _where(term: Tensor, numbers: Numbers) -> str:
+    """What values ``(K, B)`` are that are not finite, and for which data."""
+    bad = (~term.isfinite()).any(0).nonzero().flatten().tolist()
+    which = f"{named(bad, numbers)}{' of the batch' if numbers is None else ''}"
+    return f"{'NaN' if bool(term.isnan().any()) else 'infinite'} for {len(bad)} of {term.shape[1]} data ({which})"

@@ -22,12 +22,13 @@ from pyrovae._checks import (
     resolve_device,
     shown,
 )
+from pyrovae._compat.torch import own_settings
 from pyrovae._distributed import check_same_everywhere, connect, from_main, num_processes, rank
 from pyrovae._random import reseed, restored_on_error, stream
 from pyrovae._turns import turn
 from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._inputs import keep_columns
-from pyrovae.model._modes import keep_local_parameters, without_validation
+from pyrovae.model._modes import check_numbers, keep_local_parameters, without_validation
 from pyrovae.objectives import ELBO
 from pyrovae.training._checkpoint import Checkpoint, CheckpointFolder, identity
 from pyrovae.training._loop import train
@@ -103,7 +104,8 @@ def fit(
             (a capture, machine code, the graph itself, because it reads values or changes otherwise than through torch)
             it does without, and a warning says what was lost and why. What model and ``batch_transform`` do besides
             computing (printing, counting) happens only when they are traced.
-        precision: ``"bfloat16"`` computes the loss under autocast, on CUDA alone; evaluation and validation never do.
+        precision: ``"bfloat16"`` computes the loss under autocast, on CUDA alone; evaluation and validation never do,
+            nor does an ``autocast`` around the call change anything.
         checkpoint: where the complete state of this run is kept, and taken up again: a :class:`Checkpoint`, or the path
             of a folder, which means ``Checkpoint(path)``.
         progress: show a progress bar, in nats per datum.
@@ -127,11 +129,11 @@ def fit(
     _check_settings(epochs, batch_size, learning_rate, clip_norm, patience, device, seed, compile, precision, progress)
     _check_functions(optimizer, lr_schedule, batch_transform, callbacks)
     connect()
-    batch_size = int(batch_size)
-    with torch.inference_mode(False), torch.enable_grad(), stream(seed), keep_local_parameters():
+    batch_size, target = int(batch_size), resolve_device(device)
+    with own_settings(target), torch.enable_grad(), stream(seed), keep_local_parameters():
         with restored_on_error():
             objective = _objective(model, objective)
-            target = resolve_device(device)
+            check_numbers(model)
             folder = None if checkpoint is None else CheckpointFolder(checkpoint)
             data, validation, transform = with_splits(data, validation, batch_transform)
             if patience is not None and validation is None:
@@ -210,18 +212,19 @@ def _batches(
     model: Model, data: Any, validation: Any, transform: Transform | None, batch_size: int, objective: PyroELBO | None
 ) -> tuple[Batches, Batches | None]:
     """Batches to train on and to validate on, once the model has run on both."""
+    kept = numbers = None
     with keep_columns(model, as_fields(data)):
         if isinstance(validation, (float, np.floating)):
-            data, (x, *rest) = hold_out(model, data, float(validation))
+            (data, kept), ((x, *rest), numbers) = hold_out(model, data, float(validation))
             x = placed(x, model.placement)
             with turn():
                 x = transform(x) if transform else x
             validation = (from_main(x), *rest)
-        train = as_batches(model, data, batch_size=batch_size, transform=transform)
+        train = as_batches(model, data, batch_size=batch_size, transform=transform, numbers=kept)
         train.check(objective)
         held_out = None
         if validation is not None:
-            held_out = as_batches(model, validation, batch_size=batch_size, held_out=True)
+            held_out = as_batches(model, validation, batch_size=batch_size, held_out=True, numbers=numbers)
             held_out.check(objective)
             model.validated_on = tuple(dict.fromkeys((*model.validated_on, held_out.hash())))
     return train, held_out

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from pyrovae._distributed import from_main, gathered, num_processes, rank, summed
 from pyrovae._interrupt import Deferred
-from pyrovae._random import get_state
+from pyrovae._random import get_every_state, get_state, set_every_state
 from pyrovae._turns import turn
 from pyrovae.model._modes import turns_of_inference
 from pyrovae.objectives import ELBO
@@ -31,7 +31,13 @@ def train(plan: Plan, *, visible: bool) -> FitResult:
         visible: whether a progress bar is shown.
     """
     task, model, steps, progress = plan.task, plan.task.model, plan.train.num_steps, begin_or_resume(plan)
-    engines = [build(plan.engine, task, plan.train, plan.epochs)]
+    engines = [build(plan.engine, task, plan.train, plan.epochs, watched=bool(plan.callbacks))]
+    if plan.train.least == 1:
+        state = get_every_state()
+        batch = next(iter(plan.train))
+        set_every_state(state)
+        task.set_time(0.0)
+        task.check_single(plan.train, batch)
     with (
         Deferred(plan.checkpoints is not None) as signals,
         tqdm(total=steps and steps * plan.epochs, unit="step", disable=not visible, initial=progress.steps_done) as bar,
@@ -80,6 +86,8 @@ def _epoch(
     for batch in progress.remaining(batches):
         if progress.epoch == 0:
             batches.in_first_epoch(batch)
+            if batch.size == 1:
+                task.check_single(batches, batch)
         task.set_time(progress.time(plan))
         with turn():
             generators = get_state() if task.reads_every_loss else []

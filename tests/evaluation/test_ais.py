@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pyrovae as pv
-from pyrovae.evaluation._run import strict
+from pyrovae.evaluation._run import evaluating
 from pyrovae.evaluation.marginal._chains import estimate_chains
 from pyrovae.evaluation.marginal._verdict import judge_chains
 from pyrovae.model import Latents
@@ -175,7 +175,7 @@ def test_base_space_of_every_family(name: str) -> None:
     """Densities at the guide's own draws, gradients against finite differences, the inverse where there is one."""
     model = Fixed(randomized(POSTERIORS[name](), scale=0.3))
     x = torch.randn(3, 4).double()
-    with strict(model):
+    with evaluating(model):
         space = BaseSpace(model, (x,), 5, "posterior")
         u = space.draw()
         assert u.shape == (5, 3, LATENT)
@@ -370,7 +370,7 @@ def test_a_start_far_off_is_reported() -> None:
 def test_few_chains_are_never_reliable(chains: int) -> None:
     """Not even chains from the exact posterior, whose weights are equal: nothing could have shown otherwise."""
     model = linear("exact")
-    result = run(model, model.sample(5, seed=1), num_chains=chains, num_temperatures=2, num_leapfrog=2)
+    result = run(model, model.sample(5, seed=1), num_chains=chains, num_temperatures=2, num_leapfrog=2, seed=1)
     assert result.reliable == result.pointwise["reliable"].all() == (chains == 10)
     if chains < 10:
         assert (result.pointwise["reason"] == "few chains").all()

@@ -15,7 +15,7 @@ import xarray
 
 import pyrovae as pv
 from pyrovae import _graph
-from pyrovae.evaluation._memory import Cost, plan, probe
+from pyrovae._memory import Cost, plan, probe
 from pyrovae.evaluation.marginal import _weights as weights
 from pyrovae.evaluation.marginal._stream import WeightStream
 from pyrovae.evaluation.marginal._tail import tail_length

@@ -1,9 +1,11 @@
 """Results on the disk, what they say of where they come from, and what every estimator takes."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import matplotlib.pyplot
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,8 +13,9 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae import _graph
+from pyrovae import _graph, evaluation
 from pyrovae.evaluation import EvaluationRun, Provenance, Result
+from pyrovae.model._generation import Generation
 from tests.models import TwoSites, binary
 
 SHORT = {"num_temperatures": 5, "num_chains": 3, "num_leapfrog": 2}
@@ -249,3 +252,130 @@ def test_provenance_of_pooled_results_names_all_seeds(tmp_path) -> None:
     assert pooled.provenance.seed == (0, None, 2)
     assert_same(Result.load(pooled.save(tmp_path / "r.npz")), pooled)
     assert not Provenance("a", "b").same_density(Provenance("a", "b"))  # nothing is known of it
+
+
+# -- whatever the caller has set -------------------------------------------------------------------------------------
+
+X, TWO = binary(12), TwoSites()
+FACTORS = factors(X)
+RUNS: dict[str, Callable[[Any], Any]] = {
+    **{name: lambda m, run=run: run(m, X, progress=False) for name, run in ESTIMATORS.items() if name != "gaps"},
+    "disentanglement": lambda m: pv.disentanglement(m, X, FACTORS, num_votes=5, progress=False),
+    "inference_gaps": lambda m: ESTIMATORS["gaps"](m, X, progress=False),
+    "log_weights": lambda m: evaluation.log_weights(m, X, num_samples=5, progress=False),
+    "refit_posterior": lambda m: pv.refit_posterior(m, X, "iaf", epochs=2, seed=0, progress=False, device="cpu")[1],
+    "continuity": lambda m: evaluation.continuity(m.decode, m.encode(X), num_pairs=3, steps=4),
+    "completeness": lambda m: evaluation.completeness(m.decode, m.encode(X[:3]), X[:4], X[4:]),
+    # methods of a model
+    "encode": lambda m: [m.encode(X), m.encode(X, num_samples=2)],
+    "decode": lambda m: m.decode(m.encode(X)),
+    "reconstruct": lambda m: m.reconstruct(X),
+    "interpolate": lambda m: m.interpolate(X[:2], X[2:4]),
+    "sample": lambda m: m.sample(3, seed=0),
+    "simulate": lambda m: list(m.simulate(3, seed=0)[1].values()),
+    "sample_latents": lambda m: m.sample_latents(3, seed=0),
+    "as_data": lambda m: m.as_data(X),
+    # plots that run a model
+    "aggregate_posterior": lambda m: pv.plots.aggregate_posterior(m, X).collections[-1].get_offsets().data,
+    "manifold": lambda m: pv.plots.manifold(m, (2, 3), n=3).get_images()[0].get_array(),
+    "traversals": lambda m: pv.plots.traversals(m, X[:2], (2, 3)).get_images()[0].get_array(),
+    "reconstructions": lambda m: pv.plots.reconstructions(m, X, (2, 3)).get_images()[0].get_array(),
+    "samples": lambda m: pv.plots.samples(m, (2, 3)).get_images()[0].get_array(),
+    "layer_samples": lambda m: pv.plots.layer_samples(TWO, (2, 3), n=3).get_images()[0].get_array(),
+}
+# These take numbers, results or arrays, or have a test of their own.
+NO_MODEL = {
+    "evaluation": "arviz_comparison compare dci factor_vae_score judge judge_chains khat_threshold mean_error "
+    "mean_error_of_chains mig mutual_information pareto_khat pool sap",
+    "plots": "active_units bounds codebook_usage codes curves denoising forest gaps images khats kl_per_dimension "
+    "kl_per_site log_weights",
+    "model": "check draw_posterior draw_prior guide load log_joint log_posterior log_prior log_terms model penalty "
+    "save",
+}
+
+
+def numbers(found: Any) -> list[np.ndarray]:
+    """The numbers of whatever it is."""
+    if isinstance(found, pv.FitResult):
+        return [found.history[["loss"]].to_numpy()]
+    if dataclasses.is_dataclass(found):
+        return numbers([getattr(found, f.name) for f in dataclasses.fields(found)])
+    if isinstance(found, pd.DataFrame):
+        return [found.select_dtypes("number").to_numpy()]
+    if isinstance(found, (list, tuple)):
+        return [array for part in found for array in numbers(part)]
+    return [np.asarray(found)] if isinstance(found, (Tensor, np.ndarray, float)) else []
+
+
+def functions(module: Any) -> set[str]:
+    return {name for name in module.__all__ if callable(getattr(module, name)) and name[0].islower()}
+
+
+def test_every_function_is_run_under_whatever_the_caller_has_set() -> None:
+    """A new one belongs into RUNS, or into NO_MODEL with a reason."""
+    methods = {n for c in (pv.VAEModel, Generation) for n, f in vars(c).items() if callable(f) and n[0] != "_"}
+    methods |= {"save", "load"}
+    surface = {"evaluation": functions(evaluation), "plots": functions(pv.plots), "model": methods}
+    for kind, names in surface.items():
+        without = set(NO_MODEL[kind].split())
+        assert without <= names
+        assert names - without <= RUNS.keys(), kind
+    assert RUNS.keys() <= set().union(*surface.values())
+
+
+@contextlib.contextmanager
+def default_device(name: str) -> Iterator[None]:
+    torch.set_default_device(name)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@contextlib.contextmanager
+def less_precise() -> Iterator[None]:
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+SETTINGS: dict[str, Callable[[], Any]] = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "gradients": lambda: torch.set_grad_enabled(True),
+    "deterministic": deterministic,
+    "meta": lambda: default_device("meta"),
+    "bfloat16 products": less_precise,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", RUNS)
+def test_nothing_that_the_caller_has_set_changes_a_number(name: str) -> None:
+    model = small()
+    torch.manual_seed(0)
+    expected = numbers(RUNS[name](model))
+    assert expected
+    for setting, make in SETTINGS.items():
+        if setting == "bfloat16 products" and not hasattr(torch.backends.mkldnn, "matmul"):
+            continue  # torch before 2.9
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        with make():
+            found = numbers(RUNS[name](model))
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=f"{name} under {setting}")
+        assert name in ("layer_samples", "refit_posterior") or torch.equal(torch.get_rng_state(), before)
+    matplotlib.pyplot.close("all")

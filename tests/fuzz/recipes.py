@@ -232,6 +232,7 @@ KINDS: dict[str, Kind] = {
     "gamma": NOT_NEGATIVE,
     "alpha": NOT_NEGATIVE,
     "num_data": size(),
+    "numbers": Kind(lambda value: None, "numbers of the rows, which fit and the estimators give"),
     "seed": SEED.or_(NONE),
     "device": DEVICE.or_(NONE),
     "memory_budget": size().or_(NONE),

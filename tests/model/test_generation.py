@@ -8,10 +8,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
+from pyrovae.model import _rows
+from pyrovae.model._generation import Generation
 from pyrovae.testing import DiscreteMixture
-from tests.models import Conditional, binary
+from tests.models import Conditional, TwoSites, binary
 
 CENTERS = torch.tensor([[-9.0], [0.0], [9.0]])
 QUIET = {"device": "cpu", "progress": False, "compile": "off"}
@@ -546,3 +549,199 @@ def test_what_has_no_mean_or_no_line_says_so() -> None:
 
     with pytest.raises(ValueError, match=r"site 'z' .* has no mean: pass num_samples"):
         Heavy((6,), 3, hidden=(16,)).encode(x)
+
+
+# -- large data ------------------------------------------------------------------------------------------------------
+
+
+def whole(monkeypatch: pytest.MonkeyPatch, run) -> Tensor:
+    """What ``run`` gives where all rows are one block."""
+    with monkeypatch.context() as patch:
+        patch.setattr(_rows, "_FIRST_ROWS", 10**6)
+        return run()
+
+
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 600, 1111])
+def test_blocks_give_what_all_rows_at_once_give(n: int, monkeypatch) -> None:
+    """Without draws, and with those of one site and one particle, which are the same; the others' lengths follow."""
+    monkeypatch.setattr(_rows, "BLOCK", {"cpu": 2**16})
+    model, two = pv.VAE((6,), 3, hidden=(8,)), TwoSites()
+    y, z, x = torch.randn(n, 2), torch.randn(n, 3), binary(n)
+    conditional = Conditional()
+    for run in (
+        lambda: model.encode(x),
+        lambda: model.decode(z),
+        lambda: model.decode(z.reshape(1, n, 3)),
+        lambda: model.reconstruct(x, seed=3),
+        lambda: model.sample_latents(n, seed=3),
+        lambda: conditional.encode(x, y),
+        lambda: conditional.reconstruct(x, y),
+        lambda: conditional.decode(z[:, :2], y),
+        lambda: two.decode({"z1": z, "z2": z[:, :2]}),
+        lambda: model.interpolate(x, 1 - x, steps=2),
+    ):
+        torch.testing.assert_close(run(), whole(monkeypatch, run))
+    drawn, latents = model.simulate(n, seed=1)
+    assert (drawn.shape, latents["z"].shape) == ((n, 6), (1, n, 3))
+    assert model.encode(x, num_samples=4).shape == (4, n, 3)
+    assert {site: z.shape for site, z in two.encode(x).items()} == {"z1": (n, 3), "z2": (n, 2)}
+    assert Plated().encode(torch.randn(n, 3, 2))["h"].shape == (n, 3, 2)
+
+
+def test_draws_of_blocks_are_draws(monkeypatch) -> None:
+    """Of every row from its own posterior and prior, in the first block and in later ones, from a seed."""
+    monkeypatch.setattr(_rows, "BLOCK", {"cpu": 2**16})
+    model = Labelled(nothing)
+    n = 3000
+    x, y = torch.linspace(-9, 9, n).unsqueeze(1), torch.eye(3)[torch.arange(n) % 3]
+    z = model.encode(x, y, num_samples=4, seed=5)
+    error = (z - (4 * x + y @ CENTERS) / 5) / 0.2**0.5
+    for rows in (slice(256), slice(256, n)):
+        k = error[:, rows].numel()
+        assert abs(error[:, rows].mean().item()) < 4.5 / k**0.5
+        assert error[:, rows].var().item() == pytest.approx(1.0, rel=4.5 * (2 / k) ** 0.5)
+    assert torch.equal(z, model.encode(x, y, num_samples=4, seed=5))
+    drawn, latents = model.simulate(n, y, seed=2)
+    error = (latents["z"][0] - (4 * drawn + y @ CENTERS) / 5) / 0.2**0.5  # a pair belongs together
+    assert error.var().item() == pytest.approx(1.0, rel=4.5 * (2 / n) ** 0.5)
+
+
+def test_memory_does_not_grow_with_the_rows(monkeypatch) -> None:
+    """What the largest block allocates, of ten times as many rows."""
+
+    def largest(n: int) -> int:
+        sizes = []
+        run = Generation._mean_or_mode
+
+        def counted(self, x, covariates, values):
+            sizes.append(len(x))
+            return run(self, x, covariates, values)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Generation, "_mean_or_mode", counted)
+            pv.VAE((6,), 3, hidden=(800,)).decode(torch.randn(n, 3))
+        assert sum(sizes) == n
+        return max(sizes)
+
+    monkeypatch.setattr(_rows, "BLOCK", {"cpu": 2**22})
+    assert 16 <= largest(2000) == largest(20_000) < 1000
+
+
+# -- rows that fail --------------------------------------------------------------------------------------------------
+
+
+class Lookup(pv.VAEModel):
+    """A table of five looked up by a covariate, by whatever means."""
+
+    event_shape = (6,)
+
+    def __init__(self, find) -> None:
+        super().__init__()
+        self.table, self.find = nn.Embedding(5, 2), find
+        self.decoder, self.encoder = nn.Linear(4, 6), nn.Linear(8, 4)
+
+    def of(self, c: Tensor) -> Tensor:
+        return self.find(self.table, c.long())
+
+    def model(self, x: Tensor, c: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            y = self.of(c).expand(*z.shape[:-1], 2)
+            pyro.sample("x", dist.Normal(self.decoder(torch.cat([z, y], -1)), 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor, c: Tensor) -> None:
+        loc, raw = self.encoder(torch.cat([x, self.of(c)], -1)).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
+
+
+LOOKUPS = {
+    "embedding": lambda table, c: table(c),
+    "index": lambda table, c: table.weight[c],
+    "one-hot": lambda table, c: nn.functional.one_hot(c, 5).float()[:, :2],
+    "gather": lambda table, c: table.weight.gather(0, c.unsqueeze(1).expand(-1, 2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("row", [0, 1, 777])
+@pytest.mark.parametrize("how", LOOKUPS)
+def test_an_index_out_of_range_is_named_whichever_row_it_is_in(how: str, row: int, device: torch.device) -> None:
+    model, x, c = Lookup(LOOKUPS[how]).to(device), torch.randn(1000, 6), torch.arange(1000) % 5
+    c[row] = 9
+    options = {"device": device, "progress": False, "epochs": 1}
+    loader = DataLoader(TensorDataset(x, c), 100, shuffle=True)
+    named = rf"row {row} of covariate 0.* cannot be computed on"
+    second = (x[2:700], c[2:700])
+    for run, message in (
+        (lambda: model.encode(x, c), named),
+        (lambda: model.encode(x, c, num_samples=2), named),
+        (lambda: model.reconstruct(x, c), named),
+        (lambda: pv.log_marginal(model, x, c, num_samples=2, progress=False), named),
+        (lambda: pv.elbo_terms(model, x, c, num_samples=2, progress=False), named),
+        (lambda: pv.collapse(model, x, c, num_samples=2, progress=False), named),
+        (lambda: pv.disentanglement(model, x, torch.arange(1000)[:, None] % 2, c, progress=False), named),
+        (lambda: pv.fit(model, (x, c), compile="graph", **options), named),
+        (lambda: pv.fit(model, (x, c), compile="off", **options), named),
+        (lambda: pv.fit(model, (x, c), validation=0.5, **options), named),
+        (lambda: pv.fit(model, second, validation=(x, c), **options), named),
+        (lambda: pv.fit(model, loader, **options), r"row \d+ of covariate 0 of a batch of data cannot"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run()
+    assert model.encode(*second).shape == (698, 2)  # nor has a device been lost
+
+
+@pytest.mark.parametrize("where", ["encoder", "decoder"])
+def test_a_row_that_makes_nan_is_named(where: str) -> None:
+    x = torch.randn(1000, 6)
+    x[777, 0] = 7.75
+
+    def poison(module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+        marked = (args[0][..., :1] == 7.75) if where == "encoder" else (args[0][..., :1] > 1e5)
+        return torch.where(marked, torch.nan, out)
+
+    model = pv.VAE((6,), 2, hidden=(8,), likelihood="gaussian")
+    if where == "decoder":  # which the marked row's latents reach alone
+
+        class Far(nn.Module):
+            def __init__(self, inner: nn.Module) -> None:
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, x: Tensor) -> Tensor:
+                q = self.inner(x)
+                return torch.where(x[..., :1] == 7.75, 1e7, q)
+
+        model.encoder = Far(model.encoder)
+        with torch.no_grad():
+            model.posterior.head.weight[:2].abs_()
+    getattr(model, where).register_forward_hook(poison)
+    options = {"epochs": 1, "device": "cpu", "progress": False}
+    for compile in ("off", "graph"):
+        with pytest.raises(pv.NonFiniteLoss, match=r"is NaN for 1 of 100 data \(row 777\)"):
+            pv.fit(model, x, compile=compile, **options)
+    with pytest.raises(pv.NonFiniteLoss, match=r"validation loss .* for 1 of 1000 data \(row 777\)"):
+        pv.fit(model, x[:700], validation=x, **options)
+    with pytest.raises(pv.NonFiniteLoss, match=r"loss .* for 1 of \d+ data \(row 777\)"):
+        pv.fit(model, x, validation=0.5, **options)
+    with pytest.raises(ValueError, match=r"row 777 of x"):
+        model.reconstruct(x)
+    if where == "encoder":
+        with pytest.raises(ValueError, match=r"row 777 of x"):
+            model.encode(x)
+        with pyro.distributions.validation_enabled(False), pytest.raises(ValueError, match=r"row 777 of x"):
+            model.encode(x, num_samples=2)
+    for run in (pv.log_marginal, pv.elbo_terms, pv.collapse):
+        with pytest.warns(UserWarning, match=r"is NaN for row 777 of x, of 1000 data") as warned:
+            run(model, x, num_samples=3, progress=False)
+        assert {w.filename for w in warned} == {__file__}
+    with pytest.warns(UserWarning, match="row 7 of x, of 10 data"):
+        pv.ais(model, x[770:780], num_temperatures=3, num_chains=3, num_leapfrog=1, progress=False)
+
+
+def test_an_error_for_all_rows_stays_what_it_is() -> None:
+    model = pv.VAE((6,), 2, hidden=(8,))
+    model.encoder = nn.Linear(5, 8)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model.encode(binary(300))

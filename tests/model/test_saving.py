@@ -852,3 +852,88 @@ def test_a_file_of_the_older_format(tmp_path) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "m", {"pyrovae": json.dumps(header)})
     with pytest.raises(ValueError, match="its format is 1, where 3 is needed"):
         pv.load(tmp_path / "m")
+
+
+class Drawing(pv.VAE):
+    """Its constructor draws from everything that there is to draw from, and registers itself with Pyro."""
+
+    def __init__(self) -> None:
+        super().__init__((6,), 2, hidden=(8,))
+        numbers = [random.random(), np.random.rand(), torch.rand(()).item()]  # noqa: NPY002
+        self.register_buffer("drawn", torch.tensor(numbers))
+        pyro.param("stray", torch.zeros(2))
+        pyro.module("drawing", self.decoder)
+
+
+def test_saving_and_loading_leave_every_random_state_and_the_store_alone(tmp_path) -> None:
+    def states() -> list[Any]:
+        cuda = [s.tolist() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
+        return [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate(), cuda]  # noqa: NPY002
+
+    model = Drawing()
+    pyro.clear_param_store()
+    kept = pyro.param("kept", torch.ones(2))
+    before = states()
+    model.save(tmp_path / "m")
+    for loaded in (Drawing.load(tmp_path / "m"), pv.load(tmp_path / "m")):
+        assert torch.equal(loaded.drawn, model.drawn)
+    assert states() == before
+    assert list(pyro.get_param_store().keys()) == ["kept"]
+    assert pyro.param("kept") is kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_a_precision_is_refused_wherever_it_comes_from(dtype: torch.dtype, tmp_path) -> None:
+    x = (torch.rand(20, 6) < 0.5).float()
+    model = pv.VAE((6,), 2, hidden=(8,))
+    model.save(tmp_path / "m")
+    runs = {
+        "fit": lambda m: pv.fit(m, x, epochs=1, progress=False, device="cpu"),
+        "log_marginal": lambda m: pv.log_marginal(m, x, num_samples=2, progress=False),
+        "bdmc": lambda m: pv.bdmc(m, 2, num_temperatures=2, progress=False),
+        "encode": lambda m: m.encode(x),
+        "decode": lambda m: m.decode(torch.zeros(2, 2)),
+        "sample": lambda m: m.sample(2),
+    }
+    half = copy.deepcopy(model).to(dtype)
+    for run in runs.values():
+        with pytest.raises(ValueError, match=rf"VAE has {dtype} parameters.*call model\.float\(\)"):
+            run(half)
+    torch.set_default_dtype(dtype)
+    try:
+        runs |= {
+            "VAE": lambda m: pv.VAE((6,), 2),
+            "Autoencoder": lambda m: pv.zoo.Autoencoder((6,), 2),
+            "load": lambda m: pv.load(tmp_path / "m"),
+        }
+        for run in runs.values():
+            with pytest.raises(ValueError, match=rf"default dtype is {dtype}.*set_default_dtype\(torch\.float32\)"):
+                run(model)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_model_without_values_says_so_and_others_do_not_mind_the_default_device(tmp_path) -> None:
+    x = (torch.rand(20, 6) < 0.5).float()
+    model = pv.VAE((6,), 2, hidden=(8,))
+    twin = copy.deepcopy(model)
+    model.save(tmp_path / "m")
+
+    def results(model: pv.VAE) -> list[Any]:
+        run = pv.fit(model, x.numpy(), epochs=2, batch_size=8, validation=0.2, seed=0, progress=False, device="cpu")
+        px = pv.log_marginal(model, x.numpy(), num_samples=3, progress=False).pointwise["log_px"].tolist()
+        return [run.history["loss"].tolist(), px, model.sample(3, seed=0).tolist(), model.encode(x.numpy()).tolist()]
+
+    expected = results(model)
+    torch.set_default_device("meta")
+    try:
+        empty = pv.VAE((6,), 2, hidden=(8,))
+        found = results(twin)
+        with pytest.raises(ValueError, match="VAE was built on the meta device, which holds no values"):
+            pv.load(tmp_path / "m")
+    finally:
+        torch.set_default_device(None)
+    assert found == expected
+    for run in (lambda: pv.fit(empty, x), lambda: pv.log_marginal(empty, x), lambda: empty.encode(x)):
+        with pytest.raises(ValueError, match="VAE is on the meta device, which holds no values: build it"):
+            run()

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import pyrovae as pv
 from pyrovae.testing import DiscreteMixture
 from pyrovae.training.engines import Task
+from pyrovae.training.engines._check import Check
 from tests.models import Conditional, TwoSites, binary
 
 
@@ -557,3 +558,95 @@ def test_trains_on_cuda_by_default() -> None:
     pv.fit(model, X, epochs=2, progress=False)
     assert model.placement.device.type == "cuda"
     assert np.isfinite(pv.log_marginal(model, X, num_samples=50, progress=False).pointwise["log_px"]).all()
+
+
+# -- batches of a single datum ---------------------------------------------------------------------------------------
+
+
+def normalised() -> pv.VAE:
+    encoder = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    return pv.VAE((6,), 3, hidden=(8,), encoder=encoder)
+
+
+@pytest.mark.parametrize("compile", ["off", "graph"])
+def test_a_datum_that_is_left_over_joins_the_batch_before(compile: str) -> None:
+    sizes: list[int] = []
+
+    def count(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if module.training:
+            sizes.append(len(args[0]))
+
+    model, x = normalised(), X[:101]
+    model.encoder.register_forward_pre_hook(count)
+    run = train(model, x, batch_size=50, validation=X[:1], compile=compile)
+    assert run.history["val_loss"].notna().all()
+    assert {50, 51} <= set(sizes)
+    assert min(sizes) > 1
+    sizes.clear()
+    train(model, x, batch_size=100, compile="off")
+    assert set(sizes) == {101}
+    for held_out in (X[:1], X[:11], DataLoader(TensorDataset(X[:11]), 10), 0.01):
+        assert train(model, X[:100], validation=held_out, batch_size=10).history["val_loss"].notna().all()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        X[:1],
+        DataLoader(TensorDataset(X[:101]), 50, shuffle=True),
+        DataLoader(TensorDataset(X[:2]), 1),
+        TensorDataset(X[:101]),
+        Stream(X[:101]),
+    ],
+    ids=["one", "loader", "loader of ones", "dataset", "stream"],
+)
+def test_a_batch_of_one_that_cannot_be_trained_on_is_found_before_it_is(data) -> None:
+    model = normalised()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="batch of a single datum, on which VAE cannot be trained: Expected more"):
+        train(model, data, batch_size=50)
+    if not isinstance(data, Stream):  # whose length nobody knows
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert train(small(), data, batch_size=50).history["loss"].notna().all()  # others can
+
+
+# -- what the caller has set ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compile", ["off", "graph"])
+def test_nothing_that_the_caller_has_set_changes_training(compile: str) -> None:
+    def trained() -> list[float]:
+        torch.manual_seed(0)
+        run = train(small(), X, validation=X[:20], compile=compile)
+        return run.history[["loss", "val_loss"]].to_numpy().flatten().tolist()
+
+    expected = trained()
+    for setting in (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.inference_mode(),
+        torch.no_grad(),
+        torch.set_grad_enabled(True),
+    ):
+        with setting:
+            torch.manual_seed(0)
+            with torch.inference_mode(False):
+                model = small()
+            run = train(model, X, validation=X[:20], compile=compile)
+        assert run.history[["loss", "val_loss"]].to_numpy().flatten().tolist() == expected, setting
+
+
+def test_an_epoch_of_one_step_is_not_compared_with_pyro_every_time() -> None:
+    compared: list[int] = []
+    agrees = Check.agrees
+
+    def count(self: Check, *args: object) -> bool:
+        compared.append(1)
+        return agrees(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Check, "agrees", count)
+        assert train(small(), X, batch_size=len(X), epochs=30, compile="graph").engine == "graph"
+        alone = len(compared)
+        train(small(), X, batch_size=len(X), epochs=30, compile="graph", callbacks=[lambda run: None])
+    assert alone <= 2  # the first, and no other in a hundred steps
+    assert len(compared) - alone >= 29  # a callback may change anything

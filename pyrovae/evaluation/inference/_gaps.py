@@ -123,7 +123,8 @@ def inference_gaps(
             return columns
 
         sizes = min(_plan(run, make, num_particles) for make in made.values()), 1
-        columns = run.collect(compute, sizes, total=steps * (len(made) - 1), description="q*", unit="step")
+        total = steps * (len(made) - 1)
+        columns = run.collect(compute, sizes, total=total, description="q*", unit="step", required=list(made))
         provenance = run.provenance()
     if log_px is None:
         proposal = _best_proposal(columns, list(made))

@@ -5,14 +5,13 @@ import inspect
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor, nn
 
+from pyrovae._compat.torch import own_settings
 from pyrovae._random import restored_on_error, seeded
-from pyrovae._turns import turn
 from pyrovae.evaluation._data import require_density
 from pyrovae.model import VAE, VAEModel
-from pyrovae.model._modes import evaluation_mode, local_parameters
+from pyrovae.model._modes import inference, local_parameters
 from pyrovae.posteriors import POSTERIORS, Posterior
 from pyrovae.training import FitResult, fit
 
@@ -50,11 +49,10 @@ class Refitted(VAEModel):
         return self
 
 
-@torch.no_grad()
 def _width(model: VAE) -> int:
     """C, the width of what the encoder gives to the posterior."""
     assert model.event_shape is not None
-    with turn(), evaluation_mode(model.encoder):
+    with inference(model, None):
         return model.encoder(model.placement.new_zeros(1, *model.event_shape)).shape[-1]
 
 
@@ -70,6 +68,7 @@ class _Guide(VAEModel):
             pyro.sample("z", self.posterior(self.encoder(x)))
 
 
+@own_settings()
 def refit_posterior(
     model: VAEModel,
     data: Any,

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from pyrovae._distributed import summed
+from pyrovae._memory import plan, probe
 from pyrovae._turns import turn
 from pyrovae.distributions._capabilities import capabilities, innermost
-from pyrovae.evaluation._memory import plan, probe
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.latents._dimensions import Measured
 from pyrovae.model import Latents

@@ -116,7 +116,7 @@ def elbo_terms(
             means = {name: total / num_samples for name, total in sums.items()}
             return {"elbo": elbo, "elbo_se": elbo_se, "log_px": stream.log_mean, **means}
 
-        columns = run.collect(compute, sizes, total=num_samples, description="ELBO")
+        columns = run.collect(compute, sizes, total=num_samples, description="ELBO", required=["elbo"])
         provenance = run.provenance()
     if given is not None:
         columns["log_px"] = given

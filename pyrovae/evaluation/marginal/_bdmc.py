@@ -14,7 +14,7 @@ from pyrovae._random import stream
 from pyrovae._turns import turn
 from pyrovae.evaluation._data import require_density
 from pyrovae.evaluation._result import Result
-from pyrovae.evaluation._run import EvaluationRun, check_options, strict
+from pyrovae.evaluation._run import EvaluationRun, check_options, evaluating
 from pyrovae.evaluation.marginal._annealing import Annealing
 from pyrovae.evaluation.marginal._chains import Chains, Schedule, estimate_chains
 from pyrovae.evaluation.marginal._verdict import combined_se, se_over_data
@@ -112,7 +112,7 @@ def bdmc(
     check_num_covariates(require_density("bdmc", model), covariates)
     connect()
     options: Any = {"device": device, "memory_budget": memory_budget, "compile": compile, "progress": progress}
-    with strict(model, device), stream(common_seed(seed)):
+    with evaluating(model, device), stream(common_seed(seed)):
         covariates = as_covariates(covariates, num_data, model.placement, model.columns)
         with turn():
             x, latents = model.simulate(num_data, *covariates)

@@ -87,7 +87,8 @@ class Chains:
             return compute(rows, where, annealing)
 
         sizes = run.plan(one, self.num_chains, whole=True)[0], 1
-        return run.collect(of_block, sizes, total=moves, description="annealing", unit="move")
+        required = ("log_px", "lower", "upper")
+        return run.collect(of_block, sizes, total=moves, description="annealing", unit="move", required=required)
 
     def _betas(self) -> Float[Tensor, "temperatures"]:
         schedule, count = self.schedule, self.num_temperatures + 1

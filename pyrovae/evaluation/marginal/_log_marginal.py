@@ -127,7 +127,7 @@ def _estimate(run: EvaluationRun, num_samples: int, sizes: Sequence[int], propos
             run.advance(log_weight.numel())
         return stream_columns(stream, num_samples, sizes)
 
-    return run.collect(compute, weights.sizes, total=num_samples, description="log p(x)")
+    return run.collect(compute, weights.sizes, total=num_samples, description="log p(x)", required=["log_px"])
 
 
 def _reach(

@@ -199,10 +199,12 @@ def shrunk(values: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def describe(found: Mapping[str, pd.Series]) -> pd.DataFrame:
     """The columns ``reliable`` and ``reason`` (names joined by commas) from what was found against each datum."""
-    table = pd.DataFrame(found)
-    names = list(map(str, table.columns))
-    reason = [", ".join(name for name, speaks in zip(names, row, strict=True) if speaks) for row in table.to_numpy()]
-    return pd.DataFrame({"reliable": ~table.any(axis=1), "reason": reason}, index=table.index)
+    names = list(map(str, found))
+    # A number for each combination of reasons, of which there are few, however many data there are.
+    codes = sum((np.asarray(speaks, dtype=np.uint8) << i for i, speaks in enumerate(found.values())), np.uint8(0))
+    reasons = [", ".join(name for i, name in enumerate(names) if code >> i & 1) for code in range(1 << len(names))]
+    index = found["non-finite"].index
+    return pd.DataFrame({"reliable": codes == 0, "reason": np.array(reasons, dtype=object)[codes]}, index=index)
 
 
 def se_over_data(values: pd.Series) -> float:
@@ -226,13 +228,14 @@ def _shrunk_khat(pointwise: pd.DataFrame, draws: np.ndarray) -> tuple[np.ndarray
     khat = pointwise["khat"].to_numpy(dtype=float)
     finite = khat[np.isfinite(khat)]
     mean = max(float(finite.mean()), 0.0) if len(finite) else 0.0
-    tail = np.array([max(tail_length(int(k)), 1) for k in draws], dtype=float)
+    counts, which = np.unique(draws, return_inverse=True)
+    tail = np.array([max(tail_length(int(k)), 1) for k in counts], dtype=float)[which]
     return shrunk(khat, np.square((1.0 + mean) * tail / (tail + 10.0)) / tail)
 
 
 def _shrunk_log_variance(pointwise: pd.DataFrame, num_chains: int) -> tuple[np.ndarray, np.ndarray]:
     """log Var(log w) by :func:`shrunk`. Its sampling variance is that of the logarithm of a χ² of C - 1."""
-    trigamma = float(torch.special.polygamma(1, torch.tensor((num_chains - 1) / 2, dtype=torch.float64)))
+    trigamma = float(torch.special.polygamma(1, torch.tensor((num_chains - 1) / 2, dtype=torch.float64, device="cpu")))
     with np.errstate(divide="ignore"):
         values = np.log(pointwise["log_weight_variance"].to_numpy(dtype=float))
     return shrunk(values, np.full(len(values), trigamma))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrovae._checks import require_at_least, require_one_of
 from pyrovae._graph import Compile
-from pyrovae.evaluation._memory import BLOCK, SLICE, default_budget, plan, probe, within_memory
+from pyrovae._memory import BLOCK, SLICE, default_budget, plan, probe, within_memory
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.model import Latents, VAEModel
 
@@ -134,5 +134,5 @@ def log_weights(
                 run.advance(block.numel())
             return {"log_weight": torch.cat(blocks, dim=1)}
 
-        columns = run.collect(compute, weights.sizes, total=num_samples, description="log w")
+        columns = run.collect(compute, weights.sizes, total=num_samples, description="log w", required=["log_weight"])
     return torch.from_numpy(columns["log_weight"]).T

@@ -159,6 +159,7 @@ def _codes(run: EvaluationRun) -> np.ndarray:
         sites = mean.values() if isinstance(mean, dict) else [mean]
         return torch.cat([z.flatten(1).double() for z in sites], 1)
 
+    encode(1, *run.part(slice(2)))  # whose errors name the row
     sizes = run.plan(encode)
     codes_of = run.graph(encode, sizes)
 
@@ -167,7 +168,7 @@ def _codes(run: EvaluationRun) -> np.ndarray:
         run.advance(rows.stop - rows.start)
         return {"codes": codes_of(draws, *run.part(rows))}
 
-    return run.collect(compute, sizes, total=1, description="codes", unit="datum")["codes"]
+    return run.collect(compute, sizes, total=1, description="codes", unit="datum", required=["codes"])["codes"]
 
 
 def _scores(

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import as_data, require_at_least, require_callable, require_instance, require_seed
+from pyrovae._compat.torch import own_settings
 from pyrovae._random import seeded
 
 _AT_ONCE = 2**22  # numbers decoded, or compared, at once
@@ -19,6 +20,7 @@ _AT_ONCE = 2**22  # numbers decoded, or compared, at once
 Decode = Callable[[Float[Tensor, "n latent"]], Float[Tensor, "n *event"]]
 
 
+@own_settings()
 @torch.no_grad()
 def continuity(
     decode: Decode,
@@ -81,6 +83,7 @@ def continuity(
     return pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
 
 
+@own_settings()
 @torch.no_grad()
 def completeness(
     decode: Decode,

@@ -19,6 +19,7 @@ from pyrovae.model import LossModel, VAEModel
 from pyrovae.model._inputs import num_covariates, program
 from pyrovae.model._modes import inference
 from pyrovae.model._pairing import NotAPair, narrower_sites
+from pyrovae.model._rows import Numbers, as_fields, on_rows
 from pyrovae.model._support import check_densities, check_observed, check_values, checked_terms, fixed_support
 from pyrovae.objectives import Objective
 
@@ -35,11 +36,13 @@ class Batch:
         raw: what :meth:`Batches.prepare` makes data of: tensors whose first has one row for each datum of this process.
         total: data in the batch, over all processes.
         weight: what this process's data count: less than 1 where others have the same.
+        rows: which data of the set they are, where that is known.
     """
 
     raw: Tensors
     total: int
     weight: float = 1.0
+    rows: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -53,12 +56,14 @@ class Batches(ABC):
     Attributes:
         num_steps: batches in an epoch, where that is known.
         size: data in a whole batch of this process, where that is known.
+        least: those in its smallest one, where that is known.
     """
 
     def __init__(self, model: Model, transform: Transform | None, name: str) -> None:
         self.model, self.like, self.transform, self.name = model, model.placement, transform, name
         self.num_steps: int | None = None
         self.size: int | None = None
+        self.least: int | None = None
         self._observed: tuple[str, Distribution] | None = None  # once known, data are checked without the model
         self._paired = True
 
@@ -94,8 +99,9 @@ class Batches(ABC):
                 first = self.prepare(*batch.raw) if batch else None
         except RuntimeError as error:
             raise ValueError(f"{self.name} cannot be read, or batch_transform does not take it: {error}") from error
-        if first is None:
+        if batch is None or first is None:
             raise ValueError(f"{self.name} is empty. Pass at least one datum.")
+        numbers = self.numbers(batch)
         x = as_data(first[0], self.name, model.event_shape, integers=True)
         if len(first) - 1 < (needed := num_covariates(model)[0]):
             raise ValueError(
@@ -106,12 +112,12 @@ class Batches(ABC):
             model.event_shape = tuple(x.shape[1:])
         terms = None
         try:
-            terms = model.check(x, *first[1:], num_particles=particles, name=self.name)
+            terms = model.check(x, *first[1:], num_particles=particles, name=self.name, numbers=numbers)
         except NotAPair:
             if ours:
                 raise
             self._paired = False
-        self.look(first)
+        self.look(first, numbers)
         if self.name == "data" and isinstance(model, VAEModel):
             _warn_if_not_evaluable(model, x, *first[1:], name=self.name)
         if terms is not None and isinstance(objective, Objective):
@@ -125,7 +131,7 @@ class Batches(ABC):
     def in_first_epoch(self, batch: Batch) -> None:
         """Look at a batch, drawn as it will be, before it is trained on: :meth:`check` saw the first alone."""
         with restored_state():
-            self.look(self.prepare(*batch.raw))
+            self.look(self.prepare(*batch.raw), self.numbers(batch))
 
     def hash(self) -> str:
         """What identifies the data: their content, as far as that can be had."""
@@ -147,22 +153,38 @@ class Batches(ABC):
                 f"DataLoader of one, or tensors."
             )
 
-    def look(self, tensors: Tensors) -> None:
-        """Raise a ``ValueError`` if ``(x, *covariates)`` hold values that the model does not take."""
-        model = self.model
-        as_data(tensors[0], self.name, model.event_shape, integers=True)
-        if not isinstance(model, VAEModel):
-            model.check_values(tensors[0], self.name)
-            return
-        if self._observed is not None:
-            check_values(*self._observed, tensors[0], self.name)
-            return
-        with inference(model, 0), pyro.distributions.validation_enabled(False):
-            if self._paired:
-                terms = checked_terms(model, *tensors, name=self.name)
-                self._observed = fixed_support(terms, tensors[0])
+    def numbers(self, batch: Batch) -> Numbers:
+        """The numbers of a batch's data in what the user passed, where they are known."""
+        return None
+
+    def look(self, tensors: Tensors, numbers: Numbers) -> None:
+        """Raise a ``ValueError`` if ``(x, *covariates)`` hold values that the model does not take.
+
+        Args:
+            tensors: of some data.
+            numbers: of the data, for errors.
+        """
+        model, x, has_density = self.model, tensors[0], isinstance(self.model, VAEModel)
+        name = self.name if numbers is not None else f"a batch of {self.name}"
+        as_data(x, self.name, model.event_shape, integers=True)
+        if not has_density:
+            model.check_values(x, self.name)
+        elif self._observed is not None:
+            check_values(*self._observed, x, name, numbers)
+        if len(tensors) == 1 and (self._observed is not None or not has_density):
+            return  # covariates may be looked up in something too small
+
+        def run(n: int, *part: Any) -> None:
+            if not has_density:
+                model.loss(*part)
+            elif self._paired:
+                terms = checked_terms(model, *part, name=name, numbers=numbers)
+                self._observed = fixed_support(terms, part[0])
             else:
-                check_observed(model, *tensors, name=self.name)
+                check_observed(model, *part, name=name, numbers=numbers)
+
+        with inference(model, 0), pyro.distributions.validation_enabled(False):
+            on_rows(run, as_fields(x, tensors[1:], name), slice(0, len(x)), self.like, numbers)
 
 
 def _warn_if_not_evaluable(model: VAEModel, *tensors: Any, name: str) -> None:

@@ -30,10 +30,17 @@ def with_splits(
 
 
 def as_batches(
-    model: Model, data: Any, *, batch_size: int, transform: Transform | None = None, held_out: bool = False
+    model: Model,
+    data: Any,
+    *,
+    batch_size: int,
+    transform: Transform | None = None,
+    held_out: bool = False,
+    numbers: Tensor | None = None,
 ) -> Batches:
     """Batches of ``data``: a tensor, array or DataFrame, a tuple of them (x, then covariates), a ``Dataset`` or a
-    ``DataLoader`` (which keeps its own batch size). Of ``held_out`` data in memory they are larger.
+    ``DataLoader`` (which keeps its own batch size). Of ``held_out`` data in memory they are larger. Errors call
+    data in memory by their ``numbers``.
 
     Raises:
         TypeError: data of another kind, a list among them.
@@ -49,7 +56,7 @@ def as_batches(
         if held_out:
             most = MAX_NUMBERS_AT_ONCE // max(tensors[0][0].numel(), 1)
             batch_size = max(batch_size, min(_MAX_ENLARGEMENT * batch_size, most))
-        return TensorBatches(tensors, batch_size, model, transform, name)
+        return TensorBatches(tensors, batch_size, model, transform, name, numbers)
     if isinstance(data, Dataset):
         if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]
             raise ValueError(f"{name} is empty. Pass at least one datum.")
@@ -92,8 +99,10 @@ def in_memory(model: Model, data: Any, name: str) -> Tensors:
     return x, *covariates
 
 
-def hold_out(model: Model, data: Any, fraction: float) -> tuple[Tensors, Tensors]:
-    """Hold out a random ``fraction`` of tensors, arrays or DataFrames: (training, validation)."""
+def hold_out(model: Model, data: Any, fraction: float) -> tuple[tuple[Tensors, Tensor], tuple[Tensors, Tensor]]:
+    """Hold out a random ``fraction`` of tensors, arrays or DataFrames: (training, validation), each with the numbers of
+    its data.
+    """
     if not 0 < fraction < 1:
         raise ValueError(f"validation as a fraction must be between 0 and 1; got {fraction}.")
     check_container(None if isinstance(data, tuple) else data, "data")
@@ -101,9 +110,9 @@ def hold_out(model: Model, data: Any, fraction: float) -> tuple[Tensors, Tensors
         raise ValueError("validation as a fraction needs tensors, arrays or DataFrames; pass the validation set.")
     tensors = in_memory(model, data, "data")
     with turn():
-        order = torch.randperm(len(tensors[0]))
+        order = torch.randperm(len(tensors[0]), device="cpu")
     order = from_main(order)
     held_out = math.ceil(fraction * len(order))
     if held_out == len(order):
         raise ValueError(f"validation={fraction} leaves none of the {len(order)} data to train on.")
-    return tuple(t[order[held_out:]] for t in tensors), tuple(t[order[:held_out]] for t in tensors)
+    return tuple((tuple(t[rows] for t in tensors), rows) for rows in (order[held_out:], order[:held_out]))  # type: ignore[return-value]

@@ -1,7 +1,6 @@
 """The two kinds of batches: of tensors in memory, and of a ``DataLoader``."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any
@@ -25,6 +24,7 @@ from pyrovae._hash import content_hash
 from pyrovae._random import restored_state, undisturbed
 from pyrovae._turns import turn
 from pyrovae.model._inputs import num_covariates
+from pyrovae.model._rows import Numbers
 from pyrovae.training._describe import fingerprint, has_generator
 from pyrovae.training.batches._base import Batch, Batches, Model, Tensors, Transform
 
@@ -38,24 +38,46 @@ class TensorBatches(Batches):
     Then a step takes their rows, and gathers them itself. Several processes share every batch.
     """
 
-    def __init__(self, tensors: Tensors, batch_size: int, model: Model, transform: Transform | None, name: str) -> None:
+    def __init__(
+        self,
+        tensors: Tensors,
+        batch_size: int,
+        model: Model,
+        transform: Transform | None,
+        name: str,
+        numbers: Tensor | None = None,
+    ) -> None:
         super().__init__(model, transform, name)
+        self._numbers = torch.arange(len(tensors[0]), device="cpu") if numbers is None else numbers
         size = sum(t.numel() * t.element_size() for t in tensors)
         room = self.like.device.type != "cuda" or size < torch.cuda.mem_get_info(self.like.device)[0] // 2
         self._resident = all(gathered(room))  # the order of the data is drawn where they are
         if self._resident:
             tensors = tuple(t.to(self.like.device) for t in tensors)
         self._tensors, self._batch_size = tensors, batch_size
-        self.num_steps = math.ceil(len(tensors[0]) / batch_size)
-        self.size = min(batch_size, len(tensors[0])) if num_processes() == 1 else None
+        sizes = [len(rows) for rows in self._split(torch.arange(len(tensors[0]), device="cpu"))]
+        self.num_steps, self.least = len(sizes), min(sizes) // num_processes()
+        self.size = sizes[0] if num_processes() == 1 else None
 
     def __iter__(self) -> Iterator[Batch]:
         with turn():
-            order = torch.randperm(len(self._tensors[0]))
+            order = torch.randperm(len(self._tensors[0]), device="cpu")
         order = from_main(order)  # the same wherever the data are
-        for rows in order.to(self._tensors[0].device).split(self._batch_size):
+        for rows in self._split(order.to(self._tensors[0].device)):
             mine, weight = my_share(rows), 1.0 if len(rows) >= num_processes() else 1 / num_processes()
-            yield Batch((mine,) if self._resident else self._on_device(self._rows(mine)), len(rows), weight)
+            yield Batch((mine,) if self._resident else self._on_device(self._rows(mine)), len(rows), weight, mine)
+
+    def _split(self, order: Tensor) -> Sequence[Tensor]:
+        """The rows of batches. One that is left over joins the last batch: alone it has no statistics to normalise by,
+        nor much of a gradient.
+        """
+        parts = order.split(self._batch_size)
+        if len(parts) > 1 and len(parts[-1]) == 1 < self._batch_size:
+            return *parts[:-2], order[-self._batch_size - 1 :]
+        return parts
+
+    def numbers(self, batch: Batch) -> Numbers:
+        return None if batch.rows is None else self._numbers[batch.rows.cpu()]
 
     def prepare(self, *raw: Tensor) -> Tensors:
         return super().prepare(*(self._on_device(self._rows(raw[0])) if self._resident else raw))
@@ -66,9 +88,10 @@ class TensorBatches(Batches):
     def check(self, objective: PyroELBO | None) -> None:
         super().check(objective)
         x = self._tensors[0]
+        at_once = max(self._batch_size, MAX_NUMBERS_AT_ONCE // x[0].numel())
         with restored_state():
-            for rows in torch.arange(len(x)).split(max(self._batch_size, MAX_NUMBERS_AT_ONCE // x[0].numel())):
-                self.look(super().prepare(*self._on_device(self._rows(rows.to(x.device)))))
+            for rows in torch.arange(len(x), device="cpu").split(at_once):
+                self.look(super().prepare(*self._on_device(self._rows(rows.to(x.device)))), self._numbers[rows])
 
     def in_first_epoch(self, batch: Batch) -> None:
         """Nothing: :meth:`check` has seen everything, as the transform may draw it."""
@@ -83,6 +106,7 @@ class LoaderBatches(Batches):
     def __init__(self, loader: DataLoader, model: Model, transform: Transform | None, name: str) -> None:
         super().__init__(model, transform, name)
         self._loader, self._num_fields, self.size = loader, 1 + num_covariates(model)[1], _whole(loader)
+        self.least = _least(loader)
         self._dtype: torch.dtype | None = None  # of x, which the first batch decides
         self._hash: str | None = None
         if num_processes() > 1 and not isinstance(loader.sampler, DistributedSampler) and name == "data":
@@ -195,3 +219,10 @@ def _whole(loader: DataLoader) -> int | None:
     if size is None or loader.collate_fn is not default_collate or isinstance(loader.dataset, IterableDataset):
         return None
     return size if len(loader.sampler) >= size else None  # type: ignore[arg-type]
+
+
+def _least(loader: DataLoader) -> int | None:
+    """Rows of the smallest batch, where that follows from the loader's settings."""
+    if (size := _whole(loader)) is None:
+        return None
+    return size if loader.drop_last else (len(loader.sampler) % size or size)  # type: ignore[arg-type]

@@ -22,19 +22,20 @@ ENGINES: dict[str, frozenset[Means]] = {
 _MIN_BATCHES_TO_TRACE = 30  # validated on in the whole run, from which on tracing pays
 
 
-def build(name: str, task: Task, train: Batches, epochs: int) -> Engine:
+def build(name: str, task: Task, train: Batches, epochs: int, *, watched: bool = True) -> Engine:
     """What makes the updates: ``"auto"`` is a CUDA graph on CUDA, elsewhere what suits the amount of work."""
     cuda = task.device.type == "cuda"
     means = ENGINES["cudagraph" if name == "auto" and cuda else name]
     calls = epochs * (train.num_steps or 0) if name == "auto" and not cuda else None
-    return Engine(Update(task, train, recorded=cuda and "capture" in means), means, name, calls)
+    return Engine(Update(task, train, recorded=cuda and "capture" in means), means, name, calls, watched)
 
 
 def for_validation(engine: Engine, held_out: Batches, epochs: int) -> Engine:
     """What computes the validation losses, by the means that have proved themselves in training."""
     calls = epochs * (held_out.num_steps or 0)
     means = engine.means if calls >= _MIN_BATCHES_TO_TRACE else ()
-    return Engine(Validation(engine.task, held_out), means, engine.name, None if engine.calls is None else calls)
+    limit = None if engine.calls is None else calls
+    return Engine(Validation(engine.task, held_out), means, engine.name, limit, engine.watched)
 
 
 __all__ = ["ENGINES", "Engine", "Name", "NotFinite", "Task", "Update", "build", "for_validation"]

@@ -20,6 +20,7 @@ from pyrovae.training.engines._program import Program, Untraceable
 from pyrovae.training.engines._work import Work
 
 Means = Literal["graph", "code", "capture"]
+_CALLS_BETWEEN_CHECKS = 100  # at least: a check costs as much as three steps through Pyro
 _WARNINGS = {
     "graph": "{} goes through Pyro step by step, because this step cannot be traced",
     "code": "{} goes by a graph without machine code, because that cannot be made of it",
@@ -31,17 +32,21 @@ class Engine:
     """A piece of :class:`Work`, done again and again.
 
     It is traced as a graph, the graph is lowered to machine code, and that is captured as one CUDA graph, as far as
-    this is wanted and works. Every epoch the graph is checked against Pyro at the same draws; batches of another size
-    than most (the ragged last) go through Pyro.
+    this is wanted and works. Every epoch the graph is checked against Pyro at the same draws, in short epochs without
+    callbacks every few of them; batches of another size than most (the ragged last) go through Pyro.
 
     Args:
         work: the work.
         means: what is wanted: a ``"graph"``, machine ``"code"`` of it, its ``"capture"``.
         name: as the user knows the engine.
         calls: how often it will be done, where machine code is only wanted if it pays; else ``None``.
+        watched: whether callbacks may change anything between epochs.
     """
 
-    def __init__(self, work: Work, means: Iterable[Means], name: str, calls: int | None = None) -> None:
+    def __init__(
+        self, work: Work, means: Iterable[Means], name: str, calls: int | None = None, watched: bool = True
+    ) -> None:
+        self.watched = watched
         self.task, self.work, self.means, self.name, self.calls = work.task, work, set(means), name, calls
         self.seconds = 0.0  # that making it took
         self._shape: Any = None
@@ -49,7 +54,7 @@ class Engine:
         self._capture: Capture | None = None
         self._recorded: Any = None  # what the capture was made of
         self._pyro = Check(work)
-        self._unchecked = True
+        self._unchecked, self._calls_since = True, 0
         device = work.task.device
         if "capture" in self.means and device.type != "cuda":
             self._lose("capture", Untraceable(f"CUDA graphs need a CUDA device, and the model is on {device}"))
@@ -78,6 +83,7 @@ class Engine:
         if whole and self._unchecked:
             with self._timed():
                 self._check(*batch.raw)
+        self._calls_since += whole
         if not whole or (program := self._program) is None:
             self.work.finish(self.work.eager(*batch.raw), batch)
             return
@@ -117,8 +123,12 @@ class Engine:
         """Trace what is not traced yet, or no longer what Pyro computes; do without what does not help."""
         self._unchecked = False
         try:
-            if self._program is not None and not self._program.is_stale and self._pyro.agrees(self._program, *raw):
-                return
+            if self._program is not None and not self._program.is_stale:
+                if not self.watched and self._calls_since < _CALLS_BETWEEN_CHECKS:
+                    return
+                self._calls_since = 0
+                if self._pyro.agrees(self._program, *raw):
+                    return
             self._build(*raw)  # for the first time, or because something was changed between epochs, by a callback say
         except NothingTrains:
             with self.task.nothing_changes():

@@ -11,12 +11,15 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyrovae._checks import rows_of
+from pyrovae._compat.pyro import reason
 from pyrovae._compat.torch import tensor_places
 from pyrovae._random import get_every_state, set_every_state
+from pyrovae._turns import turn
 from pyrovae.model import VAEModel
 from pyrovae.model._modes import UnscaledData
 from pyrovae.objectives import Objective
-from pyrovae.training.batches import Model
+from pyrovae.training.batches import Batch, Batches, Model
 
 
 @dataclass
@@ -77,6 +80,27 @@ class Task:
     def validation_loss(self, *batch: Any) -> Tensor:
         """The loss without penalty, summed over the batch."""
         return self._loss(*batch, gradients=False)
+
+    def check_single(self, batches: Batches, batch: Batch) -> None:
+        """Raise a ``ValueError`` if a batch's first datum alone has no loss, as under batch normalisation.
+
+        Args:
+            batches: which are trained on.
+            batch: one of them.
+        """
+        mode = self.model.training
+        with turn(), self.nothing_changes():
+            try:
+                self.model.train()
+                self.loss(*rows_of(batches.prepare(*batch.raw), slice(1)))
+            except ValueError as error:
+                raise ValueError(
+                    f"{batches.name} has a batch of a single datum, on which {type(self.model).__name__} cannot be "
+                    f"trained: {reason(error).rstrip('.')}. Take another batch_size, DataLoader(drop_last=True), or "
+                    f"another normalisation."
+                ) from error
+            finally:
+                self.model.train(mode)
 
     def _loss(self, *batch: Any, gradients: bool) -> Tensor:
         objective = self.objective

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pyrovae._compat.torch import TorchDispatchMode, is_out_of_memory, tree_leaves
+from pyrovae._compat.torch import DispatchMode, is_out_of_memory, tree_leaves
 from pyrovae._turns import turn
 
 T = TypeVar("T")
@@ -17,7 +17,7 @@ SLICE = {"cpu": 20 * 2**20, "cuda": 2**30}  # bytes to score at once: what stays
 CUDA_FRACTION = 0.25  # of the free device memory
 
 
-class _Allocations(TorchDispatchMode):
+class Allocations(DispatchMode):
     """Sums the bytes of every new tensor: an upper bound on what the block holds at any time."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ def probe(run: Callable[[int, int], Any]) -> Cost:
     """The cost of ``run(num_data, num_samples)``, from three short runs."""
 
     def allocated(num_data: int, num_samples: int) -> int:
-        with turn(), _Allocations() as counted:
+        with turn(), Allocations() as counted:
             run(num_data, num_samples)
         return counted.bytes
 
@@ -88,6 +88,14 @@ def within_memory(attempt: Callable[[Sizes], T], sizes: Sizes, device: torch.dev
         sizes = (-(-data // 2), draws) if data > 1 else (1, -(-draws // 2))
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def reuse_memory(device: torch.device) -> None:
+    """Let a CPU's blocks reuse memory. A block of this size, once freed, makes glibc keep smaller ones instead of
+    returning their pages to the system, which costs more than computing on them. Elsewhere it does nothing.
+    """
+    if device.type == "cpu":
+        torch.empty(2**25 - 2**13, dtype=torch.uint8, device=device)
 
 
 def default_budget(device: torch.device) -> int:
