@@ -158,6 +158,7 @@ class VAEModel(Generation, PyroModule):
             ValueError: a wrong shape, values outside the support, or a malformed model or guide.
         """
         require_at_least(1, num_particles=num_particles)
+        require_instance(str, name=name)
         self._check_given(x, covariates)
         options: dict[str, Any] = {"num_particles": num_particles, "name": name, "whole": x, "numbers": numbers}
         few, fields = slice(0, min(2, len(x))), as_fields(x, covariates, name)

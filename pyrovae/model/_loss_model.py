@@ -48,6 +48,7 @@ class LossModel(SaveableModule, ABC):
                 datum.
         """
         require_instance(Tensor, x=x)
+        require_instance(str, name=name)
         as_tensor(x, "x")
         as_covariates(covariates, None)
         if not x.numel() or (self.event_shape is not None and tuple(x.shape[1:]) != tuple(self.event_shape)):

@@ -445,7 +445,7 @@ MODELS: dict[str, Case] = {
     "pyrovae.VAE.as_data": case(
         lambda: {"value": x()}, of=vae, value=numbers(N, D).but(called=("x",)), name=ANYTHING, covariates=ANYTHING
     ),
-    "pyrovae.VAE.check": case(lambda: {"x": x()}, of=vae, x=in_steps(X), name=ANYTHING),
+    "pyrovae.VAE.check": case(lambda: {"x": x()}, of=vae, x=in_steps(X), name=TEXT),
     "pyrovae.VAE.decode": case(
         lambda: {"z": torch.zeros(N, 2)},
         of=vae,
@@ -494,7 +494,7 @@ MODELS: dict[str, Case] = {
         of=autoencoder,
         x=in_steps(numbers(N, D)),
         covariates=COVARIATE.but(called=("positional arguments",)),
-        name=ANYTHING,
+        name=TEXT,
     ),
     "pyrovae.LogTerms.by_datum": case(with_(site="z"), of=terms, site=nothing(), value=broadcasts(2, N, 2).or_(NONE)),
     "pyrovae.LogTerms.closed_form_kl": case(with_(site="z"), of=terms, site=nothing()),

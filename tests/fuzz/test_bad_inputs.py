@@ -314,9 +314,9 @@ def test_a_sample_of_everything() -> None:
     every = list(everything())
     for path, argument, label, make in generator.sample(every, SAMPLE):
         value = make()
-        if kind_of(CASES[path], argument).takes(value) is False:
-            if found := fault(path, CASES[path], argument, value):
-                faults.append(f"{path}({argument} = {label}): {found}")
+        wrong = kind_of(CASES[path], argument).takes(value) is False
+        if wrong and (found := fault(path, CASES[path], argument, value)):
+            faults.append(f"{path}({argument} = {label}): {found}")
     assert not faults, report(faults)
 
 
