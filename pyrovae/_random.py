@@ -71,8 +71,10 @@ def restored_state() -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Run the block from fixed seeds of torch, NumPy and Python, and put their generators back afterwards."""
-    with seeded(0):
+    """Run the block from fixed seeds of torch, NumPy and Python, and put their generators back afterwards. Data may be
+    loaded in it, so that it is not one turn.
+    """
+    with stream(0):
         others = others_state()
         try:
             np.random.seed(0)  # noqa: NPY002

@@ -20,6 +20,7 @@ from pyrovae._frames import Columns
 from pyrovae._interrupt import uninterrupted
 from pyrovae._model_files import digest, read, write
 from pyrovae._random import undisturbed
+from pyrovae._turns import turn
 from pyrovae.model._bounded import Bounded, TooMuch
 from pyrovae.model._state import NOT_IN_STATE, modules, shapes, state_of, tensors
 
@@ -218,12 +219,13 @@ def load(path: str | os.PathLike[str]) -> Any:
 def _nothing_registered() -> Iterator[None]:
     """Leave no parameter behind in Pyro's global store that a constructor puts there."""
     store = pyro.get_param_store()
-    before = set(store.keys())
-    try:
-        yield
-    finally:
-        for name in set(store.keys()) - before:
-            del store[name]
+    with turn():
+        before = set(store.keys())
+        try:
+            yield
+        finally:
+            for name in set(store.keys()) - before:
+                del store[name]
 
 
 @undisturbed()  # a constructor that draws builds for load() what it built for save()
