@@ -133,7 +133,8 @@ class VAEModel(Generation, PyroModule):
         shape = x.shape[1:] if self.event_shape is None else tuple(self.event_shape)
         if not x.numel() or tuple(x.shape[1:]) != tuple(shape):
             raise ValueError(f"x has shape {tuple(x.shape)}; the model needs (N, {', '.join(map(str, shape))}).")
-        check_num_covariates(self, covariates)
+        if covariates:  # Python names those that are missing
+            check_num_covariates(self, covariates)
 
     def _on_waist(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Call a function of programs with tensors on the model's device and parameters in the model."""
