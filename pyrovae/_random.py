@@ -12,9 +12,9 @@ from pyrovae._turns import kept, turn
 
 
 class _Stream:
-    """Random numbers of torch's from a seed, or those that come next; outside, the generators are as they were."""
+    """Random numbers of torch's from a seed; outside, the generators are as they were."""
 
-    def __init__(self, seed: int | None) -> None:
+    def __init__(self, seed: int) -> None:
         self._seed = seed
         self._state: list[torch.Tensor] | None = None  # when they were left
 
@@ -22,13 +22,17 @@ class _Stream:
         self._before = get_state()
         if self._state is not None:
             set_state(self._state)
-        elif self._seed is not None:
+        else:
             _manual_seed(self._seed)
 
     def __exit__(self, *error: object) -> None:
         self._state = get_state()
+        self.put_back()
+
+    def put_back(self) -> None:
+        """Leave it, never to come back."""
         set_state(self._before)
-        if len(self._state) > len(self._before):  # CUDA came into being inside, where it would have had this seed
+        if torch.cuda.is_initialized() and len(self._before) == 1:  # since: it would have begun with this seed
             torch.cuda.manual_seed_all(torch.initial_seed())
 
 
@@ -39,34 +43,49 @@ def stream(seed: int | None) -> AbstractContextManager[None]:
     Args:
         seed: seed of torch's CPU and CUDA generators.
     """
+    if seed is None:
+        return nullcontext()
     own = _Stream(seed)
-    return nullcontext() if seed is None else kept(lambda: own)
+    return kept(lambda: own)
 
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """The same, for a block that is one turn."""
-    with turn(), stream(seed):
-        yield
+    with turn():
+        if seed is None:
+            yield
+            return
+        own = _Stream(seed)
+        own.__enter__()
+        try:
+            yield
+        finally:
+            own.put_back()
 
 
 @contextmanager
 def restored_on_error() -> Iterator[None]:
     """Put torch's generators back if the block fails, so that what could not be built has drawn nothing."""
-    states = get_state()
+    with turn():
+        states = get_state()
     try:
         yield
     except BaseException:
-        set_state(states)
+        with turn():
+            set_state(states)
         raise
 
 
 @contextmanager
 def restored_state() -> Iterator[None]:
     """Let the block, one turn, draw, and put torch's generators back afterwards."""
-    own = _Stream(None)
-    with turn(), kept(lambda: own):
-        yield
+    with turn():
+        states = get_state()
+        try:
+            yield
+        finally:
+            set_state(states)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from pyrovae._checks import HALF, require_precision
 from pyrovae._compat.pyro import Messenger
 from pyrovae._compat.torch import full_precision, own_settings
-from pyrovae._random import stream
+from pyrovae._random import seeded
 from pyrovae._turns import kept, turn
 
 _own_run = _statements_disabled = False
@@ -69,13 +69,9 @@ class UnscaledData(Messenger):
                 message["scale"] = message["scale"] * frame.size / frame.full_size
 
 
-def evaluation_mode(module: torch.nn.Module) -> AbstractContextManager[None]:
-    """Put a module in evaluation mode in every turn of the block; every submodule is in its own mode otherwise."""
-    return kept(partial(_evaluation_mode, module))
-
-
 @contextmanager
-def _evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode for the block, part of a turn; every submodule is in its own mode afterwards."""
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
@@ -103,22 +99,22 @@ def strict(model: Any, device: torch.device | None = None) -> Iterator[None]:
         ValueError: see :func:`check_numbers`.
     """
     check_numbers(model)
-    own = own_settings(device or model.placement.device)
-    with evaluation_mode(model), own, torch.no_grad(), kept(full_precision), keep_local_parameters():
-        yield
-
-
-@contextmanager
-def turns_of_inference(model: Any, seed: int | None) -> Iterator[None]:
-    """Enter :func:`strict`, with a seed in every turn of the block; all put back afterwards."""
-    with strict(model), stream(seed):
+    with (
+        own_settings(device or model.placement.device),
+        torch.no_grad(),
+        kept(partial(evaluation_mode, model)),
+        kept(full_precision),
+        keep_local_parameters(),
+    ):
         yield
 
 
 @contextmanager
 def inference(model: Any, seed: int | None) -> Iterator[None]:
-    """The same, for a block that is one turn."""
-    with turn(), turns_of_inference(model, seed):
+    """The same, from a seed, for a block that is one turn."""
+    check_numbers(model)
+    own = own_settings(model.placement.device)
+    with turn(), own, torch.no_grad(), evaluation_mode(model), full_precision(), _in_modules(), seeded(seed):
         yield
 
 

@@ -10,9 +10,9 @@ from tqdm.auto import tqdm
 
 from pyrovae._distributed import from_main, gathered, num_processes, rank, summed
 from pyrovae._interrupt import Deferred
-from pyrovae._random import get_every_state, get_state, set_every_state
+from pyrovae._random import get_every_state, get_state, set_every_state, stream
 from pyrovae._turns import turn
-from pyrovae.model._modes import turns_of_inference
+from pyrovae.model._modes import strict
 from pyrovae.objectives import ELBO
 from pyrovae.training._diagnose import Diagnosis, broken_parameters
 from pyrovae.training._progress import Plan, Progress, begin_or_resume
@@ -139,7 +139,7 @@ def _validate(engine: Engine, epoch: int, diagnosis: Diagnosis) -> float:
     """The mean loss per datum of held-out data, in nats, at the schedules' final values."""
     task, held_out, total, count = engine.task, engine.work.batches, engine.work.total, 0.0
     task.set_time(math.inf)
-    with turns_of_inference(task.model, _VALIDATION_SEED + rank()):
+    with strict(task.model), stream(_VALIDATION_SEED + rank()):
         engine.begin_epoch()
         total.zero_()
         for batch in held_out:
@@ -151,7 +151,7 @@ def _validate(engine: Engine, epoch: int, diagnosis: Diagnosis) -> float:
     held_out.check_not_exhausted(epoch, count)
     loss, count = summed(torch.stack([total, torch.full_like(total, count)])).tolist()
     if not math.isfinite(loss):
-        with turns_of_inference(task.model, _VALIDATION_SEED + rank()):
+        with strict(task.model), stream(_VALIDATION_SEED + rank()):
             diagnosis.of_validation(held_out)
     return loss / count
 
