@@ -204,6 +204,16 @@ def as_event_shape(event_shape: Sequence[int], name: str = "event_shape") -> tup
     return tuple(int(n) for n in event_shape)
 
 
+def unfit(device: torch.device) -> str:
+    """Why nothing is computed on a device; nothing of the CPU and CUDA, where everything is."""
+    if device.type in ("cpu", "cuda"):
+        return ""
+    return {
+        "meta": "holds no values",
+        "mps": "has no numbers of 64 bits, in which log-densities are summed",
+    }.get(device.type, "is of a kind on which nothing here was tried")
+
+
 def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
     """Resolve a device: ``"auto"`` is CUDA when present, else the CPU; one that is not there raises ``ValueError``."""
     if device is None or (isinstance(device, str) and device == "auto"):
@@ -213,16 +223,12 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is not a torch device; use 'auto', 'cpu' or 'cuda'.") from error
+    if why := unfit(resolved):
+        raise ValueError(f"device {str(device)!r} {why}: use 'auto', 'cpu' or 'cuda'.")
     if resolved.type == "cuda" and (resolved.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(
             f"device {str(device)!r} is not there: torch sees {count} CUDA device(s). Use device='auto' or 'cpu'."
         )
-    try:
-        there = torch.empty(0, device=resolved).device.type != "meta"
-    except (AssertionError, NotImplementedError, RuntimeError):  # whatever a backend that is not there says
-        there = False
-    if not there:
-        raise ValueError(f"device {str(device)!r} is not there, or computes nothing: use 'auto', 'cpu' or 'cuda'.")
     return resolved
 
 

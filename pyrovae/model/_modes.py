@@ -8,7 +8,7 @@ from typing import Any
 import pyro
 import torch
 
-from pyrovae._checks import HALF, require_precision
+from pyrovae._checks import HALF, require_precision, unfit
 from pyrovae._compat.pyro import Messenger
 from pyrovae._compat.torch import full_precision, own_settings
 from pyrovae._random import seeded
@@ -122,9 +122,9 @@ def check_numbers(model: Any) -> None:
     """Raise a ``ValueError`` where a model, or torch's default, has numbers of half a precision, or none."""
     require_precision()
     like, name = model.placement, type(model).__name__
-    if like.is_meta:
+    if why := unfit(like.device):
         raise ValueError(
-            f"{name} is on the meta device, which holds no values: build it under torch.set_default_device('cpu')."
+            f"{name} is on the {like.device.type} device, which {why}: move it to 'cpu' or 'cuda', or build it there."
         )
     if like.dtype in HALF:
         raise ValueError(f"{name} has {like.dtype} parameters, in which log-densities are lost: call model.float().")

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -107,5 +108,8 @@ def test_a_guide_whose_draws_cannot_be_scored_is_refused() -> None:
         dist.LowRankMultivariateNormal(torch.zeros(60), factor, torch.ones(60)),
         MultivariateNormal(torch.zeros(200), scale_tril=ill_conditioned(200)),
     )
-    for q in right:
-        assert pv.log_marginal(Guided(q), x, num_samples=10, progress=False).pointwise["log_px"].max() < -1.8
+    exact = torch.distributions.MultivariateNormal(torch.zeros(2), 2.0 * torch.eye(2)).log_prob(x).numpy()
+    for q in right:  # an estimate of p(x) without bias is a thousand times too large once in a thousand (Markov)
+        above = pv.log_marginal(Guided(q), x, num_samples=10, progress=False).pointwise["log_px"] - exact
+        assert np.isfinite(above).all()
+        assert above.max() < math.log(1000)

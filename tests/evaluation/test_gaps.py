@@ -226,7 +226,7 @@ def test_the_gap_to_a_full_rank_target_from_a_guide_that_is_off() -> None:
     """log p(x) of the guide's draws alone is 20 nats too low here; the mixture's is right, with its error."""
     model = Wrong()
     x = torch.randn(20, 20) @ model.w.T + 0.8 * torch.randn(20, 24)
-    result = gaps(model, x, steps=300, num_samples=1000)
+    result = gaps(model, x, steps=500, num_samples=1000)
     p, s = result.pointwise, result.summary()
     truth = 0.5 * (model.precision.diagonal().log().sum() - model.precision.logdet()).item()
     exact = torch.distributions.MultivariateNormal(torch.zeros(24), model.w @ model.w.T + 0.64 * torch.eye(24))
@@ -361,14 +361,14 @@ def test_a_guide_that_leaves_the_priors_support(kind: str) -> None:
         q = OwnFamily(model, (x,))
         assert all(g.isfinite().all() for g in gradients(q, model, (x,), 8))
     with pytest.warns(UserWarning, match="'own' has not converged"):
-        p = gaps(model, x, steps=40, num_samples=200, learning_rate=0.05).pointwise
+        p = gaps(model, x, steps=160, num_samples=1000, learning_rate=0.05).pointwise
     assert (p["elbo"] == -np.inf).all()
     assert (p["own"] == -np.inf).all()
     assert not p["own_converged"].any()
     prior = pv.log_marginal(model, x, num_samples=20_000, proposal="prior", progress=False).pointwise
     z = (p["log_px"] - prior["log_px"]) / np.hypot(p["log_px_se"], prior["mc_se"])
     assert abs(z).max() < 4.5
-    assert p["mean_field_approximation"].between(-0.1, 2).all()
+    assert p["mean_field_approximation"].between(-4 * p["mean_field_approximation_se"], 1).all()
 
 
 def test_masked_latents_are_left_out_on_both_sides() -> None:

@@ -307,6 +307,9 @@ def test_bad_arguments_are_named() -> None:
         evaluate(torch.nn.Linear(6, 6), x)
     with pytest.raises(ValueError, match="'warp' is not a torch device"):
         evaluate(model, x, device="warp")
+    for device, why in {"mps": "no numbers of 64 bits", "meta": "holds no values", "xpu": "nothing here was"}.items():
+        with pytest.raises(ValueError, match=f"device '{device}' .*{why}.*: use 'auto', 'cpu' or 'cuda'"):
+            evaluate(model, x, device=device)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"'cuda' is not there: torch sees 0 CUDA device"):
             evaluate(model, x, device="cuda")

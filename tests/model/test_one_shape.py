@@ -109,7 +109,8 @@ def test_exact_guide_gives_every_estimator_the_exact_value(k: int, x: Tensor) ->
 def test_annealing_meets_the_exact_value_from_either_start(x: Tensor) -> None:
     exact = Nested().exact(x).numpy()
     for start, bound in (("posterior", 1e-8), ("prior", None)):
-        p = pv.ais(Nested(), x, num_temperatures=50, num_chains=8, start=start, **QUIET).pointwise  # type: ignore[arg-type]
+        options: dict[str, Any] = {"num_temperatures": 200, "num_chains": 16, "start": start, **QUIET}
+        p = pv.ais(Nested(), x, **options).pointwise
         assert ((p["log_px"] - exact).abs() < (4 * p["mc_se"] if bound is None else bound)).all()
     p = pv.ais(Nested(detune=0.3), x, num_temperatures=50, num_chains=8, **QUIET).pointwise
     assert ((p["log_px"] - exact).abs() < 4 * p["mc_se"]).all()

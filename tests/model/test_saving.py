@@ -935,5 +935,5 @@ def test_a_model_without_values_says_so_and_others_do_not_mind_the_default_devic
         torch.set_default_device(None)
     assert found == expected
     for run in (lambda: pv.fit(empty, x), lambda: pv.log_marginal(empty, x), lambda: empty.encode(x)):
-        with pytest.raises(ValueError, match="VAE is on the meta device, which holds no values: build it"):
+        with pytest.raises(ValueError, match="VAE is on the meta device, which holds no values: move it"):
             run()
