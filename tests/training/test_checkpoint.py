@@ -719,7 +719,7 @@ def test_arguments_of_a_checkpoint_are_checked_when_it_is_made(tmp_path: Path) -
     for folder in (None, 3, tmp_path.stat()):
         with pytest.raises(TypeError, match=rf"^folder must be a str or a path; got {re.escape(repr(folder))}\."):
             pv.Checkpoint(folder)
-    with pytest.raises(TypeError, match=r"^folder must be a str or a path; got True\."):
+    with pytest.raises(TypeError, match=r"^checkpoint must be a str or a path; got True\."):
         pv.fit(small(), X, **settings(epochs=1, checkpoint=True))
     made = pv.Checkpoint(str(tmp_path), every=2)
     assert (made.folder, made.every, made.keep, made.resume) == (str(tmp_path), 2, 3, "auto")
