@@ -54,9 +54,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
-    """No test sees another's random state or what plain Pyro left in its global store."""
+    """No test sees another's random state, what plain Pyro left in its global store, or that ``torch.compile`` has
+    switched off validation for the whole process.
+    """
     torch.manual_seed(0)
     pyro.clear_param_store()
+    torch.distributions.Distribution.set_default_validate_args(__debug__)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

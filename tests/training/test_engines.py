@@ -139,9 +139,10 @@ def test_cuda_graph_follows_pyro_on_cuda(name: str) -> None:
     }
     (plain, expected), (graph, run) = (trained(name, engine, **options) for engine in ("off", "cudagraph"))
     # As far apart as Pyro's own runs are from weights that differ in their last bit: Adam blows up rounding.
-    others = [trained(name, "off", moved_by=seed, **options)[0] for seed in (1, 2, 3)]
-    assert apart(graph, plain) <= 5.0 * max(apart(other, plain) for other in others)
-    np.testing.assert_allclose(run.history["loss"], expected.history["loss"], rtol=1e-4)
+    others = [trained(name, "off", moved_by=seed, **options) for seed in (1, 2, 3)]
+    assert apart(graph, plain) <= 5.0 * max(apart(other, plain) for other, _ in others)
+    off = [abs(r.history["loss"] - expected.history["loss"]).max() for r in (run, *(other for _, other in others))]
+    assert off[0] <= 5.0 * max(off[1:])
     assert (expected.engine, run.engine) == ("off", "cudagraph")
 
 
