@@ -27,7 +27,7 @@ from pyrovae.training.engines import Task
 
 Resume = Literal["auto", "must", "never"]
 _NAME = re.compile(r"checkpoint-\d{10}-[0-9a-f]{16}\.pt")  # steps done, digest
-_FORMAT = 3
+_FORMAT = 4
 _EPOCHS_COMPARED = (0.0, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, math.inf)  # of schedules, in epochs
 
 
@@ -256,6 +256,7 @@ def identity(
     model, objective, optimizer = task.model, task.objective, task.optimizer
     known = {id(model): "model", id(optimizer): "optimizer", id(objective): "objective"}
     known |= {id(t): f"parameter {name}" for name, t in model.named_parameters()}
+    every = [p for group in optimizer.param_groups for p in group["params"]]
     return {
         "model": {
             **{key: model.construction[key] for key in ("class", "arguments")},
@@ -271,6 +272,7 @@ def identity(
         "optimizer": {
             **_describe(optimizer, optimizer.defaults, known),
             "groups": [_group(group, optimizer.defaults) for group in optimizer.param_groups],
+            "order": {str(i): known.get(id(p), "") for i, p in enumerate(every)},  # which the moments go by
         },
         "lr_schedule": None if scheduler is None else _describe(scheduler, vars(scheduler), known),
         "callbacks": [code_fingerprint(callback) for callback in callbacks],

@@ -393,6 +393,33 @@ def test_another_run_is_refused_with_the_difference_named(case: str, tmp_path: P
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def turned(first: int, second: int) -> Any:
+    """Parameters in another order, under options that have it go by their place."""
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        every = list(parameters)
+        every[first], every[second] = every[second], every[first]
+        return torch.optim.SGD([{"params": every[:3], "lr": 0.1}, {"params": every[3:]}], lr=1e-3, momentum=0.9)
+
+    return make
+
+
+def test_parameters_are_known_by_name_and_place(tmp_path: Path) -> None:
+    """Two of the same shape, changed over within a group and between groups."""
+    names = [name for name, _ in pv.VAE((6,), 6, hidden=(6, 6)).named_parameters()]
+    alike = [i for i, p in enumerate(pv.VAE((6,), 6, hidden=(6, 6)).parameters()) if p.shape == (6, 6)]
+    assert alike[0] < 3 < alike[1] < alike[2]
+    fit = lambda epochs, optimizer: pv.fit(  # noqa: E731
+        pv.VAE((6,), 6, hidden=(6, 6)), X, **settings(epochs=epochs, optimizer=optimizer, checkpoint=tmp_path)
+    )
+    fit(1, turned(0, 0))
+    for a, b in (alike[:2], alike[1:3]):
+        message = f"optimizer: order: {a} was parameter {names[a]} and is parameter {names[b]}; optimizer: order: {b} was"
+        with pytest.raises(pv.CheckpointError, match=message):
+            fit(2, turned(a, b))
+    fit(2, turned(0, 0))
+
+
 LEVEL = [1.0]
 
 
