@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from enum import Enum
 from pathlib import Path, PurePath
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -15,20 +15,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrovae._hash import content_hash
 
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random)
-_MAX_DEPTH = 12  # of objects in objects
-_MAX_LOOKED_AT = 10_000  # things, in search of a generator
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath)
+_MAX_DEPTH = 100  # of objects in objects
+_MAX_LOOKED_AT = 10_000  # things at one depth, in search of a generator
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[1])
 
 
 def fingerprint(value: Any, known: Mapping[int, str] | None = None) -> Any:
     """A value as it is, where it is plain; else its name, and a hash of its content: of a function its code, defaults,
-    closure and globals, of an object its class, with the code of its methods, and its attributes. Code of libraries
-    goes by name.
+    closure and globals, of a class its methods and attributes, of an object its class, and what pickle would make it
+    again from. Code of libraries goes by name, and so does what has no content that could be had (a lock, an open
+    file).
 
     Args:
         value: anything.
@@ -39,6 +41,8 @@ def fingerprint(value: Any, known: Mapping[int, str] | None = None) -> Any:
     if isinstance(value, (tuple, list)) and all(isinstance(v, (int, float)) for v in value):
         return list(value)
     if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, (type, ModuleType)):
+        return _name(value)
+    if isinstance(value, type) and not any(map(_is_own, value.__mro__)):
         return _name(value)
     return f"{_name(value)} {_short(_Content(known or {}).of(value))}"
 
@@ -51,52 +55,81 @@ def code_fingerprint(value: Any) -> str:
         value = value.func if isinstance(value, functools.partial) else value.__func__
     if isinstance(value, FunctionType):
         return f"{_name(value)} {_short(_code(value.__code__))}"
-    own = _methods(type(value))
-    return f"{_name(value)} {_short(own)}" if len(own) > 1 else _name(value)
+    own = [(name, _code(m.__code__)) for name, m in _members(type(value)) if isinstance(m, FunctionType)]
+    return f"{_name(value)} {_short(own)}" if own else _name(value)
 
 
 def has_generator(value: Any) -> bool:
-    """Whether a value is or holds a generator of random numbers, in attributes, containers, closure or globals."""
+    """Whether a value is, holds or works with a generator of random numbers."""
     level, seen = [value], dict[int, Any]()
-    for _ in range(_MAX_DEPTH):
+    while level:
         if any(isinstance(v, _GENERATORS) for v in level):
             return True
         seen |= {id(v): v for v in level}
-        level = [v for outer in level for v in _inside(outer) if id(v) not in seen][:_MAX_LOOKED_AT]
+        found = {id(v): v for outer in level for v in _inside(outer) if not isinstance(v, _PLAIN)}
+        level = [v for key, v in found.items() if key not in seen][:_MAX_LOOKED_AT]
     return False
 
 
 def _inside(value: Any) -> Iterator[Any]:
-    """What a value works with, one level down."""
+    """What a value consists of or works with, one level down."""
     match value:
-        case Tensor() | np.ndarray() | pd.DataFrame() | pd.Series() | str() | bytes() | type() | ModuleType():
+        case Tensor() | pd.DataFrame() | pd.Series() | ModuleType():
             return
-        case Mapping():
-            yield from value.values()
-        case list() | tuple() | set() | frozenset():
+        case np.ndarray():
+            yield from (value.shape, *value.flat) if value.dtype == object else ()
+        case dict():
+            yield from value.items()
+            yield from () if type(value) is dict else _state(value)
+        case list() | tuple() | set() | frozenset() if type(value).__module__ == "builtins":
             yield from value
-        case functools.partial():
-            yield from (value.func, *value.args, *value.keywords.values())
         case MethodType():
             yield from (value.__func__, value.__self__)
-        case BuiltinFunctionType():
-            yield value.__self__
         case FunctionType():
-            yield from _works_with(value).values()
+            yield from _works_with(value).items()
+        case type():
+            yield from _members(value)
         case _:
-            yield from vars(value).values() if hasattr(value, "__dict__") else ()
+            yield type(value)
+            yield from _state(value)
+
+
+def _state(value: Any) -> Iterator[Any]:
+    """What pickle would make an object again from; of what it does not take, or not by value, the attributes."""
+    try:
+        made = value.__reduce_ex__(4)
+    except Exception:  # whatever somebody else's class does
+        made = ""
+    if isinstance(made, tuple):
+        yield from (list(part) if isinstance(part, Iterator) else part for part in made)
+        return
+    yield made
+    yield vars(value) if hasattr(value, "__dict__") else None
+    yield from value.items() if isinstance(value, Mapping) else ()
 
 
 def _works_with(function: FunctionType) -> dict[str, Any]:
-    """The defaults, closure and globals of a function by name; of one of a library its closure alone."""
+    """The defaults, attributes, closure and globals of a function by name; of one of a library no globals. Of a module
+    it is what the function names.
+    """
     code = function.__code__
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
     out = {f"closure {name}": _held(cell) for name, cell in cells}
-    out |= {"defaults": function.__defaults__, "keywords": function.__kwdefaults__}
+    out |= {"defaults": function.__defaults__, "keywords": function.__kwdefaults__, "attributes": vars(function)}
     if not _is_library(code.co_filename):
-        space = function.__globals__
-        out |= {f"global {name}": space[name] for name in sorted(_globals(code)) if name in space}
+        space, read = function.__globals__, list(_instructions(code))
+        names = {i.argval for i in read if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+        out |= {f"global {name}": space[name] for name in sorted(names) if name in space}
+        attributes = {i.argval for i in read if i.opname in ("LOAD_ATTR", "LOAD_METHOD")}
+        out = {name: _named(v, attributes) for name, v in out.items()}
     return out
+
+
+def _named(value: Any, attributes: Set[str]) -> Any:
+    """Of a module that is no library's its attributes of these names; any other value itself."""
+    if not isinstance(value, ModuleType) or _is_library(getattr(value, "__file__", "") or "", value.__name__):
+        return value
+    return {name: _named(v, attributes - {name}) for name, v in sorted(vars(value).items()) if name in attributes}
 
 
 class _Content:
@@ -107,7 +140,7 @@ class _Content:
         self._kept: list[Any] = []
 
     def of(self, value: Any, depth: int = _MAX_DEPTH) -> Any:
-        if value is None or isinstance(value, (bool, int, float, complex, str, bytes, Enum, PurePath)):
+        if isinstance(value, _PLAIN):
             return repr(value)
         if id(value) in self._known:
             return self._known[id(value)]
@@ -122,30 +155,19 @@ class _Content:
                 return [str(value.dtype), content_hash(value.detach().to_dense()) if not value.is_meta else ""]
             case np.ndarray() if value.dtype != object:
                 return [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
-            case _ if hasattr(value, "__array_interface__"):  # a picture, say
+            case _ if not isinstance(value, (type, np.ndarray)) and hasattr(value, "__array_interface__"):  # a picture
                 return of(np.asarray(value))
             case pd.DataFrame() | pd.Series():
                 return [repr(value.axes), of(value.to_numpy())]
-            case nn.Module():
-                return [str(value), _methods(type(value)), of(dict(value.state_dict()))]
-            case Mapping():
-                return sorted((json.dumps(of(k)), of(v)) for k, v in value.items())
             case set() | frozenset():
                 return sorted(json.dumps(of(v)) for v in value)
-            case list() | tuple() | np.ndarray():
-                return [of(v) for v in value]
-            case torch.dtype() | torch.device() | slice() | range():
-                return repr(value)
-            case FunctionType():
-                code = value.__qualname__ if _is_library(value.__code__.co_filename) else _code(value.__code__)
-                return [code, {name: of(v) for name, v in _works_with(value).items()}]
-            case type():
-                return _methods(value)
             case ModuleType():
                 return value.__name__
-            case functools.partial() | MethodType() | BuiltinFunctionType():
-                return [of(v) for v in _inside(value)]
-        return [_methods(type(value)), *(of(v) for v in _inside(value))]
+            case FunctionType() if _is_library(value.__code__.co_filename):
+                return [value.__qualname__, *(of(v) for v in _inside(value))]
+            case FunctionType():
+                return [_code(value.__code__), *(of(v) for v in _inside(value))]
+        return [of(v) for v in _inside(value)]
 
 
 def _held(cell: CellType) -> Any:
@@ -174,20 +196,26 @@ def _constant(value: Any) -> Any:
     return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
 
 
-def _methods(cls: type) -> list[Any]:
-    """The name and the code of a class; of those of libraries the name alone. (Modules have several names.)"""
-    out: list[Any] = [cls.__qualname__]
-    for base in cls.__mro__:
-        if not _is_library(getattr(sys.modules.get(base.__module__), "__file__", "") or "", base.__module__):
-            found = {n: getattr(m, "__func__", getattr(m, "fget", m)) for n, m in vars(base).items()}
-            out.append({n: _code(f.__code__) for n, f in found.items() if isinstance(f, FunctionType)})
-    return out
+def _members(cls: type) -> Iterator[tuple[str, Any]]:
+    """The methods and attributes of a class by name, those of libraries left out."""
+    for base in filter(_is_own, cls.__mro__):
+        for name, member in vars(base).items():
+            thing = member.__func__ if isinstance(member, (staticmethod, classmethod)) else member
+            thing = thing.fget if isinstance(thing, property) else thing
+            if isinstance(thing, FunctionType) or not (name.startswith("__") or name == "_abc_impl"):
+                yield name, thing
 
 
-def _globals(code: CodeType) -> set[str]:
-    """The names of the globals that a function reads, and the functions in it."""
-    names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    return names.union(*(_globals(c) for c in code.co_consts if isinstance(c, CodeType)))
+def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
+    """Of a function, and of the functions in it."""
+    yield from dis.get_instructions(code)
+    for inner in code.co_consts:
+        yield from _instructions(inner) if isinstance(inner, CodeType) else ()
+
+
+def _is_own(cls: type) -> bool:
+    """Whether a class is no library's. (Modules have several names.)"""
+    return not _is_library(getattr(sys.modules.get(cls.__module__), "__file__", "") or "", cls.__module__)
 
 
 def _is_library(file: str, module: str = "") -> bool:

@@ -1,9 +1,15 @@
 """Checkpoints: resuming changes nothing, damage is reported, and what does not belong is refused."""
 
+import array
+import collections
 import copy
 import dataclasses
+import datetime
+import decimal
 import errno
+import fractions
 import functools
+import operator
 import os
 import pickle
 import random
@@ -12,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +42,7 @@ from torch.utils.data import (
 import pyrovae as pv
 from pyrovae.training import _checkpoint as checkpoint
 from pyrovae.training._checkpoint import CheckpointFolder
+from pyrovae.training._describe import fingerprint
 from pyrovae.training._progress import Progress
 from pyrovae.training.batches import as_batches
 from pyrovae.training.engines import Task
@@ -453,6 +461,43 @@ def scaled(most: float) -> Any:
     return lambda x: scale(x)
 
 
+def of_class(**members: Any) -> Any:
+    """An object whose class has these members, and nothing of its own."""
+    return type("Made", (), members)()
+
+
+class Slotted:
+    __slots__ = ("most",)
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(max=self.most)
+
+
+class Part(torch.nn.Module):
+    def __init__(self, most: Any) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(max=float(self.most[0] if hasattr(self.most, "__getitem__") else self.most))
+
+
+def in_a_module(most: float) -> Any:
+    settings, deeper = types.ModuleType("settings"), types.ModuleType("settings.deeper")
+    settings.deeper, deeper.most = deeper, most  # type: ignore[attr-defined]
+    return lambda x: x.clamp(max=settings.deeper.most)
+
+
+def nested(most: float) -> Any:
+    value: Any = most
+    for _ in range(20):
+        value = [value]
+    return Part(value)
+
+
 FUNCTIONS = {
     "an object": Clamp,
     "a method": lambda most: Clamp(most).bound,
@@ -463,6 +508,16 @@ FUNCTIONS = {
     "a tensor in a closure": lambda most: closed(torch.tensor(most)),
     "a list": lambda most: lambda x, most=(0.1, [most]): x.clamp(max=most[1][0]),
     "a module": lambda most: torch.nn.Hardtanh(0.0, most),
+    "slots": Slotted,
+    "the closure of a method": lambda most: of_class(__call__=lambda self, x: x.clamp(max=most)),
+    "a default of a method": lambda most: of_class(__call__=lambda self, x, most=most: x.clamp(max=most)),
+    "an attribute of a class": lambda most: of_class(__call__=Clamp.__call__, most=most),
+    "a static method": lambda most: of_class(__call__=lambda self, x: self.f(x), f=staticmethod(closed(most))),
+    "a property": lambda most: of_class(__call__=Clamp.__call__, most=property(lambda self: most)),
+    "a class in a closure": lambda most: lambda x, cls=type(of_class(most=most)): x.clamp(max=cls.most),
+    "an attribute of a part": Part,
+    "a method of a part": lambda most: Part(most).forward,
+    "an attribute of a module": in_a_module,
     "names": lambda most: (lambda x: x.round()) if most == 1.0 else (lambda x: x.floor()),
 }
 
@@ -474,6 +529,59 @@ def test_functions_are_compared_by_what_they_work_with(kind: str, tmp_path: Path
     pv.fit(small(), X, **settings(epochs=2, checkpoint=tmp_path, batch_transform=make(1.0)))
     with pytest.raises(pv.CheckpointError, match=r"batch_transform was .* and is"):
         pv.fit(small(), X, **settings(epochs=3, checkpoint=tmp_path, batch_transform=make(2.0)))
+
+
+VALUES = {
+    "deque": lambda n: collections.deque([n]),
+    "fraction": lambda n: fractions.Fraction(n, 3),
+    "decimal": lambda n: decimal.Decimal(n),
+    "interval": lambda n: datetime.timedelta(n),
+    "array": lambda n: array.array("d", [n]),
+    "bytes": lambda n: bytearray([n]),
+    "caller": lambda n: operator.methodcaller("clamp", n),
+    "getter": operator.itemgetter,
+    "slots": dataclasses.make_dataclass("Kept", ["n"], slots=True, frozen=True),
+    "order": lambda n: collections.OrderedDict([("a", 0), ("b", 0)][:: 1 if n == 1 else -1]),
+    "view": lambda n: types.MappingProxyType({"a": n}),
+    "cached": lambda n: functools.lru_cache(lambda x: x * n),
+    "nested": nested,
+    "named": lambda n: collections.namedtuple("Pair", "a b")(n, 0),
+    "objects": lambda n: np.array([fractions.Fraction(n, 3)], object),
+    "enum": lambda n: list(signal.Signals)[n],
+    "module": lambda n: Part([n]),
+    "function": lambda n: functools.wraps(closed(n))(lambda x: x),
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_objects_are_known_by_what_they_are_made_of(kind: str) -> None:
+    make = VALUES[kind]
+    assert fingerprint(make(1)) == fingerprint(make(1)) != fingerprint(make(2))
+
+
+@pytest.mark.parametrize("holds", [torch.Generator(), np.random.default_rng(0), {"a": [random.Random(0)]}])
+def test_generators_of_methods_are_refused(holds: Any, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(globals(), "LEVEL", holds)
+
+    holding, module = types.ModuleType("holding"), Part(None)
+    holding.deeper, module.forward = holds, lambda x: x  # type: ignore[attr-defined,method-assign]
+    module.most = collections.deque([Slotted(holds)])
+    made = {
+        "global": of_class(__call__=lambda self, x: (LEVEL, x)[1]),
+        "class": of_class(source=holds, __call__=lambda self, x: x),
+        "attributes": module,
+        "module": lambda x: (holding.deeper, x)[1],
+    }
+    for transform in made.values():
+        with pytest.raises(ValueError, match="batch_transform draws from a generator of its own"):
+            pv.fit(small(), X, **settings(epochs=1, checkpoint=tmp_path, batch_transform=transform))
+
+    class Draws(Items):
+        def __getitem__(self, i: int) -> Any:
+            return (LEVEL, super().__getitem__(i))[1]
+
+    with pytest.raises(ValueError, match="the Dataset draws from a generator of its own"):
+        pv.fit(small(), Draws(X), **settings(epochs=1, validation=None, checkpoint=tmp_path))
 
 
 def test_globals_of_functions_are_compared(tmp_path: Path, monkeypatch) -> None:
@@ -506,19 +614,20 @@ def test_a_function_is_known_in_another_process(tmp_path: Path) -> None:
     """Places in memory, the order of sets and the name of the main module are others there."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import torch\nfrom pyrovae.training._describe import code_fingerprint, fingerprint\n"
+        "import logging, threading, torch\nfrom pyrovae.training._describe import code_fingerprint, fingerprint\n"
         "class A:\n    def __init__(self): self.f = lambda x: x in {'a', 'b', 'c'}\n    def g(self): return self.f\n"
         "x = {'a', 'b', 'c'}\n"
         "if __name__ in ('__main__', 'script'):\n"
         "    print(fingerprint(lambda y: [A().f(z) for z in x if z not in {'d', 'e', 'f'}]), fingerprint(A().f),"
-        " fingerprint(A()), code_fingerprint(A()), fingerprint({1: torch.eye(2), 'x': x, A: object()}))\n"
+        " fingerprint(A()), code_fingerprint(A()), fingerprint({1: torch.eye(2), 'x': x, A: object()}),"
+        " fingerprint(logging.getLogger('a')), fingerprint([threading.Lock(), torch.nn.BatchNorm1d(2), A().g]))\n"
     )
     said = set()
     for seed, how in (("1", [str(script)]), ("2", [str(script)]), ("3", ["-c", "import script"])):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": f"{tmp_path}:{Path(pv.__file__).parents[1]}"}
         done = subprocess.run([sys.executable, *how], capture_output=True, text=True, env=environment, timeout=120)
         said.add(done.stdout)
-        assert done.stdout.count(" ") == 9, done.stderr
+        assert done.stdout.count(" ") == 13, done.stderr
     assert len(said) == 1, said
 
 

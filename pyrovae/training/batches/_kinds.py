@@ -194,12 +194,12 @@ class LoaderBatches(Batches):
     def order(self) -> Any:
         loader, fix = self._loader, "leave it to torch's own generators, which fit(seed=...) seeds."
         samplers = [loader.sampler, loader.batch_sampler]
+        if has_generator(loader.dataset):
+            raise ValueError(f"the Dataset draws from a generator of its own, whose state checkpoints do not keep: {fix}")
         if loader.generator is not None or has_generator(samplers):
             raise ValueError(
                 f"the DataLoader draws from a generator of its own, whose state checkpoints do not keep: {fix}"
             )
-        if has_generator(loader.dataset):
-            raise ValueError(f"the Dataset holds a generator of its own, whose state checkpoints do not keep: {fix}")
         if loader.persistent_workers:
             raise ValueError(
                 "the DataLoader has persistent_workers, whose state checkpoints do not keep: leave them out."
