@@ -89,15 +89,15 @@ def restored_state() -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed(seed: int = 0) -> Iterator[None]:
     """Run the block from fixed seeds of torch, NumPy and Python, and put their generators back afterwards. Data may be
     loaded in it, so that it is not one turn.
     """
-    with stream(0):
+    with stream(seed):
         others = others_state()
         try:
-            np.random.seed(0)  # noqa: NPY002
-            random.seed(0)
+            np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
             yield
         finally:
             set_others_state(others)

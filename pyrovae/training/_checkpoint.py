@@ -20,6 +20,7 @@ from pyro.infer import ELBO as PyroELBO
 from pyrovae._checks import as_path, require_at_least, require_one_of
 from pyrovae._distributed import num_processes, rank
 from pyrovae._files import MALFORMED, check_regular, check_stored, is_deep, locked, replaced
+from pyrovae.model._state import state_of
 from pyrovae.training._describe import code_fingerprint, fingerprint, has_generator
 from pyrovae.training._result import Callback
 from pyrovae.training.batches import Batches
@@ -28,6 +29,15 @@ from pyrovae.training.engines import Task
 Resume = Literal["auto", "must", "never"]
 _NAME = re.compile(r"checkpoint-\d{10}-[0-9a-f]{16}\.pt")  # steps done, digest
 _FORMAT = 4
+_OF_OPTIMIZERS = ("defaults", "state", "param_groups", "step")  # and not of one of them
+_LOST = "in a way that checkpoints do not keep"
+_CHANGES = {
+    "order of the data": f"the sampler of the DataLoader changes as it is iterated, {_LOST}: let its order follow from "
+    f"torch's generator alone, as that of shuffle=True does",
+    "batch_transform": f"batch_transform changes as it is called, {_LOST}: let it work from its argument and torch's "
+    f"generators alone",
+    "attributes of the model": f"attributes of the model change as it is trained, {_LOST}: keep what changes in buffers",
+}
 _EPOCHS_COMPARED = (0.0, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, math.inf)  # of schedules, in epochs
 
 
@@ -253,24 +263,27 @@ def identity(
             "batch_transform draws from a generator of its own, whose state checkpoints do not keep: let it draw from "
             "torch's own, which fit(seed=...) seeds."
         )
-    model, objective, optimizer = task.model, task.objective, task.optimizer
-    known = {id(model): "model", id(optimizer): "optimizer", id(objective): "objective"}
-    known |= {id(t): f"parameter {name}" for name, t in model.named_parameters()}
+    lasts = lasting(task, train)
+    for batches in (train, held_out):
+        if batches is not None:
+            batches.check_repeats()
+    model, objective, optimizer, known = task.model, task.objective, task.optimizer, _known(task)
+    own = {name: v for name, v in vars(optimizer).items() if not name.startswith("_") and name not in _OF_OPTIMIZERS}
     every = [p for group in optimizer.param_groups for p in group["params"]]
     return {
         "model": {
             **{key: model.construction[key] for key in ("class", "arguments")},
             "weights": {name: list(value.shape) for name, value in model.state_dict().items()},
             "parts": {name: str(m) for name, m in model.named_modules() if not list(m.children())},
+            "code": {c.__qualname__: fingerprint(c, known) for c in dict.fromkeys(map(type, model.modules()))},
         },
         "data": train.hash(),
-        "order of the data": train.order(),
         "validation": None if held_out is None else held_out.hash(),
-        "batch_transform": fingerprint(train.transform, known),
+        **lasts,
         "num_steps": train.num_steps,
-        "objective": None if objective is None else _describe(objective, _public(objective), known),
+        "objective": None if objective is None else _describe(objective, vars(objective), known),
         "optimizer": {
-            **_describe(optimizer, optimizer.defaults, known),
+            **_describe(optimizer, optimizer.defaults | own, known),
             "groups": [_group(group, optimizer.defaults) for group in optimizer.param_groups],
             "order": {str(i): known.get(id(p), "") for i, p in enumerate(every)},  # which the moments go by
         },
@@ -290,13 +303,38 @@ def _group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
     return {"size": len(group["params"]), **{n: v for n, v in own.items() if v != fingerprint(defaults.get(n))}}
 
 
-def _public(thing: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(thing).items() if not name.startswith("_")}
+def lasting(task: Task, train: Batches) -> dict[str, Any]:
+    """The part of :func:`identity` that must be the same after any number of epochs."""
+    return {
+        "order of the data": train.order(),
+        "batch_transform": fingerprint(train.transform, _known(task)),
+        "attributes of the model": state_of(task.model),
+    }
+
+
+def check_lasts(before: Mapping[str, Any], task: Task, train: Batches) -> None:
+    """Look at whether the next epoch is what it will be where a run goes on.
+
+    Raises:
+        CheckpointError: something has changed that a checkpoint does not keep.
+    """
+    for name, now in lasting(task, train).items():
+        if before[name] != now:
+            raise CheckpointError(f"{_CHANGES[name]}.")
+
+
+def _known(task: Task) -> dict[int, str]:
+    """What is described in a place of its own, and only named in others."""
+    model = task.model
+    known = {id(t): f"parameter {name}" for name, t in model.named_parameters()}
+    known |= {id(t): f"buffer {name}" for name, t in model.named_buffers()}
+    known |= {id(m): f"part {name}" for name, m in model.named_modules()}
+    return known | {id(model): "model", id(task.optimizer): "optimizer", id(task.objective): "objective"}
 
 
 def _describe(thing: Any, attributes: Mapping[str, Any], known: Mapping[int, str]) -> dict[str, Any]:
     """The class and the settings of an objective, optimiser or scheduler; schedules by their values, too."""
-    out: dict[str, Any] = {"class": code_fingerprint(thing)}
+    out: dict[str, Any] = {"class": fingerprint(type(thing), known)}
     for name, value in attributes.items():
         if id(value) not in known:
             out[name] = fingerprint(value, known)

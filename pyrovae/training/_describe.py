@@ -22,7 +22,7 @@ from pyrovae._hash import content_hash
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath)
 _MAX_DEPTH = 100  # of objects in objects
-_MAX_LOOKED_AT = 10_000  # things at one depth, in search of a generator
+_MAX_LOOKED_AT = 10_000  # things at one depth
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[1])
 
 
@@ -61,14 +61,17 @@ def code_fingerprint(value: Any) -> str:
 
 def has_generator(value: Any) -> bool:
     """Whether a value is, holds or works with a generator of random numbers."""
+    return any(isinstance(v, _GENERATORS) for v in everything_in(value))
+
+
+def everything_in(value: Any) -> Iterator[Any]:
+    """A value, and what it consists of or works with, however deep; of very many things at one depth the first."""
     level, seen = [value], dict[int, Any]()
     while level:
-        if any(isinstance(v, _GENERATORS) for v in level):
-            return True
+        yield from level
         seen |= {id(v): v for v in level}
         found = {id(v): v for outer in level for v in _inside(outer) if not isinstance(v, _PLAIN)}
         level = [v for key, v in found.items() if key not in seen][:_MAX_LOOKED_AT]
-    return False
 
 
 def _inside(value: Any) -> Iterator[Any]:
@@ -202,7 +205,7 @@ def _members(cls: type) -> Iterator[tuple[str, Any]]:
         for name, member in vars(base).items():
             thing = member.__func__ if isinstance(member, (staticmethod, classmethod)) else member
             thing = thing.fget if isinstance(thing, property) else thing
-            if isinstance(thing, FunctionType) or not (name.startswith("__") or name == "_abc_impl"):
+            if isinstance(thing, FunctionType) or not name.startswith("__"):
                 yield name, thing
 
 

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyrovae._distributed import from_main, gathered, rank
 from pyrovae._files import MALFORMED, fits
 from pyrovae._random import get_every_state, set_every_state
-from pyrovae.training._checkpoint import CheckpointError, CheckpointFolder
+from pyrovae.training._checkpoint import CheckpointError, CheckpointFolder, check_lasts
 from pyrovae.training._result import Callback
 from pyrovae.training.batches import Batch, Batches
 from pyrovae.training.engines import Name, Task
@@ -128,11 +128,7 @@ class Progress:
     def save(self, plan: Plan) -> None:
         """Write a checkpoint, where the plan has a folder for them."""
         if plan.checkpoints is not None:
-            if plan.train.order() != plan.identity["order of the data"]:
-                raise CheckpointError(
-                    "the sampler of the DataLoader changes as it is iterated, in a way that checkpoints do not keep: "
-                    "let its order follow from torch's generator alone, as that of shuffle=True does."
-                )
+            check_lasts(plan.identity, plan.task, plan.train)
             state = self.state_dict(plan)
             if rank() == 0:
                 plan.checkpoints.save(self.steps_done, plan.identity, state)

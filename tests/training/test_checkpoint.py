@@ -686,11 +686,13 @@ def test_data_sets_are_compared_by_their_items(kind: str, tmp_path: Path) -> Non
         pv.fit(small(), data(other), **settings(epochs=4, validation=None, checkpoint=tmp_path))
 
 
-def test_a_large_data_set_is_known_by_a_thousand_items() -> None:
+def test_a_large_data_set_is_known_by_a_thousand_items(monkeypatch) -> None:
     x = torch.rand(5000, 6).round()
     items = Items(x)
+    looked_at: list[int] = []
+    monkeypatch.setattr(Items, "__getitem__", lambda self, i: (looked_at.append(i), self.rows[i])[1])
     before = as_batches(small(), items, batch_size=50).hash()
-    assert len(items.cache) <= 1003  # and the first batch
+    assert len(looked_at) == len(set(looked_at)) == 1000
     changed = x.clone()
     changed[-1] = 1 - changed[-1]
     assert as_batches(small(), Items(changed), batch_size=50).hash() != before
@@ -750,6 +752,178 @@ def test_order_and_draws_that_checkpoints_do_not_keep_are_refused(tmp_path: Path
     with pytest.raises(ValueError, match="batch_transform draws from a generator of its own"):
         pv.fit(small(), X, **{**options, "batch_transform": lambda x: x * float(rng.random() > 2)})
     assert not checkpoints(tmp_path)
+
+
+class Counts(Items):
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        self.number = getattr(self, "number", 0) + 1
+        return super().__getitem__(i)
+
+
+class Remembers(Items):
+    """Draws an item when it is first asked for, and gives the same one from then on."""
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        if i not in self.cache:
+            self.cache[i] = torch.bernoulli(self.rows[i] * 0.5)
+        return self.cache[i], i
+
+
+class CountsOutside(Items):
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        SEEN.append(i)
+        return super().__getitem__(i)
+
+
+class CountingStream(Stream):
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        self.epoch = getattr(self, "epoch", 0) + 1
+        return super().__iter__()
+
+
+SEEN: list[int] = []
+
+
+@pytest.mark.parametrize("kind", [Counts, Remembers, CountsOutside, CountingStream])
+def test_data_that_go_by_what_was_read_are_refused(kind: Any, tmp_path: Path) -> None:
+    options = settings(epochs=1, checkpoint=tmp_path, batch_transform=None)
+    for data, validation, name in ((kind(X), None, "data"), (X, kind(X), "validation")):
+        with pytest.raises(ValueError, match=f"the Dataset of {name} changes as its items are read"):
+            pv.fit(small(), data, **{**options, "validation": validation})
+    assert not checkpoints(tmp_path)
+    pv.fit(small(), kind(X), **{**options, "validation": None, "checkpoint": None})
+    workers = DataLoader(kind(X), 50, num_workers=1)  # which begin anew every epoch
+    pv.fit(small(), workers, **{**options, "validation": None})
+
+
+class Opened(Items):
+    """A copy cannot be had of it."""
+
+    def __init__(self, x: torch.Tensor, path: Path) -> None:
+        super().__init__(x)
+        self.file = open(path)  # noqa: SIM115
+
+
+def test_looking_at_data_leaves_no_trace(tmp_path: Path) -> None:
+    """Neither in a data set that can be copied nor in one that cannot."""
+    remembers = Remembers(X)
+    as_batches(small(), remembers, batch_size=50).hash()
+    assert not remembers.cache
+    (path := tmp_path / "a").write_text("")
+    opened = Opened(X, path)
+    known = as_batches(small(), opened, batch_size=50).hash()
+    assert not opened.cache
+    assert known == as_batches(small(), Opened(X.clone(), path), batch_size=50).hash()
+    assert known != as_batches(small(), Opened(1 - X, path), batch_size=50).hash()
+
+
+def test_what_changes_in_training_is_refused(tmp_path: Path) -> None:
+    class Warms:
+        calls = 0
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return x
+
+    def outside(x: torch.Tensor) -> torch.Tensor:
+        SEEN.append(0)
+        return x
+
+    class Sampled(Shuffled):
+        def __iter__(self) -> Iterator[int]:
+            SEEN.append(0)
+            return iter(range(len(X)))
+
+    class Counting(pv.VAE):
+        calls = 0
+
+        def guide(self, x: torch.Tensor) -> Any:
+            self.calls += 1
+            return super().guide(x)
+
+    options = settings(epochs=2, validation=None, checkpoint=tmp_path, compile="off")
+    for transform in (Warms(), outside):
+        with pytest.raises(pv.CheckpointError, match=r"^batch_transform changes as it is called, [^.]*\.$"):
+            pv.fit(small(), X, **{**options, "batch_transform": transform})
+    with pytest.raises(pv.CheckpointError, match="the sampler of the DataLoader changes as it is iterated"):
+        pv.fit(small(), DataLoader(TensorDataset(X), 50, sampler=Sampled(0)), **options)
+    with pytest.raises(pv.CheckpointError, match=r"^attributes of the model change as it is trained, [^.]*\.$"):
+        pv.fit(Counting((6,), 3), X, **options)
+    assert not checkpoints(tmp_path)
+
+
+def coded(most: float) -> Any:
+    class Model(pv.VAE):
+        def guide(self, x: torch.Tensor) -> Any:
+            return super().guide(x.clamp(max=most))
+
+    return Model((6,), 3)
+
+
+def attributed(most: float) -> Any:
+    (model := small()).most = most  # type: ignore[assignment]
+    return model
+
+
+def with_part(most: float) -> Any:
+    class Own(torch.nn.Flatten):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).clamp(max=most)
+
+    return pv.VAE((6,), 3, hidden=(8,), encoder=torch.nn.Sequential(Own(), torch.nn.Linear(6, 8)))
+
+
+def own_optimizer(most: float) -> Any:
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        optimizer = torch.optim.Adam(parameters)
+        optimizer.most = most  # type: ignore[attr-defined]
+        return optimizer
+
+    return make
+
+
+class Weighted(pv.ELBO):
+    _weight = 1.0
+
+
+def own_objective(most: float) -> Any:
+    (objective := Weighted())._weight = most
+    return objective
+
+
+def classed_objective(most: float) -> Any:
+    class Own(pv.ELBO):
+        limit = most
+
+    return Own()
+
+
+def started(most: float) -> Any:
+    return DataLoader(TensorDataset(X), 50, worker_init_fn=lambda number: torch.manual_seed(int(most)))
+
+
+OWN: dict[str, Any] = {
+    "model: code: .*Model was": lambda most: {"model": coded(most)},
+    "model: code: .*Own was": lambda most: {"model": with_part(most)},
+    "attributes of the model: most was 1.0 and is 2.0": lambda most: {"model": attributed(most)},
+    "optimizer: most was 1.0 and is 2.0": lambda most: {"optimizer": own_optimizer(most)},
+    "objective: _weight was 1.0 and is 2.0": lambda most: {"objective": own_objective(most)},
+    "objective: class was Own .* and is Own": lambda most: {"objective": classed_objective(most)},
+    "order of the data was": lambda most: {"data": started(most), "validation": None},
+}
+
+
+@pytest.mark.parametrize("message", OWN)
+def test_what_is_not_the_librarys_is_part_of_what_a_run_is(message: str, tmp_path: Path) -> None:
+    def run(epochs: int, most: float) -> None:
+        options = OWN[message](most)
+        model, data = options.pop("model", None), options.pop("data", X)
+        pv.fit(model or small(), data, **settings(epochs=epochs, checkpoint=tmp_path, **options))
+
+    run(1, 1.0)
+    run(2, 1.0)
+    with pytest.raises(pv.CheckpointError, match=message):
+        run(3, 2.0)
 
 
 def test_callbacks_are_part_of_what_a_run_is(tmp_path: Path) -> None:

@@ -137,6 +137,13 @@ class Batches(ABC):
         """What identifies the data: their content, as far as that can be had."""
         return f"{type(self).__name__} of {self.num_steps} batches"
 
+    def check_repeats(self) -> None:
+        """Look at whether data are the same whatever was read before, as they must be in a run that goes on.
+
+        Raises:
+            ValueError: they are not.
+        """
+
     def order(self) -> Any:
         """What decides on the order of the data besides torch's generators, as text and numbers.
 

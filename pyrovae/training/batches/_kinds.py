@@ -1,10 +1,12 @@
 """The two kinds of batches: of tensors in memory, and of a ``DataLoader``."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
@@ -25,11 +27,12 @@ from pyrovae._random import restored_state, undisturbed
 from pyrovae._turns import turn
 from pyrovae.model._inputs import num_covariates
 from pyrovae.model._rows import Numbers
-from pyrovae.training._describe import fingerprint, has_generator
+from pyrovae.training._describe import everything_in, fingerprint, has_generator
 from pyrovae.training.batches._base import Batch, Batches, Model, Tensors, Transform
 
 MAX_NUMBERS_AT_ONCE = 2**20  # of x, in what is looked at, or validated on, together
 _ITEMS_LOOKED_AT = 1000  # of a Dataset, to know it by
+_MAX_BYTES_COPIED = 2**24  # of an array in it
 
 
 class TensorBatches(Batches):
@@ -163,33 +166,66 @@ class LoaderBatches(Batches):
 
     def hash(self) -> str:
         """Of tensors their content; else that of the items, of many the first thousand or, where they have numbers, a
-        thousand evenly among them.
+        thousand evenly among them; of what cannot be copied the settings.
         """
         dataset = self._loader.dataset
         if type(dataset) is TensorDataset:
             return content_hash(*dataset.tensors[: self._num_fields])
         if self._hash is None:
-            with undisturbed():  # the same items, should they be drawn
-                known = fingerprint([super().hash(), self._some_items()])
+            copied = self._copied()
+            shown = fingerprint(dataset) if copied is None else self._some_items(_ITEMS_LOOKED_AT, copied)
+            known = fingerprint([super().hash(), shown])
             self._hash = f"{type(dataset).__qualname__} {known.split()[-1]}"
         return self._hash
 
-    def _some_items(self) -> list[Any]:
-        """How many there are, and some: made where the loader makes them, as a file that workers open must not be open
-        before there are workers.
+    def _some_items(self, most: int, dataset: Any, seed: int = 0) -> list[Any]:
+        """How many there are, and some, drawn by a seed, should they be drawn: made where the loader makes them, as a
+        file that workers open must not be open before there are workers.
         """
         loader, options = self._loader, ("num_workers", "worker_init_fn", "multiprocessing_context")
-        dataset, count = loader.dataset, None
+        count = None
         if not isinstance(dataset, IterableDataset):
-            count = len(dataset)  # type: ignore[arg-type]
-            some = torch.linspace(0, max(count - 1, 0), min(count, _ITEMS_LOOKED_AT), dtype=torch.float64)
+            count = len(dataset)
+            some = torch.linspace(0, max(count - 1, 0), min(count, most), dtype=torch.float64)
             dataset = Subset(dataset, some.round().long().tolist())
         same = {name: getattr(loader, name) for name in options}
         items = DataLoader(dataset, batch_size=None, collate_fn=_as_it_is, **same)
         try:
-            return [count, *islice(items, _ITEMS_LOOKED_AT)]
+            with undisturbed(seed):
+                return [count, *islice(items, most)]
         except (LookupError, TypeError):  # it goes by names
             return [count]
+
+    def _copied(self) -> Any:
+        """The data set, to be looked at without a trace: a copy, but for large arrays, which both share, or itself where
+        workers get copies; ``None`` if there is no copy of such a thing.
+        """
+        dataset = self._loader.dataset
+        if self._loader.num_workers:
+            return dataset
+        try:
+            return copy.deepcopy(dataset, self._large())
+        except Exception:  # whatever somebody else's class does
+            return None
+
+    def _large(self) -> dict[int, Any]:
+        found = everything_in(self._loader.dataset)
+        return {id(v): v for v in found if isinstance(v, (Tensor, np.ndarray)) and v.nbytes > _MAX_BYTES_COPIED}
+
+    def check_repeats(self) -> None:
+        if self._loader.num_workers or type(self._loader.dataset) is TensorDataset:
+            return  # workers begin every epoch with what this process has
+        if (fresh := self._copied()) is None or (used := self._copied()) is None:
+            return
+        known = dict.fromkeys(self._large(), "data")
+        self._some_items(2, used, seed=1)
+        state = fingerprint(used, known)
+        same = fingerprint(self._some_items(2, used)) == fingerprint(self._some_items(2, fresh))
+        if not same or fingerprint(used, known) != state:
+            raise ValueError(
+                f"the Dataset of {self.name} changes as its items are read, in a way that checkpoints do not keep: let "
+                f"an item follow from its number and torch's generators alone."
+            )
 
     def order(self) -> Any:
         loader, fix = self._loader, "leave it to torch's own generators, which fit(seed=...) seeds."
@@ -205,8 +241,9 @@ class LoaderBatches(Batches):
                 "the DataLoader has persistent_workers, whose state checkpoints do not keep: leave them out."
             )
         known = {id(loader.dataset): "data"}
+        functions = (loader.collate_fn, loader.worker_init_fn)
         own = [] if isinstance(loader.sampler, DistributedSampler) else [fingerprint(s, known) for s in samplers]
-        return [type(loader.sampler).__qualname__, loader.num_workers, fingerprint(loader.collate_fn, known), *own]
+        return [type(loader.sampler).__qualname__, loader.num_workers, *(fingerprint(f, known) for f in functions), *own]
 
 
 def _as_it_is(item: Any) -> Any:
