@@ -908,7 +908,7 @@ OWN: dict[str, Any] = {
     "attributes of the model: most was 1.0 and is 2.0": lambda most: {"model": attributed(most)},
     "optimizer: most was 1.0 and is 2.0": lambda most: {"optimizer": own_optimizer(most)},
     "objective: _weight was 1.0 and is 2.0": lambda most: {"objective": own_objective(most)},
-    "objective: class was Own .* and is Own": lambda most: {"objective": classed_objective(most)},
+    r"objective: class was \S*Own \w+ and is": lambda most: {"objective": classed_objective(most)},
     "order of the data was": lambda most: {"data": started(most), "validation": None},
 }
 
