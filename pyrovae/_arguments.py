@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+ANY_NUMBER = 1_000_000  # of arguments, for a function that takes any number
+
 
 def capture(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
     """A constructor's arguments by name, defaults included, as JSON; ``None`` where it does not take such.
@@ -52,6 +54,14 @@ def parameters(cls: type) -> tuple[list[str], bool, list[str]]:
     named = [p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in every)
     return [p.name for p in named], takes_any, [p.name for p in named if p.default is p.empty]
+
+
+def num_after_first(function: Callable[..., Any]) -> tuple[int, int]:
+    """How many positional arguments a function needs after its first, and how many it takes."""
+    every = inspect.signature(function).parameters.values()
+    positional = [p for p in every if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    most = ANY_NUMBER if any(p.kind is p.VAR_POSITIONAL for p in every) else len(positional) - 1
+    return len([p for p in positional if p.default is p.empty]) - 1, most
 
 
 def encode(value: Any, special: Callable[[Any], Any] = lambda value: None) -> Any:

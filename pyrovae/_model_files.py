@@ -65,6 +65,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         for names in (header["excluded"], header["validated_on"], *fields):
             if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
                 raise ValueError(f"its header has {names} where a list of names is needed.")
+        names, shape = (header["columns"] or [None])[0], header["event_shape"]
+        if names is not None and (len(set(names)) != len(names) or (shape and len(names) != shape[-1])):
+            raise ValueError(f"its header names {len(names)} columns, and its data have shape {shape}.")
         if digest(header, weights) != header["digest"]:
             raise ValueError("its content is not what was written (a damaged disk, or a file changed afterwards).")
         for name, strides in header["layouts"].items():

@@ -1,6 +1,5 @@
 """Checks of what users pass to a model: data, and as many covariates as it takes."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -9,12 +8,11 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from pyrovae._arguments import ANY_NUMBER, num_after_first
 from pyrovae._checks import as_covariates
 from pyrovae._frames import check_same_index, column_names
 from pyrovae.model._loss_model import LossModel
 from pyrovae.model._saving import SaveableModule
-
-_ANY_NUMBER = 1_000_000  # covariates, for a model that takes any number of them
 
 
 def as_inputs(
@@ -46,17 +44,14 @@ def check_num_covariates(model: SaveableModule, covariates: tuple[Any, ...]) -> 
     """Raise a ``ValueError`` unless the model takes so many covariates."""
     least, most = num_covariates(model)
     if not least <= len(covariates) <= most:
-        wanted = str(most) if least == most else f"{least} to {most}" if most < _ANY_NUMBER else f"at least {least}"
+        wanted = str(most) if least == most else f"{least} to {most}" if most < ANY_NUMBER else f"at least {least}"
         name = f"{type(model).__name__}.{program(model).__name__}"
         raise ValueError(f"{name} takes {wanted} covariate(s); got {len(covariates)}. Pass those it takes, one by one.")
 
 
 def num_covariates(model: SaveableModule) -> tuple[int, int]:
     """Count the arguments that a model's program needs after ``x``, and those that it takes."""
-    parameters = inspect.signature(program(model)).parameters.values()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    most = _ANY_NUMBER if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional) - 1
-    return len([p for p in positional if p.default is p.empty]) - 1, most
+    return num_after_first(program(model))
 
 
 def program(model: SaveableModule) -> Callable[..., Any]:

@@ -20,6 +20,8 @@ class LossModel(SaveableModule, ABC):
         event_shape: shape of one datum; ``fit`` fills it in where the subclass did not.
     """
 
+    _program = "loss"
+
     @abstractmethod
     def loss(self, x: Float[Tensor, "batch *event"], *covariates: Any) -> Float[Tensor, "batch"]:
         """The loss to be minimised, one value for each datum."""

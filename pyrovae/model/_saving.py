@@ -13,7 +13,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae._arguments import build, capture, decode, encode, find, not_kept, parameters
+from pyrovae._arguments import build, capture, decode, encode, find, not_kept, num_after_first, parameters
 from pyrovae._checks import as_data, as_path, require_instance, require_precision
 from pyrovae._compat.torch import uncompiled
 from pyrovae._frames import Columns
@@ -46,6 +46,7 @@ class SaveableModule(nn.Module):
     event_shape: tuple[int, ...] | None = None
     columns: Columns | None = None
     validated_on: tuple[str, ...] = ()
+    _program = "model"  # the method that takes x and covariates
     _constructed: dict[str, Any]
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Self:
@@ -146,6 +147,9 @@ class SaveableModule(nn.Module):
         """Rebuild a saved model on the device that its constructor chooses, the CPU by default, to the last bit. No
         random state changes.
 
+        What torch computes and allocates in the constructor is bounded by the weights; memory that a class of yours
+        takes through NumPy or Python alone is not.
+
         Args:
             path: a file written by :meth:`save`.
             arguments: of the constructor: those that the file does without or, where there are none, others than it
@@ -192,12 +196,18 @@ class SaveableModule(nn.Module):
         model.load_state_dict(state)
         if digest(header, ours) != header["digest"]:
             raise ValueError(f"the weights in {path} do not fit {name}: it ties some that differ in the file.")
+        if len(header["columns"] or ()) > (most := 1 + num_after_first(getattr(model, model._program))[1]):
+            fields = len(header["columns"])
+            raise ValueError(f"the contents of {path} do not fit {name}: names of {fields} fields, of {most} at most.")
         model.columns, model.validated_on = header["columns"], tuple(header["validated_on"])
         return model
 
 
 def load(path: str | os.PathLike[str]) -> Any:
     """Rebuild a saved model of whatever class the file names.
+
+    What torch computes and allocates in the constructor is bounded by the weights; memory that a class of yours takes
+    through NumPy or Python alone is not.
 
     Args:
         path: a file written by :meth:`~pyrovae.VAEModel.save`.

@@ -36,7 +36,7 @@ _CHANGES = {
     f"torch's generator alone, as that of shuffle=True does",
     "batch_transform": f"batch_transform changes as it is called, {_LOST}: let it work from its argument and torch's "
     f"generators alone",
-    "attributes of the model": f"attributes of the model change as it is trained, {_LOST}: keep what changes in buffers",
+    "attributes of the model": f"attributes of the model change as it is trained, {_LOST}: keep those in buffers",
 }
 _EPOCHS_COMPARED = (0.0, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, math.inf)  # of schedules, in epochs
 
@@ -55,8 +55,8 @@ class Checkpoint:
 
     The same call: that of the same model, data, objective, optimiser and so on, and of the same callbacks in the same
     order. Functions are compared by their code and the values that they work with (defaults, closures, globals),
-    callbacks by their code alone, a ``Dataset`` by its first thousand items or, where it has a length, by a thousand
-    evenly among them.
+    objects by their class and state, the model by its code and public attributes, callbacks by their code alone, a
+    ``Dataset`` by its first thousand items or, where it has a length, by a thousand evenly among them.
 
     Args:
         folder: of this run alone; made when it is missing.
@@ -253,7 +253,7 @@ def identity(
 
     Raises:
         TypeError: a callback that gives its state and does not take it back.
-        ValueError: data whose order, or a transform whose draws, a checkpoint could not keep.
+        ValueError: data whose order or items, or a transform whose draws, a checkpoint could not keep.
     """
     for callback in callbacks:
         if hasattr(callback, "state_dict") and not hasattr(callback, "load_state_dict"):

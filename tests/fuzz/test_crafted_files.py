@@ -117,7 +117,7 @@ def models(whole: bytes) -> Iterator[Case]:
         "format": [None, "3", 3.5, [3], {}, -1, 10**30],
         "excluded": [None, 3, "x", {}, [1], [None], ["none"], nested(70)],
         "validated_on": [None, 3, "x", {}, [1], [[]], nested(70)],
-        "columns": ["x", 3, {}, [3], ["x"], [[3]], [{}]],
+        "columns": ["x", 3, {}, [3], ["x"], [[3]], [{}], [["a"]], [[]], [["a"] * 6], [list("abcdef"), None]],
         "event_shape": ["x", 3, {}, ["x"], [0], [-6], [1.5], [True], [10**9], [10**30], [6] * 1000],
         "arguments": [None, 3, "x", [], {}, {"event_shape": 3}, nested(70)],
         "layouts": [None, 3, "x", [], {"no": [1]}, nested(70)],
@@ -606,6 +606,22 @@ def test_models(tmp_path: Path) -> None:
     check(anything(tmp_path / "more" / "loot"), tmp_path / "more", of_model, "ValueError: ")
     (tmp_path / "damaged").mkdir()
     check(damaged(whole, Path.write_bytes), tmp_path / "damaged", of_model, "ValueError: ", harmless=same)
+
+
+@pytest.mark.parametrize("columns", [[["a"]], [[]], [["a"] * 6], [list("abcdef"), None], [None, ["a"]], [None] * 3])
+def test_columns_are_those_of_the_fields(columns: Any, tmp_path: Path) -> None:
+    """Names that fit are taken, in a file whose digest fits in any case."""
+    model, path = small(), tmp_path / "model"
+    for names in ([list("abcdef")], [None], columns):
+        model.columns = names
+        model.save(path)
+        if names is columns:
+            with pytest.raises(
+                ValueError, match=r"header names \d+ columns, and its data|names of \d fields, of 1 at most"
+            ):
+                pv.load(path)
+        else:
+            assert pv.load(path).columns == names
 
 
 def test_results(tmp_path: Path) -> None:

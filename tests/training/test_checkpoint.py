@@ -422,7 +422,9 @@ def test_parameters_are_known_by_name_and_place(tmp_path: Path) -> None:
     )
     fit(1, turned(0, 0))
     for a, b in (alike[:2], alike[1:3]):
-        message = f"optimizer: order: {a} was parameter {names[a]} and is parameter {names[b]}; optimizer: order: {b} was"
+        message = (
+            f"optimizer: order: {a} was parameter {names[a]} and is parameter {names[b]}; optimizer: order: {b} was"
+        )
         with pytest.raises(pv.CheckpointError, match=message):
             fit(2, turned(a, b))
     fit(2, turned(0, 0))
@@ -514,7 +516,7 @@ FUNCTIONS = {
     "an attribute of a class": lambda most: of_class(__call__=Clamp.__call__, most=most),
     "a static method": lambda most: of_class(__call__=lambda self, x: self.f(x), f=staticmethod(closed(most))),
     "a property": lambda most: of_class(__call__=Clamp.__call__, most=property(lambda self: most)),
-    "a class in a closure": lambda most: lambda x, cls=type(of_class(most=most)): x.clamp(max=cls.most),
+    "a class in a closure": lambda most: (lambda cls: lambda x: x.clamp(max=cls.most))(type(of_class(most=most))),
     "an attribute of a part": Part,
     "a method of a part": lambda most: Part(most).forward,
     "an attribute of a module": in_a_module,

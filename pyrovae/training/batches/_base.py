@@ -143,6 +143,7 @@ class Batches(ABC):
         Raises:
             ValueError: they are not.
         """
+        return None
 
     def order(self) -> Any:
         """What decides on the order of the data besides torch's generators, as text and numbers.

@@ -197,8 +197,8 @@ class LoaderBatches(Batches):
             return [count]
 
     def _copied(self) -> Any:
-        """The data set, to be looked at without a trace: a copy, but for large arrays, which both share, or itself where
-        workers get copies; ``None`` if there is no copy of such a thing.
+        """The data set, to be looked at without a trace: a copy, but for large arrays, which both share, or itself
+        where workers get copies; ``None`` if there is no copy of such a thing.
         """
         dataset = self._loader.dataset
         if self._loader.num_workers:
@@ -231,7 +231,9 @@ class LoaderBatches(Batches):
         loader, fix = self._loader, "leave it to torch's own generators, which fit(seed=...) seeds."
         samplers = [loader.sampler, loader.batch_sampler]
         if has_generator(loader.dataset):
-            raise ValueError(f"the Dataset draws from a generator of its own, whose state checkpoints do not keep: {fix}")
+            raise ValueError(
+                f"the Dataset draws from a generator of its own, whose state checkpoints do not keep: {fix}"
+            )
         if loader.generator is not None or has_generator(samplers):
             raise ValueError(
                 f"the DataLoader draws from a generator of its own, whose state checkpoints do not keep: {fix}"
@@ -243,7 +245,12 @@ class LoaderBatches(Batches):
         known = {id(loader.dataset): "data"}
         functions = (loader.collate_fn, loader.worker_init_fn)
         own = [] if isinstance(loader.sampler, DistributedSampler) else [fingerprint(s, known) for s in samplers]
-        return [type(loader.sampler).__qualname__, loader.num_workers, *(fingerprint(f, known) for f in functions), *own]
+        return [
+            type(loader.sampler).__qualname__,
+            loader.num_workers,
+            *(fingerprint(f, known) for f in functions),
+            *own,
+        ]
 
 
 def _as_it_is(item: Any) -> Any:
