@@ -1,6 +1,9 @@
 """Several threads: the numbers of one, no error, nothing left behind, and nobody waits for what is not computing."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -250,3 +253,97 @@ def test_a_forked_process_waits_for_no_thread_of_its_parent() -> None:
     leave.set()
     holder.join()
     assert done == (child, 0)
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import torch, pyrovae as pv
+from pyrovae import _turns
+from tests.test_turns import small, state
+from tests.models import binary
+
+kind, threads = sys.argv[1], int(sys.argv[2])
+x, deadline, interrupts = binary(20), time.monotonic() + 20, 0
+short = {"epochs": 3, "batch_size": 10, "compile": "off", "device": "cpu", "seed": 0, "progress": False}
+
+def work(model):
+    if kind == "fit":
+        return pv.fit(small(1), x, **short).history["loss"].tolist()
+    if kind == "encode":
+        return model.encode(x, seed=0).tolist()
+    return pv.log_marginal(model, x, num_samples=50, seed=0, progress=False).pointwise["log_px"].tolist()
+
+def beside():
+    model = small(2)
+    while True:
+        work(model)
+
+def disturb():
+    pause = torch.Generator().manual_seed(0)
+    while True:
+        armed.wait()
+        time.sleep(0.03 * float(torch.rand((), generator=pause)))
+        armed.clear()
+        os.kill(os.getpid(), signal.SIGINT)
+
+model, armed = small(), threading.Event()
+expected, before = work(model), state()
+for target in [disturb, *[beside] * (threads - 1)]:
+    threading.Thread(target=target, daemon=True).start()
+while interrupts < 100 and time.monotonic() < deadline:
+    try:
+        while True:
+            armed.set()
+            work(model)
+    except KeyboardInterrupt:
+        interrupts += 1
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+assert interrupts > 20, interrupts
+assert not _turns._thread.depth and not _turns._thread.modes
+assert work(model) == expected
+free = threading.Thread(target=work, args=(model,))
+free.start()
+free.join(10)
+assert not free.is_alive(), "the turn is held by nobody"
+if threads == 1:
+    assert {**state(), "random": 0} == {**before, "random": 0}
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["fit", "encode", "log_marginal"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_at_any_moment_leaves_everything_as_it_was(kind: str, threads: int) -> None:
+    """A hundred times, alone and beside another thread: the turn is free, the next call gives what it gave."""
+    command = [sys.executable, "-W", "ignore", "-c", INTERRUPTED, kind, str(threads)]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_two_signals_in_a_turn_are_both_heeded() -> None:
+    came: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append("end"))
+    try:
+        with pytest.raises(KeyboardInterrupt), turn():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            came.append("work")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == ["work", "end"]
+
+
+def test_a_mode_that_fails_gives_the_turn_back() -> None:
+    def refuse() -> Any:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"), kept(refuse):
+        pass
+    assert not _turns._thread.depth
+    assert not _turns._thread.modes
+    other = threading.Thread(target=lambda: small().sample(1), daemon=True)
+    other.start()
+    other.join(20)
+    assert not other.is_alive()
