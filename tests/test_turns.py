@@ -56,6 +56,8 @@ def calls() -> list[Callable[[], Any]]:
     quiet: dict[str, Any] = {"progress": False}
     short: dict[str, Any] = {"epochs": 2, "batch_size": 3, "device": "cpu", "seed": 3, **quiet}
 
+    loader = DataLoader(TensorDataset(x), 2, shuffle=True)  # shared, too
+
     def trained(**options: Any) -> Any:
         model = small(1)
         run = pv.fit(model, options.pop("data", x), **{**short, **options})
@@ -70,7 +72,7 @@ def calls() -> list[Callable[[], Any]]:
         lambda: pv.evaluation.elbo_terms(shared, x, num_samples=5, seed=5, **quiet).pointwise.to_numpy().tolist(),
         lambda: trained(compile="off"),
         lambda: trained(compile="graph", validation=x[:2]),
-        lambda: trained(compile="off", data=DataLoader(TensorDataset(x), 2, shuffle=True)),
+        lambda: trained(compile="off", data=loader),
     ]
 
 
@@ -311,25 +313,28 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("kind", ["fit", "encode", "log_marginal"])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("kind", "threads"), [("fit", 2), ("encode", 1), ("log_marginal", 2)])
 def test_ctrl_c_at_any_moment_leaves_everything_as_it_was(kind: str, threads: int) -> None:
     """A hundred times, alone and beside another thread: the turn is free, the next call gives what it gave."""
     command = [sys.executable, "-W", "ignore", "-c", INTERRUPTED, kind, str(threads)]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=90
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_two_signals_in_a_turn_are_both_heeded() -> None:
     came: list[str] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append("end"))
-    try:
-        with pytest.raises(KeyboardInterrupt), turn():
+
+    def work() -> None:
+        with turn():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
             came.append("work")
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append("end"))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
     finally:
         signal.signal(signal.SIGTERM, before)
     assert came == ["work", "end"]
