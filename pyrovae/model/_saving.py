@@ -128,16 +128,18 @@ class SaveableModule(nn.Module):
             try:
                 with uninterrupted(), Bounded(weights):
                     twin = _rebuilt(header)
+                    built = state_of(twin)
+                    lost = _differences(shapes(twin), shapes(self)) or _differences(built, state, but_json=True)
+                    state = {key: kept for key, kept in state.items() if key not in built or kept != built[key]}
+                    lost = lost or _other_size({**header, "state": state}, shapes(self))
             except Exception as error:
                 raise ValueError(f"no {name} can be rebuilt from its arguments, as by load(): {error}") from error
-            built = state_of(twin)
-            if lost := _differences(shapes(twin), shapes(self)) or _differences(built, state, but_json=True):
+            if lost:
                 raise ValueError(
                     f"this {name} is not what its constructor builds, which load() calls: {lost} now. Set it in the "
                     f"constructor, from an argument, or keep it in a buffer; an attribute that does not matter may be "
                     f"private (_name). The weights alone are saved by torch.save(model.state_dict(), path)."
                 )
-            state = {key: kept for key, kept in state.items() if key not in built or kept != built[key]}
         seen = {"columns": self.columns, "validated_on": list(self.validated_on)}
         write(Path(path), {**header, **seen, "excluded": sorted(excluded), "state": state}, weights)
         return Path(path)
@@ -178,6 +180,7 @@ class SaveableModule(nn.Module):
             if not lost:
                 with uninterrupted(), Bounded(weights):
                     model = _rebuilt(header, cls, arguments)
+                    lost = _other_size(header, saved, cls, arguments)
         except Exception as error:
             raise ValueError(f"{path} holds a {name} that cannot be rebuilt: {error}") from error
         if not lost:
@@ -262,6 +265,23 @@ def _rebuilt(made: Mapping[str, Any], cls: Any = None, arguments: Mapping[str, A
                 raise ValueError(f"the file sets {key}, which there is not")
             setattr(part, name, decode(value, _rebuilt))
     return model
+
+
+def _other_size(made: Mapping[str, Any], saved: Any, cls: Any = None, given: Mapping[str, Any] | None = None) -> str:
+    """What an attribute says that is an argument of the constructor, which would build other tensors of it, or none."""
+    arguments = {key: kept for key, kept in made["arguments"].items() if key not in (given or {})}
+    for key, kept in made["state"].items():
+        if (
+            key in arguments and type(arguments[key]) is type(kept) and not not_kept(kept)
+        ):  # else it holds something else
+            later = {**made, "state": {}, "arguments": arguments | {key: kept}}
+            try:
+                fits = shapes(_on_meta(later, cls, given) or _rebuilt(later, cls, given)) == saved
+            except Exception:  # whatever somebody else's constructor does
+                fits = False
+            if not fits:
+                return f"{key} is {arguments[key]} as built, and {kept}"
+    return ""
 
 
 def _on_meta(*made: Any) -> Any:

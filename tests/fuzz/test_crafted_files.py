@@ -23,6 +23,7 @@ import pytest
 import torch
 
 import pyrovae as pv
+from pyrovae import _model_files as files
 from pyrovae._model_files import digest
 from pyrovae.evaluation import Result
 from pyrovae.training import _checkpoint as checkpoint
@@ -159,6 +160,8 @@ def models(whole: bytes) -> Iterator[Case]:
         "prior.training",
     ):
         yield case(f"state {name}", lambda h, name=name: h["state"].update({name: 1}))
+    for size in (3, 10**9, 10**30):
+        yield case(f"state latent_dim {size}", lambda h, size=size: h["state"].update(latent_dim=size))
     yield case("a model in a model in a model", lambda h: h["arguments"].update(posterior=_models_in(h, 12)))
 
     text = outer["__metadata__"]["pyrovae"]
@@ -606,6 +609,20 @@ def test_models(tmp_path: Path) -> None:
     check(anything(tmp_path / "more" / "loot"), tmp_path / "more", of_model, "ValueError: ")
     (tmp_path / "damaged").mkdir()
     check(damaged(whole, Path.write_bytes), tmp_path / "damaged", of_model, "ValueError: ", harmless=same)
+
+
+def test_sizes_are_those_of_the_weights(tmp_path: Path) -> None:
+    """What a constructor makes tensors by is no number that may change later, in a model as in a file."""
+    model, path = small(), tmp_path / "model"
+    model.save(path)
+    header, weights = files.read(path)
+    made = {k: v for k, v in header.items() if k not in ("format", "layouts", "digest")}
+    files.write(path, {**made, "state": {"latent_dim": 5}}, weights)
+    with pytest.raises(ValueError, match="do not fit VAE: latent_dim is 2 as built, and 5 in the file"):
+        pv.load(path)
+    model.latent_dim = 5
+    with pytest.raises(ValueError, match="latent_dim is 2 as built, and 5 now"):
+        model.save(path)
 
 
 @pytest.mark.parametrize("columns", [[["a"]], [[]], [["a"] * 6], [list("abcdef"), None], [None, ["a"]], [None] * 3])
