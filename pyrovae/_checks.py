@@ -149,15 +149,32 @@ def require_callable(**arguments: Any) -> None:
             raise TypeError(f"{name} must be a function, or another object that can be called; got {shown(value)}.")
 
 
-def require_tensors(*, integers: bool = False, **arguments: Any) -> None:
+def require_tensors(
+    *, integers: bool = False, finite: bool = False, positive: bool = False, **arguments: Any
+) -> None:
     """Raise a ``TypeError`` unless every named argument is a tensor of floating-point numbers, or of ``integers``,
-    whichever.
+    whichever; a ``ValueError`` for one that is not of plain numbers in memory, or not ``finite`` or ``positive``.
     """
     for name, value in arguments.items():
-        plain = isinstance(value, Tensor) and value.layout is torch.strided
+        plain = isinstance(value, Tensor)
         if not plain or not (value.dtype in _INTEGERS if integers else value.is_floating_point()):
             kind = "integers" if integers else "floating-point numbers"
-            raise TypeError(f"{name} must be a tensor of {kind}; got {shown(value)}.")
+            of = f"a tensor of {value.dtype}" if plain else shown(value)
+            raise TypeError(f"{name} must be a tensor of {kind}; got {of}.")
+        _dense(value, name)
+        if finite or positive:
+            right = value.isfinite() & (value > 0) if positive else value.isfinite()
+            if bad := int((~right).sum()):
+                wanted = "positive and finite" if positive else "finite"
+                raise ValueError(f"{name} must be {wanted}; {bad} of its {value.numel()} value(s) are not.")
+
+
+def as_real(value: Any, name: str) -> Tensor:
+    """As :func:`as_tensor`, of real numbers: a ``ValueError`` for flags and complex numbers too."""
+    tensor = as_tensor(value, name)
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ValueError(f"{name} must be real numbers; got {tensor.dtype}.")
+    return tensor
 
 
 def require_columns(columns: Sequence[str], **frames: Any) -> None:
@@ -288,6 +305,7 @@ def _dense(value: Tensor, name: str) -> Tensor:
         "quantised": (value.is_quantized, f"pass {name}.dequantize()"),
         "sparse": (not value.is_nested and value.layout is not torch.strided, f"pass {name}.to_dense()"),
         "meta": (value.device.type == "meta", "it has a shape and no values, so load them"),
+        "float8": (value.is_floating_point() and value.dtype.itemsize == 1, f"pass {name}.float()"),
     }
     for kind, (found, fix) in fixes.items():
         if found:

@@ -200,7 +200,7 @@ class DiscreteMixture(VAEModel):
 
     def __init__(self, log_weights: Float[Tensor, "k"], logits: Float[Tensor, "k d"]) -> None:
         super().__init__()
-        require_tensors(log_weights=log_weights, logits=logits)
+        require_tensors(finite=True, log_weights=log_weights, logits=logits)
         if logits.dim() != 2 or log_weights.shape != logits.shape[:1] or not logits.numel():
             came = f"{tuple(log_weights.shape)} and {tuple(logits.shape)}"
             raise ValueError(f"log_weights and logits must have shapes (K,) and (K, D); got {came}.")
@@ -251,7 +251,7 @@ class LinearMixture(VAEModel):
         super().__init__()
         require_positive(spread=spread, noise=noise, stretch=stretch)
         _check_lines(w, b)
-        require_tensors(weights=weights, means=means)
+        require_tensors(finite=True, weights=weights, means=means)
         if weights.dim() != 1 or means.shape != (*weights.shape, w.shape[1]):
             came = f"{tuple(weights.shape)} and {tuple(means.shape)}"
             raise ValueError(f"weights and means must have shapes (K,) and (K, {w.shape[1]}); got {came}.")
@@ -318,7 +318,7 @@ def grid_log_px(
 
 def _check_lines(w: Any, b: Any) -> None:
     """Raise unless these are a matrix ``(D, Z)`` and a vector ``(D,)``."""
-    require_tensors(w=w, b=b)
+    require_tensors(finite=True, w=w, b=b)
     if w.dim() != 2 or b.shape != w.shape[:1] or not w.numel():
         raise ValueError(f"w and b must have shapes (D, Z) and (D,); got {tuple(w.shape)} and {tuple(b.shape)}.")
 

@@ -182,6 +182,11 @@ def validate(distribution: Any, value: Tensor) -> None:
         distribution._validate_sample(value)
 
 
+def checks_values() -> bool:
+    """Whether distributions look at the values of their arguments by default."""
+    return bool(torch.distributions.Distribution._validate_args) and not torch.compiler.is_compiling()
+
+
 def own_scale_tril(p: torch.distributions.MultivariateNormal) -> Tensor:
     """L with the batch dimensions that it was given, not expanded to those of the location: one matrix for all."""
     return p._unbroadcasted_scale_tril
