@@ -149,9 +149,7 @@ def require_callable(**arguments: Any) -> None:
             raise TypeError(f"{name} must be a function, or another object that can be called; got {shown(value)}.")
 
 
-def require_tensors(
-    *, integers: bool = False, finite: bool = False, positive: bool = False, **arguments: Any
-) -> None:
+def require_tensors(*, integers: bool = False, finite: bool = False, positive: bool = False, **arguments: Any) -> None:
     """Raise a ``TypeError`` unless every named argument is a tensor of floating-point numbers, or of ``integers``,
     whichever; a ``ValueError`` for one that is not of plain numbers in memory, or not ``finite`` or ``positive``.
     """
@@ -340,6 +338,7 @@ def as_data(
     columns: Columns | None = None,
     *,
     integers: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Check data, and return them as a float32 (or float64) tensor ``(N, *event_shape)``; of an integer dtype if
     ``integers``.
@@ -349,23 +348,23 @@ def as_data(
         name: what errors call it.
         event_shape: shape of one datum, where that is known.
         columns: names by field, of which the first are x's: the order that a DataFrame's columns are put in.
+        integers: whether they may be of an integer dtype.
+        dtype: in which they will be computed on, where that is known.
 
     Raises:
         TypeError: a list or tuple.
-        ValueError: boolean data, integers unless they may be, an empty set, a wrong shape, NaN or infinite values, what
-            :func:`as_tensor` finds.
+        ValueError: boolean data, integers unless they may be, an empty set, a wrong shape, values that are NaN,
+            infinite or too large, what :func:`as_tensor` finds.
     """
     check_container(value, name)
     x = as_tensor(value, name, columns[0] if columns else None)
-    if not (x.is_floating_point() or (integers and x.dtype != torch.bool)):
+    if not (x.is_floating_point() or (integers and not x.is_complex() and x.dtype != torch.bool)):
         raise ValueError(
             f"{name} has dtype {str(x.dtype).removeprefix('torch.')}; a floating dtype is needed. "
             f"For 8-bit images pass x.float() / 255, for counts or flags x.float()."
         )
     if x.dtype in HALF:
         x = x.float()
-    if not isinstance(value, Tensor) and x.dtype == torch.float64:
-        x = x.float()  # arrays and DataFrames are float64 by accident; a float64 tensor is a choice
     if x.dim() == 0 or x.shape[0] == 0 or x.numel() == 0:
         raise ValueError(f"{name} is empty: it has shape {tuple(x.shape)}. Pass at least one datum.")
     if event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape):
@@ -377,14 +376,23 @@ def as_data(
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; the model needs (N, {', '.join(map(str, event_shape))}).{fix}"
         )
+    by_accident = not isinstance(value, Tensor) and x.dtype == torch.float64  # a float64 tensor is a choice
+    dtype = torch.float32 if by_accident else dtype or x.dtype
+    limit = torch.finfo(dtype).max if dtype.is_floating_point else math.inf
+
+    def fine(part: Tensor) -> Tensor:
+        return part.abs() <= limit if part.dtype == torch.float64 and limit < math.inf else part.isfinite()
+
     parts = x.split(max(1, _NUMBERS_PER_CHECK // x[0].numel()))  # a mask of the whole would be a good part of the data
-    if not bool(torch.stack([part.isfinite().all() for part in parts]).all()):
-        bad = ~torch.cat([part.isfinite().reshape(len(part), -1).all(1) for part in parts])
+    if not bool(torch.stack([fine(part).all() for part in parts]).all()):
+        bad = ~torch.cat([fine(part).reshape(len(part), -1).all(1) for part in parts])
+        values = x[bad][~fine(x[bad])]
+        kind = f"value(s) too large for {str(dtype).removeprefix('torch.')}" if values.isfinite().all() else ""
         raise ValueError(
-            f"{name} holds {int((~x[bad].isfinite()).sum())} NaN or infinite value(s), the first in row "
+            f"{name} holds {len(values)} {kind or 'NaN or infinite value(s)'}, the first in row "
             f"{int(bad.nonzero()[0])}. Drop or impute such rows."
         )
-    return x
+    return x.float() if by_accident else x
 
 
 def rows_of(covariates: Sequence[Any], rows: slice | Tensor) -> tuple[Any, ...]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from pyrovae._checks import as_real, require_at_least, require_instance, require_not_negative, shown
 

@@ -147,7 +147,7 @@ def _flat(value: Any, name: str) -> Float[Tensor, "n numbers"]:
 def _decode(decode: Decode, z: Tensor) -> Float[Tensor, "n numbers"]:
     decoded = decode(z)
     require_instance(Tensor, **{"what decode gives": decoded})
-    if len(decoded) != len(z):
+    if decoded.shape[:1] != z.shape[:1]:
         raise ValueError(f"decode gives shape {tuple(decoded.shape)} for {len(z)} codes: one datum for each is needed.")
     return as_data(decoded, "what decode gives").flatten(1)
 
