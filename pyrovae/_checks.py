@@ -21,6 +21,7 @@ _TOO_LARGE = 2**63  # for an integer of torch's or NumPy's
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MAX_SHOWN = 500  # characters of a value in an error
 _NUMBERS_PER_CHECK = 2**20  # of data, looked at at once
+_MAX_PATH, _MAX_NAME = 4095, 255  # bytes, on usual systems
 ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
 HALF = (torch.float16, torch.bfloat16)
 
@@ -135,9 +136,14 @@ def require_flag(**arguments: Any) -> None:
 
 def as_path(value: Any, name: str) -> Path:
     """Check what should be a path, and return it; a ``TypeError`` for something else, a ``ValueError`` for nothing."""
-    if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"{name} must be a str or a path; got {shown(value)}.")
-    if not os.fspath(value):
+    text = type(value).__fspath__(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a str or a path; got {shown(value)}{'' if text is value else ', whose path is none'}.")
+    if "\0" in text or any("\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff" for c in text):
+        raise ValueError(f"{name} holds a character that no path can; got {shown(value)}.")
+    if len(os.fsencode(text)) > _MAX_PATH or any(len(os.fsencode(part)) > _MAX_NAME for part in Path(text).parts):
+        raise ValueError(f"{name} is too long, or a name in it ({_MAX_NAME} bytes at most); got {shown(value)}.")
+    if not text:
         raise ValueError(f"{name} is empty, which is a folder, the current one: pass the path of another.")
     return Path(value)
 
