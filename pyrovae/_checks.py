@@ -138,7 +138,9 @@ def as_path(value: Any, name: str) -> Path:
     """Check what should be a path, and return it; a ``TypeError`` for something else, a ``ValueError`` for nothing."""
     text = type(value).__fspath__(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):
-        raise TypeError(f"{name} must be a str or a path; got {shown(value)}{'' if text is value else ', whose path is none'}.")
+        raise TypeError(
+            f"{name} must be a str or a path; got {shown(value)}{'' if text is value else ', whose path is none'}."
+        )
     if "\0" in text or any("\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff" for c in text):
         raise ValueError(f"{name} holds a character that no path can; got {shown(value)}.")
     if len(os.fsencode(text)) > _MAX_PATH or any(len(os.fsencode(part)) > _MAX_NAME for part in Path(text).parts):
@@ -179,6 +181,13 @@ def as_real(value: Any, name: str) -> Tensor:
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"{name} must be real numbers; got {tensor.dtype}.")
     return tensor
+
+
+def require_one_dtype(**tensors: Tensor) -> None:
+    """Raise a ``ValueError`` unless the named tensors have one dtype."""
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        came = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
+        raise ValueError(f"{' and '.join(tensors)} must have one dtype; got {came}.")
 
 
 def require_columns(columns: Sequence[str], **frames: Any) -> None:

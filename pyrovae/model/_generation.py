@@ -150,7 +150,9 @@ class Generation(SaveableModule):
                     raise ValueError(f"latents {name!r} are empty, of shape {tuple(value.shape)}: pass at least one.")
                 value = value.to(drawn)
                 if bad := int((~value.isfinite()).sum()):
-                    raise ValueError(f"latents {name!r} hold {bad} NaN or infinite value(s) in {drawn.dtype}: drop them.")
+                    raise ValueError(
+                        f"latents {name!r} hold {bad} NaN or infinite value(s) in {drawn.dtype}: drop them."
+                    )
                 values[name] = value.reshape(-1, *plates, *event)
             if lead is None:
                 raise ValueError("z must hold a value for at least one latent site of decode; got none.")

@@ -85,6 +85,7 @@ POOL: dict[str, Callable[[], Any]] = {
     "series of text": lambda: pd.Series(["a"] * N),
 }
 
+
 def _one_of_ones(value: float, dtype: torch.dtype = torch.float32) -> Callable[[tuple[int, ...]], Tensor]:
     return lambda shape: torch.ones(shape, dtype=dtype).flatten().index_fill(0, torch.tensor(0), value).reshape(shape)
 
@@ -266,8 +267,10 @@ def _is_data(value: Any, shape: tuple[int, ...], low: float, high: float, intege
     return finite and bool((value >= low).all() and (value <= high).all())
 
 
-def numbers(*shape: int, low: float = -math.inf, high: float = math.inf, integers: bool = False) -> Kind:
-    """Data of this shape, finite, between two numbers."""
+def numbers(
+    *shape: int, low: float = -math.inf, high: float = math.inf, integers: bool = False, wide: bool = False
+) -> Kind:
+    """Data of this shape, finite, between two numbers; ``wide`` ones may be too large for float32, or not."""
     low, high = max(low, -LARGEST), min(high, LARGEST)
     wrong = [
         torch.zeros(shape, dtype=torch.float32)[..., :-1] if shape else torch.zeros(2),
@@ -277,9 +280,15 @@ def numbers(*shape: int, low: float = -math.inf, high: float = math.inf, integer
         np.full(shape, math.inf),
     ]
     right = [np.zeros(shape, ">f8"), np.zeros(shape)[::-1] if shape else np.zeros(()), np.zeros(shape, order="F")]
-    outside = [torch.full(shape, high + 1.5)] if math.isfinite(high) and high < 1e300 else []
+    outside = [torch.full(shape, high + 1.5)] if high < LARGEST else []
+
+    def takes(value: Any) -> bool | None:
+        if wide and not _is_data(value, shape, low, high, integers) and _is_data(value, shape, -1e308, 1e308, integers):
+            return None
+        return _is_data(value, shape, low, high, integers)
+
     return Kind(
-        lambda value: _is_data(value, shape, low, high, integers),
+        takes,
         f"numbers {shape}",
         (*wrong, *outside, *(right if low <= 0 <= high else ())),
     )

@@ -94,11 +94,10 @@ ABSTRACT = {
     "Penalty",
 }
 # Arguments whose names may stand in any sentence.
-PROSE = set(
-    "a b x n p q w z by end start data prior posterior model models network encoder decoder value values name path "
-    "weight scale test train function shift reference results result report target column steps like support base "
-    "code codes labels columns title noise root slow site given options parts every keep likelihood counts covariate "
-    "covariates positional latents".split()
+PROSE = re.compile(
+    "a|b|x|n|p|q|w|z|by|end|start|data|prior|posterior|models?|network|encoder|decoder|values?|name|path|weight|scale|"
+    "function|shift|reference|results?|report|target|columns?|steps|like|support|base|codes?|title|noise|root|given|"
+    "options|parts|every|keep|likelihood|counts|latents"
 )
 ELSEWHERE = {
     "pyrovae.CollapseMonitor.load_state_dict": "a checkpoint's, which has been read and checked",
@@ -212,9 +211,11 @@ def too_long(*_: Any) -> None:
 def is_named(name: str, message: str) -> bool:
     """Whether a message is about an argument: where its name is a word of ordinary prose, by more than that word."""
     word = re.escape(name)
-    if name not in PROSE:
+    if not PROSE.fullmatch(name):
         return name in message if not name.isidentifier() else re.search(rf"\b{word}\b", message) is not None
-    return re.search(rf"^{word}\b|['\"`]{word}['\"`]|\b{word}(=|\[| (must|holds?|has|have|is|are)\b)", message) is not None
+    alone = rf"^{word}\b|['\"`]{word}['\"`]|^the shapes of\b.*\b{word}\b|\bunknown {word}\b"
+    says = rf"\b{word}(=|\[| of shape\b|(, \w+)*( and \w+)? (must|holds?|has|have|is|are)\b)"
+    return re.search(f"{alone}|{says}", message) is not None
 
 
 def fault(path: str, case: Case, argument: str, value: Any) -> str | None:
@@ -304,6 +305,23 @@ def test_the_recipes_are_right(path: str) -> None:
     else:
         function()
     plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "named"),
+    [
+        ("data", "the likelihood is of counts, and the data are flags.", True),
+        ("data", "integers are no data for a Bernoulli.", False),
+        ("n", "n must be at least 1; got 0.", True),
+        ("n", "(n, 4) is needed.", False),
+        ("prior", "unknown prior 'a'. Registered: b.", True),
+        ("prior", "a draw from the prior failed.", False),
+        ("r", "q, r, r_tilde and b must have one dtype.", True),
+        ("num_samples", "pass num_samples.", True),
+    ],
+)
+def test_a_word_of_prose_is_no_name(name: str, message: str, named: bool) -> None:
+    assert is_named(name, message) == named
 
 
 def report(faults: list[str]) -> str:

@@ -222,8 +222,8 @@ def as_arrays(codes: Any, factors: Any) -> tuple[np.ndarray, np.ndarray]:
     if len(z) < 4:
         raise ValueError(f"codes hold {len(z)} data; at least 4 are needed, and hundreds to tell anything.")
     for name, array in {"codes": z, "factors": v}.items():
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} hold NaN or infinite values.")
+        if not (abs(array) <= np.finfo(np.float32).max).all():
+            raise ValueError(f"{name} hold NaN or infinite values, or some too large for float32.")
     if not (v == np.round(v)).all():
         raise ValueError("factors must be integers, e.g. np.unique(v, return_inverse=True)[1] for a column v.")
     for j, column in enumerate(v.T):

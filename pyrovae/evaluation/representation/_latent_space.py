@@ -117,6 +117,7 @@ def completeness(
     """
     require_callable(decode=decode)
     z, test, train = _flat(z, "z"), _flat(test, "test"), _flat(train, "train")
+    test, train = (t.to(torch.promote_types(test.dtype, train.dtype)) for t in (test, train))
     if len(train) < len(test):
         raise ValueError(
             f"train holds {len(train)} data and test {len(test)}: the distance from one to the other is compared with "
