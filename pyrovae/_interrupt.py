@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
+from pyrovae._turns import heed_signals
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -25,8 +27,7 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in dict.fromkeys(came):
-            signal.raise_signal(number)
+        _raise(list(dict.fromkeys(came)))
 
 
 class Deferred:
@@ -58,6 +59,7 @@ class Deferred:
         self._put_back()
         if received is not None:
             signal.raise_signal(received)
+            heed_signals()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
@@ -67,6 +69,15 @@ class Deferred:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def _raise(numbers: list[int]) -> None:
+    """Every one of them, whatever the handlers of those before do."""
+    if numbers:
+        try:
+            signal.raise_signal(numbers[0])
+        finally:
+            _raise(numbers[1:])
 
 
 def _reach_us() -> bool:

@@ -1,6 +1,9 @@
 """Several threads: the numbers of one, no error, nothing left behind, and nobody waits for what is not computing."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -53,6 +56,8 @@ def calls() -> list[Callable[[], Any]]:
     quiet: dict[str, Any] = {"progress": False}
     short: dict[str, Any] = {"epochs": 2, "batch_size": 3, "device": "cpu", "seed": 3, **quiet}
 
+    loader = DataLoader(TensorDataset(x), 2, shuffle=True)  # shared, too
+
     def trained(**options: Any) -> Any:
         model = small(1)
         run = pv.fit(model, options.pop("data", x), **{**short, **options})
@@ -67,7 +72,7 @@ def calls() -> list[Callable[[], Any]]:
         lambda: pv.evaluation.elbo_terms(shared, x, num_samples=5, seed=5, **quiet).pointwise.to_numpy().tolist(),
         lambda: trained(compile="off"),
         lambda: trained(compile="graph", validation=x[:2]),
-        lambda: trained(compile="off", data=DataLoader(TensorDataset(x), 2, shuffle=True)),
+        lambda: trained(compile="off", data=loader),
     ]
 
 
@@ -250,3 +255,100 @@ def test_a_forked_process_waits_for_no_thread_of_its_parent() -> None:
     leave.set()
     holder.join()
     assert done == (child, 0)
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import torch, pyrovae as pv
+from pyrovae import _turns
+from tests.test_turns import small, state
+from tests.models import binary
+
+kind, threads = sys.argv[1], int(sys.argv[2])
+x, deadline, interrupts = binary(20), time.monotonic() + 20, 0
+short = {"epochs": 3, "batch_size": 10, "compile": "off", "device": "cpu", "seed": 0, "progress": False}
+
+def work(model):
+    if kind == "fit":
+        return pv.fit(small(1), x, **short).history["loss"].tolist()
+    if kind == "encode":
+        return model.encode(x, seed=0).tolist()
+    return pv.log_marginal(model, x, num_samples=50, seed=0, progress=False).pointwise["log_px"].tolist()
+
+def beside():
+    model = small(2)
+    while True:
+        work(model)
+
+def disturb():
+    pause = torch.Generator().manual_seed(0)
+    while True:
+        armed.wait()
+        time.sleep(0.03 * float(torch.rand((), generator=pause)))
+        armed.clear()
+        os.kill(os.getpid(), signal.SIGINT)
+
+model, armed = small(), threading.Event()
+expected, before = work(model), state()
+for target in [disturb, *[beside] * (threads - 1)]:
+    threading.Thread(target=target, daemon=True).start()
+while interrupts < 100 and time.monotonic() < deadline:
+    try:
+        while True:
+            armed.set()
+            work(model)
+    except KeyboardInterrupt:
+        interrupts += 1
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+assert interrupts > 20, interrupts
+assert not _turns._thread.depth and not _turns._thread.modes
+assert work(model) == expected
+free = threading.Thread(target=work, args=(model,))
+free.start()
+free.join(10)
+assert not free.is_alive(), "the turn is held by nobody"
+if threads == 1:
+    assert {**state(), "random": 0} == {**before, "random": 0}
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(("kind", "threads"), [("fit", 2), ("encode", 1), ("log_marginal", 2)])
+def test_ctrl_c_at_any_moment_leaves_everything_as_it_was(kind: str, threads: int) -> None:
+    """A hundred times, alone and beside another thread: the turn is free, the next call gives what it gave."""
+    command = [sys.executable, "-W", "ignore", "-c", INTERRUPTED, kind, str(threads)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_two_signals_in_a_turn_are_both_heeded() -> None:
+    came: list[str] = []
+
+    def work() -> None:
+        with turn():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            came.append("work")
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append("end"))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == ["work", "end"]
+
+
+def test_a_mode_that_fails_gives_the_turn_back() -> None:
+    def refuse() -> Any:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"), kept(refuse):
+        pass
+    assert not _turns._thread.depth
+    assert not _turns._thread.modes
+    other = threading.Thread(target=lambda: small().sample(1), daemon=True)
+    other.start()
+    other.join(20)
+    assert not other.is_alive()

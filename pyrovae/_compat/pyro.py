@@ -4,8 +4,20 @@ from typing import Any
 
 from pyro.distributions.util import scale_and_mask  # a log-density times a scale, 0 where it is masked
 from pyro.nn import PyroModule
+from pyro.poutine import runtime
 from pyro.poutine.messenger import Messenger  # whose _pyro_sample sees, and may answer, every sample statement
 from pyro.poutine.util import site_is_subsample
+
+
+def handlers() -> tuple[int, list[Any]]:
+    """How many handlers there are, and the plates that have dimensions now."""
+    return len(runtime._PYRO_STACK), runtime._DIM_ALLOCATOR._stack.copy()
+
+
+def set_handlers(before: tuple[int, list[Any]]) -> None:
+    """Forget handlers and plates that were not there before."""
+    del runtime._PYRO_STACK[before[0] :]
+    runtime._DIM_ALLOCATOR._stack[:] = before[1]
 
 
 def is_sample_site(site: Any) -> bool:

@@ -1,5 +1,6 @@
 """The two kinds of batches: of tensors in memory, and of a ``DataLoader``."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -9,6 +10,7 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     DistributedSampler,
     IterableDataset,
@@ -139,19 +141,20 @@ class LoaderBatches(Batches):
 
     def _load(self) -> Iterator[Any]:
         """What the loader gives. The seed of its order is drawn in a turn; loading is not part of one."""
-        sampler: Any = self._loader.sampler
-        with turn():
-            loading = iter(self._loader)
-            # Where there are workers, the order has begun already.
-            late = type(sampler) is RandomSampler and sampler.generator is None and not self._loader.num_workers
-            if late:  # as the sampler would, later
-                sampler.generator = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
-        try:
-            first = list(islice(loading, 1))
-        finally:
-            if late:
-                sampler.generator = None
-        yield from first
+        loader: Any = copy.copy(self._loader)
+        sampler: Any = copy.copy(loader.sampler)
+        plain = type(sampler) is RandomSampler and type(loader.batch_sampler) is BatchSampler
+        if plain and sampler.generator is None and not loader.num_workers:  # with workers the order begins at once
+            batch_sampler = copy.copy(loader.batch_sampler)
+            batch_sampler.sampler = sampler
+            vars(loader).update(sampler=sampler, batch_sampler=batch_sampler)
+            with turn():
+                loading = iter(loader)
+                seed = int(torch.empty((), dtype=torch.int64).random_())  # as the sampler would draw it, later
+            sampler.generator = torch.Generator().manual_seed(seed)
+        else:
+            with turn():
+                loading = iter(self._loader)
         yield from loading
 
     def _dtype_of(self, x: Tensor, *covariates: Tensor) -> torch.dtype:
