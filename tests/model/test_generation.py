@@ -774,7 +774,7 @@ def test_decode_takes_real_numbers(z) -> None:
 
 @pytest.mark.parametrize("z", [pd.Series([1.0, 2.0]), pd.Index([1.0, 2.0])])
 def test_decode_takes_no_labels(z) -> None:
-    with pytest.raises(TypeError, match="^latents 'z' are a pandas (Series|Index): pass an array"):
+    with pytest.raises(TypeError, match=r"^latents 'z' are a pandas (Series|Index): pass an array"):
         pv.VAE((6,), 2, hidden=(8,)).decode(z)
 
 
