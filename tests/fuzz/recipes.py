@@ -724,7 +724,7 @@ NETWORKS: dict[str, Case] = {
         lambda: {"codes": torch.tensor([[0, 1]]), "num_codes": 4}, codes=nothing(), num_codes=size(2)
     ),
     "pyrovae.networks.perplexity": case(
-        lambda: {"counts": torch.tensor([1, 2])}, counts=numbers(2, low=0, integers=True, wide=True)
+        lambda: {"counts": torch.tensor([1, 2])}, counts=numbers(2, low=0.5, integers=True, wide=True)
     ),
 }
 
