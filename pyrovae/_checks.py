@@ -21,6 +21,7 @@ _TOO_LARGE = 2**63  # for an integer of torch's or NumPy's
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MAX_SHOWN = 500  # characters of a value in an error
 _NUMBERS_PER_CHECK = 2**20  # of data, looked at at once
+_MAX_PATH, _MAX_NAME = 4095, 255  # bytes, on usual systems
 ARRAYS = (Tensor, np.ndarray, pd.DataFrame, pd.Series)
 HALF = (torch.float16, torch.bfloat16)
 
@@ -135,9 +136,16 @@ def require_flag(**arguments: Any) -> None:
 
 def as_path(value: Any, name: str) -> Path:
     """Check what should be a path, and return it; a ``TypeError`` for something else, a ``ValueError`` for nothing."""
-    if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"{name} must be a str or a path; got {shown(value)}.")
-    if not os.fspath(value):
+    text = type(value).__fspath__(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise TypeError(
+            f"{name} must be a str or a path; got {shown(value)}{'' if text is value else ', whose path is none'}."
+        )
+    if "\0" in text or any("\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff" for c in text):
+        raise ValueError(f"{name} holds a character that no path can; got {shown(value)}.")
+    if len(os.fsencode(text)) > _MAX_PATH or any(len(os.fsencode(part)) > _MAX_NAME for part in Path(text).parts):
+        raise ValueError(f"{name} is too long, or a name in it ({_MAX_NAME} bytes at most); got {shown(value)}.")
+    if not text:
         raise ValueError(f"{name} is empty, which is a folder, the current one: pass the path of another.")
     return Path(value)
 
@@ -149,15 +157,37 @@ def require_callable(**arguments: Any) -> None:
             raise TypeError(f"{name} must be a function, or another object that can be called; got {shown(value)}.")
 
 
-def require_tensors(*, integers: bool = False, **arguments: Any) -> None:
+def require_tensors(*, integers: bool = False, finite: bool = False, positive: bool = False, **arguments: Any) -> None:
     """Raise a ``TypeError`` unless every named argument is a tensor of floating-point numbers, or of ``integers``,
-    whichever.
+    whichever; a ``ValueError`` for one that is not of plain numbers in memory, or not ``finite`` or ``positive``.
     """
     for name, value in arguments.items():
-        plain = isinstance(value, Tensor) and value.layout is torch.strided
+        plain = isinstance(value, Tensor)
         if not plain or not (value.dtype in _INTEGERS if integers else value.is_floating_point()):
             kind = "integers" if integers else "floating-point numbers"
-            raise TypeError(f"{name} must be a tensor of {kind}; got {shown(value)}.")
+            of = f"a tensor of {value.dtype}" if plain else shown(value)
+            raise TypeError(f"{name} must be a tensor of {kind}; got {of}.")
+        _dense(value, name)
+        if finite or positive:
+            right = value.isfinite() & (value > 0) if positive else value.isfinite()
+            if bad := int((~right).sum()):
+                wanted = "positive and finite" if positive else "finite"
+                raise ValueError(f"{name} must be {wanted}; {bad} of its {value.numel()} value(s) are not.")
+
+
+def as_real(value: Any, name: str) -> Tensor:
+    """As :func:`as_tensor`, of real numbers: a ``ValueError`` for flags and complex numbers too."""
+    tensor = as_tensor(value, name)
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ValueError(f"{name} must be real numbers; got {tensor.dtype}.")
+    return tensor
+
+
+def require_one_dtype(**tensors: Tensor) -> None:
+    """Raise a ``ValueError`` unless the named tensors have one dtype."""
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        came = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
+        raise ValueError(f"{' and '.join(tensors)} must have one dtype; got {came}.")
 
 
 def require_columns(columns: Sequence[str], **frames: Any) -> None:
@@ -288,6 +318,7 @@ def _dense(value: Tensor, name: str) -> Tensor:
         "quantised": (value.is_quantized, f"pass {name}.dequantize()"),
         "sparse": (not value.is_nested and value.layout is not torch.strided, f"pass {name}.to_dense()"),
         "meta": (value.device.type == "meta", "it has a shape and no values, so load them"),
+        "float8": (value.is_floating_point() and value.dtype.itemsize == 1, f"pass {name}.float()"),
     }
     for kind, (found, fix) in fixes.items():
         if found:
@@ -322,6 +353,7 @@ def as_data(
     columns: Columns | None = None,
     *,
     integers: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Check data, and return them as a float32 (or float64) tensor ``(N, *event_shape)``; of an integer dtype if
     ``integers``.
@@ -331,23 +363,23 @@ def as_data(
         name: what errors call it.
         event_shape: shape of one datum, where that is known.
         columns: names by field, of which the first are x's: the order that a DataFrame's columns are put in.
+        integers: whether they may be of an integer dtype.
+        dtype: in which they will be computed on, where that is known.
 
     Raises:
         TypeError: a list or tuple.
-        ValueError: boolean data, integers unless they may be, an empty set, a wrong shape, NaN or infinite values, what
-            :func:`as_tensor` finds.
+        ValueError: boolean data, integers unless they may be, an empty set, a wrong shape, values that are NaN,
+            infinite or too large, what :func:`as_tensor` finds.
     """
     check_container(value, name)
     x = as_tensor(value, name, columns[0] if columns else None)
-    if not (x.is_floating_point() or (integers and x.dtype != torch.bool)):
+    if not (x.is_floating_point() or (integers and not x.is_complex() and x.dtype != torch.bool)):
         raise ValueError(
             f"{name} has dtype {str(x.dtype).removeprefix('torch.')}; a floating dtype is needed. "
             f"For 8-bit images pass x.float() / 255, for counts or flags x.float()."
         )
     if x.dtype in HALF:
         x = x.float()
-    if not isinstance(value, Tensor) and x.dtype == torch.float64:
-        x = x.float()  # arrays and DataFrames are float64 by accident; a float64 tensor is a choice
     if x.dim() == 0 or x.shape[0] == 0 or x.numel() == 0:
         raise ValueError(f"{name} is empty: it has shape {tuple(x.shape)}. Pass at least one datum.")
     if event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape):
@@ -359,14 +391,23 @@ def as_data(
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; the model needs (N, {', '.join(map(str, event_shape))}).{fix}"
         )
+    by_accident = not isinstance(value, Tensor) and x.dtype == torch.float64  # a float64 tensor is a choice
+    dtype = torch.float32 if by_accident else dtype or x.dtype
+    limit = torch.finfo(dtype).max if dtype.is_floating_point else math.inf
+
+    def fine(part: Tensor) -> Tensor:
+        return part.abs() <= limit if part.dtype == torch.float64 and limit < math.inf else part.isfinite()
+
     parts = x.split(max(1, _NUMBERS_PER_CHECK // x[0].numel()))  # a mask of the whole would be a good part of the data
-    if not bool(torch.stack([part.isfinite().all() for part in parts]).all()):
-        bad = ~torch.cat([part.isfinite().reshape(len(part), -1).all(1) for part in parts])
+    if not bool(torch.stack([fine(part).all() for part in parts]).all()):
+        bad = ~torch.cat([fine(part).reshape(len(part), -1).all(1) for part in parts])
+        values = x[bad][~fine(x[bad])]
+        kind = f"value(s) too large for {str(dtype).removeprefix('torch.')}" if values.isfinite().all() else ""
         raise ValueError(
-            f"{name} holds {int((~x[bad].isfinite()).sum())} NaN or infinite value(s), the first in row "
+            f"{name} holds {len(values)} {kind or 'NaN or infinite value(s)'}, the first in row "
             f"{int(bad.nonzero()[0])}. Drop or impute such rows."
         )
-    return x
+    return x.float() if by_accident else x
 
 
 def rows_of(covariates: Sequence[Any], rows: slice | Tensor) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from typing import Any
 
 # What code says of content that it was not written for.
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
+_MAX_START = 200  # bytes of a file's name that the temporary one has, too: systems take 255 in all
 _MAX_DEPTH = 64  # of JSON, and of containers in a checkpoint
 _LOCKED: set[str] = set()  # by this process, whose threads an operating system does not tell apart
 _LOCKING = threading.Lock()
@@ -30,7 +31,7 @@ def replaced(path: Path) -> Iterator[Path]:
     replaced.
 
     Raises:
-        ValueError: ``path`` is there, and no regular file.
+        ValueError: ``path`` is there, and no regular file, or a part of it is a file.
         PermissionError: it is there, and may not be written.
     """
     target = Path(os.path.realpath(path))
@@ -38,8 +39,12 @@ def replaced(path: Path) -> Iterator[Path]:
         raise ValueError(f"path must be that of a file; {path} is {_kind(target)}: pass another.")
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(f"{path} may not be written: change its mode, or pass another path.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}{secrets.token_hex(4)}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"path must be in a folder; a part of {path} is a file: pass another.") from error
+    start = os.fsdecode(os.fsencode(target.name)[:_MAX_START])
+    temporary = target.with_name(f"{start}{secrets.token_hex(4)}.part")
     new = 0o600 if target.exists() else 0o666  # of what replaces a private file nobody reads a part
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, new))
     mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)

@@ -14,6 +14,7 @@ from pyrovae._checks import (
     require_at_least,
     require_instance,
     require_not_negative,
+    require_one_dtype,
     require_one_of,
     require_positive,
     require_tensors,
@@ -96,7 +97,7 @@ class LinearGaussian(VAEModel):
         variance = values[latent_dim:].mean() if noise is None else torch.tensor(float(noise)).double().square()
         if not variance > 1e-12 * values[0]:
             raise ValueError(
-                f"the data lie in {latent_dim} dimensions or fewer, so that the likelihood grows without bound as σ "
+                f"x has data in {latent_dim} dimensions or fewer, so that the likelihood grows without bound as σ "
                 f"goes to 0: take a smaller latent_dim, or give noise a positive value."
             )
         w = vectors * (values[:latent_dim] - variance).clamp(min=0.0).sqrt()
@@ -200,7 +201,8 @@ class DiscreteMixture(VAEModel):
 
     def __init__(self, log_weights: Float[Tensor, "k"], logits: Float[Tensor, "k d"]) -> None:
         super().__init__()
-        require_tensors(log_weights=log_weights, logits=logits)
+        require_tensors(finite=True, log_weights=log_weights, logits=logits)
+        require_one_dtype(log_weights=log_weights, logits=logits)
         if logits.dim() != 2 or log_weights.shape != logits.shape[:1] or not logits.numel():
             came = f"{tuple(log_weights.shape)} and {tuple(logits.shape)}"
             raise ValueError(f"log_weights and logits must have shapes (K,) and (K, D); got {came}.")
@@ -251,7 +253,8 @@ class LinearMixture(VAEModel):
         super().__init__()
         require_positive(spread=spread, noise=noise, stretch=stretch)
         _check_lines(w, b)
-        require_tensors(weights=weights, means=means)
+        require_tensors(finite=True, weights=weights, means=means)
+        require_one_dtype(weights=weights, means=means, w=w, b=b)
         if weights.dim() != 1 or means.shape != (*weights.shape, w.shape[1]):
             came = f"{tuple(weights.shape)} and {tuple(means.shape)}"
             raise ValueError(f"weights and means must have shapes (K,) and (K, {w.shape[1]}); got {came}.")
@@ -303,7 +306,7 @@ def grid_log_px(
     require_positive(half_width=half_width)
     require_at_least(2, points=points)
     require_instance(str, site=site)
-    x = as_data(x, "x", model.event_shape)
+    x = as_data(x, "x", model.event_shape, dtype=model.placement.dtype)
     half_width = float(half_width)
     axis = torch.linspace(-half_width, half_width, points, device=x.device, dtype=x.dtype)
     grid = torch.cartesian_prod(axis, axis).unsqueeze(1)  # (points², 1, 2)
@@ -318,7 +321,8 @@ def grid_log_px(
 
 def _check_lines(w: Any, b: Any) -> None:
     """Raise unless these are a matrix ``(D, Z)`` and a vector ``(D,)``."""
-    require_tensors(w=w, b=b)
+    require_tensors(finite=True, w=w, b=b)
+    require_one_dtype(w=w, b=b)
     if w.dim() != 2 or b.shape != w.shape[:1] or not w.numel():
         raise ValueError(f"w and b must have shapes (D, Z) and (D,); got {tuple(w.shape)} and {tuple(b.shape)}.")
 

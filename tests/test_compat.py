@@ -311,6 +311,16 @@ def test_nothing_that_the_caller_has_set_inside() -> None:
         assert (x + 1).is_inference()
 
 
+@canary("torch", "without_autocast")
+def test_no_autocast_inside() -> None:
+    x = torch.rand(3, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        with of_torch.without_autocast():
+            assert (x @ x).dtype == torch.float32
+            assert (x @ x).is_inference()
+        assert (x @ x).dtype == torch.bfloat16
+
+
 @canary("torch", "CheckedIndices")
 @pytest.mark.parametrize("bad", [-4, 3])
 def test_an_index_out_of_range_is_found_before_it_is_used(bad: int) -> None:
@@ -358,6 +368,15 @@ def test_validation_tells_shapes_from_supports() -> None:
             lambda: pyro.sample("x", dist.Exponential(1.0), obs=torch.tensor(-1.0))
         ).get_trace().log_prob_sum()
     assert of_torch.is_outside_support(caught.value)
+
+
+@canary("torch", "checks_values")
+@pytest.mark.parametrize("on", [True, False])
+def test_values_are_looked_at_where_validation_is_on(on: bool) -> None:
+    with pyro.distributions.validation_enabled(on):
+        assert of_torch.checks_values() == on
+        compiled = torch.compile(lambda x: x + of_torch.checks_values(), backend="eager", fullgraph=True)
+        assert compiled(torch.zeros(1)) == 0  # where a look would break the graph
 
 
 @canary("torch", "own_scale_tril")

@@ -378,3 +378,32 @@ def test_other_threads_trace_as_they_are() -> None:
     thread.start()
     thread.join()
     assert found[0].tolist() == [1.0, 1.0]
+
+
+class Of:
+    """A path-like object."""
+
+    def __init__(self, path: Any) -> None:
+        self.path = path
+
+    def __fspath__(self) -> Any:
+        return self.path
+
+
+@pytest.mark.parametrize(
+    "bad", ["a\0b", "n" * 256, "n" * 300 + "/b", "\ud800", Of(b"a"), Of(3), "file/b", "file/b/c", "x/" * 2500]
+)
+def test_paths_that_no_file_can_have_are_refused_by_name(
+    bad: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    with pytest.raises((ValueError, TypeError), match=r"^path [^\n]*$"):
+        pv.VAE((6,), 2, hidden=(3,)).save(bad)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["n" * 250, "é" * 127, "n" * 255])
+def test_names_may_be_as_long_as_the_system_allows(name: str, tmp_path: Path) -> None:
+    saved = pv.VAE((6,), 2, hidden=(3,)).save(tmp_path / name)
+    assert isinstance(pv.load(saved), pv.VAE)

@@ -126,15 +126,23 @@ def full_precision() -> Iterator[None]:
 
 
 @contextmanager
+def without_autocast() -> Iterator[None]:
+    """No autocast inside the block, whatever the caller has set."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextmanager
 def own_settings(device: torch.device = _CPU) -> Iterator[None]:
     """No autocast and no inference mode inside the block, and new tensors on ``device`` or the CPU, whatever the caller
     has set.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(without_autocast())
         if torch.get_default_device().type not in ("cpu", device.type):
             stack.enter_context(device)
         yield
@@ -180,6 +188,11 @@ def validate(distribution: Any, value: Tensor) -> None:
     """
     if distribution._validate_args:
         distribution._validate_sample(value)
+
+
+def checks_values() -> bool:
+    """Whether distributions look at the values of their arguments by default."""
+    return bool(torch.distributions.Distribution._validate_args) and not torch.compiler.is_compiling()
 
 
 def own_scale_tril(p: torch.distributions.MultivariateNormal) -> Tensor:

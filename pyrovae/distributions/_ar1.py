@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrovae._checks import as_sizes, require_at_least, require_broadcasting, require_tensors
+from pyrovae._compat.torch import checks_values
 
 
 class AR1(dist.MultivariateNormal):
@@ -36,7 +37,7 @@ class AR1(dist.MultivariateNormal):
         scale: Float[Tensor, "chains"] | None = None,
         batch_shape: tuple[int, ...] | list[int] = (),
     ) -> None:
-        require_tensors(alpha=alpha, scale=alpha if scale is None else scale)
+        require_tensors(finite=checks_values(), alpha=alpha, scale=alpha if scale is None else scale)
         require_at_least(1, length=length)
         if alpha.dim() != 1:
             raise ValueError(f"alpha must be one number for each chain, (C,); got shape {tuple(alpha.shape)}.")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrovae._checks import require_at_least, require_flag, require_tensors
-from pyrovae._compat.torch import validate
+from pyrovae._compat.torch import checks_values, validate
 
 _MAX_SERIES_LOGIT = 0.3  # logits under it take series, which there are exact to 1e-12
 
@@ -36,6 +36,8 @@ class IndependentBernoulli(dist.Independent):
             raise ValueError(
                 f"event_dim must be at most {logits.dim()} for logits of shape {tuple(logits.shape)}; got {event_dim}."
             )
+        if (checks_values() if validate_args is None else validate_args) and bool(logits.isnan().any()):
+            raise ValueError(f"logits must be numbers; {int(logits.isnan().sum())} of {logits.numel()} are NaN.")
         super().__init__(dist.Bernoulli(logits=logits, validate_args=validate_args), event_dim)
 
     def expand(self, batch_shape: tuple[int, ...] | list[int], _instance: Any = None) -> "IndependentBernoulli":
@@ -88,7 +90,7 @@ class ContinuousBernoulli(TorchDistribution):
     support = constraints.unit_interval
 
     def __init__(self, logits: Float[Tensor, "*batch"]) -> None:
-        require_tensors(logits=logits)
+        require_tensors(finite=checks_values(), logits=logits)
         self.logits = logits
         super().__init__(logits.shape, torch.Size(), validate_args=False)
 

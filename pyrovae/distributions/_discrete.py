@@ -10,6 +10,7 @@ from torch.distributions import Categorical, constraints, register_kl
 from torch.nn.functional import logsigmoid
 
 from pyrovae._checks import require_at_least, require_broadcasting, require_tensors
+from pyrovae._compat.torch import checks_values
 
 
 class OnLevels(constraints.Constraint):
@@ -41,6 +42,8 @@ class Levels(TorchDistribution):
         require_tensors(logits=logits)
         if not logits.dim() or logits.shape[-1] < 2:
             raise ValueError(f"logits must have shape (..., L) with at least two levels; got {tuple(logits.shape)}.")
+        if checks_values() and not bool(logits.logsumexp(-1).isfinite().all()):
+            raise ValueError("logits must hold neither NaN nor +inf, and not -inf for every level.")
         self.logits = logits
         super().__init__(logits.shape[:-1], torch.Size(), validate_args=False)
 
@@ -88,7 +91,8 @@ class DiscretizedLogistic(TorchDistribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, loc: Float[Tensor, "*batch"], scale: Float[Tensor, "*batch"], num_levels: int) -> None:
-        require_tensors(loc=loc, scale=scale)
+        require_tensors(finite=checks_values(), loc=loc)
+        require_tensors(positive=checks_values(), scale=scale)
         require_broadcasting(loc=loc, scale=scale)
         require_at_least(2, num_levels=num_levels)
         self.loc, self.scale = torch.broadcast_tensors(loc, scale)

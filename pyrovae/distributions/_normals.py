@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrovae._checks import require_broadcasting, require_instance, require_tensors
-from pyrovae._compat.torch import own_scale_tril
+from pyrovae._compat.torch import checks_values, own_scale_tril
 from pyrovae.distributions._capabilities import innermost
 from pyrovae.distributions._own_draw import KeepsLastDraw
 from pyrovae.distributions._sylvester import apply_matrix
@@ -81,6 +81,7 @@ def residual_normal(
     """
     base = innermost(p)
     require_instance(torch.distributions.Normal, p=base)
-    require_tensors(shift=shift, stretch=stretch)
+    require_tensors(finite=checks_values(), shift=shift)
+    require_tensors(positive=checks_values(), stretch=stretch)
     require_broadcasting(p=base.loc, shift=shift, stretch=stretch)
     return dist.Normal(base.loc + shift, base.scale * stretch).to_event(len(p.event_shape))

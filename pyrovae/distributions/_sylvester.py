@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-from pyrovae._checks import require_tensors
+from pyrovae._checks import require_one_dtype, require_tensors
 from pyrovae._compat import zuko  # noqa: F401  gives every Transform its call_and_ladj
+from pyrovae._compat.torch import checks_values
 
 
 def apply_matrix(a: Float[Tensor, "*batch m n"], z: Float[Tensor, "*more n"]) -> Float[Tensor, "*more m"]:
@@ -39,7 +40,8 @@ class SylvesterTransform(Transform):
     bijective = True
 
     def __init__(self, q: Tensor, r: Tensor, r_tilde: Tensor, b: Tensor) -> None:
-        require_tensors(q=q, r=r, r_tilde=r_tilde, b=b)
+        require_tensors(finite=checks_values(), q=q, r=r, r_tilde=r_tilde, b=b)
+        require_one_dtype(q=q, r=r, r_tilde=r_tilde, b=b)
         m = q.shape[-1] if q.dim() > 1 else 0
         if not (m and b.shape[-1:] == (m,) and r.shape[-2:] == r_tilde.shape[-2:] == (m, m)):
             raise ValueError(

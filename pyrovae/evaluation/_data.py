@@ -150,12 +150,13 @@ def require_density(function: str, model: Any) -> VAEModel:
     """The model, or a ``TypeError`` if it is none that ``function`` could score data under."""
     if isinstance(model, LossModel):
         raise TypeError(
-            f"{function} needs log p(x). {type(model).__name__} is trained by its own loss and puts no density on the "
-            f"data: use a pyrovae.VAEModel."
+            f"model: {function} needs log p(x). {type(model).__name__} is trained by its own loss and puts no density "
+            f"on the data: use a pyrovae.VAEModel."
         )
     if not isinstance(model, VAEModel):
         raise TypeError(
-            f"{function} needs a pyrovae.VAEModel, whose model and guide have densities; got {type(model).__name__}."
+            f"model: {function} needs a pyrovae.VAEModel, whose model and guide have densities; got "
+            f"{type(model).__name__}."
         )
     return model
 

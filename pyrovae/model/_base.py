@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrovae._checks import as_tensor, require_at_least, require_instance, rows_of, to_device
 from pyrovae._compat.pyro import param_statements, reason
-from pyrovae._compat.torch import is_outside_support, part_of
+from pyrovae._compat.torch import is_outside_support, part_of, without_autocast
 from pyrovae.model._generation import Generation
 from pyrovae.model._inputs import check_num_covariates
 from pyrovae.model._latents import Data, Latents, PerDatum, check_latents
@@ -80,7 +80,7 @@ class VAEModel(Generation, PyroModule):
         """
         require_at_least(1, num_particles=num_particles)
         self._check_given(x, covariates)
-        with local_parameters():
+        with without_autocast(), local_parameters():
             return self._on_waist(log_terms, self.model, self.guide, x, *covariates, num_particles=num_particles).read()
 
     def log_joint(self, x: Data, *covariates: Any, latents: Mapping[str, Tensor]) -> PerDatum:
@@ -137,9 +137,9 @@ class VAEModel(Generation, PyroModule):
             check_num_covariates(self, covariates)
 
     def _on_waist(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Call a function of programs with tensors on the model's device and parameters in the model."""
+        """Call a function of programs with tensors on the model's device, parameters in the model, and no autocast."""
         args, options = to_device((args, options), self.placement.device)
-        with local_parameters():
+        with without_autocast(), local_parameters():
             return function(*args, max_plate_nesting=self.max_plate_nesting, **options)
 
     def check(

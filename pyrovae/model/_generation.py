@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pandas as pd
 import pyro
 import torch
 from jaxtyping import Num
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, as_data, as_tensor, require_at_least, require_seed, rows_of
+from pyrovae._checks import as_covariates, as_data, as_real, require_at_least, require_seed, rows_of
 from pyrovae.distributions._capabilities import capabilities, center, family, holds_integers, moment, support_of
 from pyrovae.model._inputs import as_inputs, check_num_covariates
 from pyrovae.model._latents import Data, Latents, as_latents, of_one_particle
@@ -97,7 +98,10 @@ class Generation(SaveableModule):
         require_seed(seed=seed)
         if num_samples is not None:
             require_at_least(1, num_samples=num_samples)
-        fields = self._fields(x, covariates)
+        return self._encoded(self._fields(x, covariates), num_samples, seed)
+
+    def _encoded(self, fields: dict[str, Any], num_samples: int | None, seed: int | None) -> Any:
+        """See :meth:`encode`, of data that are checked, by the names that errors have for them."""
         with inference(self, seed):
             if num_samples is None:
                 return _only(self._in_blocks(self._means, fields))
@@ -133,7 +137,9 @@ class Generation(SaveableModule):
             for name, value in by_site.items():
                 if name not in hidden:
                     raise ValueError(f"the model has no latent site {name!r}: it has {', '.join(map(repr, hidden))}.")
-                value, drawn, event = as_tensor(value, name), hidden[name]["value"], hidden[name]["fn"].event_shape
+                if isinstance(value, (pd.Series, pd.Index)):
+                    raise TypeError(f"latents {name!r} are a pandas {type(value).__name__}: pass an array or a frame.")
+                value, drawn, event = as_real(value, name), hidden[name]["value"], hidden[name]["fn"].event_shape
                 plates = drawn.shape[: drawn.dim() - len(event) - 1]
                 own = value.shape[: max(value.dim() - len(plates + event), 0)]
                 lead = own if lead is None else lead
@@ -142,9 +148,12 @@ class Generation(SaveableModule):
                     raise ValueError(f"latents {name!r} have shape {tuple(value.shape)}; ({needed}) is needed.")
                 if not value.numel():
                     raise ValueError(f"latents {name!r} are empty, of shape {tuple(value.shape)}: pass at least one.")
+                value = value.to(drawn)
                 if bad := int((~value.isfinite()).sum()):
-                    raise ValueError(f"latents {name!r} hold {bad} NaN or infinite value(s): drop them.")
-                values[name] = value.to(drawn).reshape(-1, *plates, *event)
+                    raise ValueError(
+                        f"latents {name!r} hold {bad} NaN or infinite value(s) in {drawn.dtype}: drop them."
+                    )
+                values[name] = value.reshape(-1, *plates, *event)
             if lead is None:
                 raise ValueError("z must hold a value for at least one latent site of decode; got none.")
             n, names, depth = lead.numel(), list(values), {name: len(hidden[name]["fn"].event_shape) for name in values}
@@ -206,7 +215,9 @@ class Generation(SaveableModule):
                 raise ValueError(
                     f"interpolate needs a continuum of latents; site {name!r} is discrete. Decode its values."
                 )
-        a, b = self.encode(x, *given), self.encode(other, *given)
+        a, b = (
+            self._encoded(as_fields(of, tuple(given), name), None, 0) for name, of in (("start", x), ("end", other))
+        )
         weights = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype).reshape(-1, *[1] * a.dim())
         return self.decode(
             (1 - weights) * a + weights * b, *rows_of(given, torch.arange(len(x), device="cpu").repeat(steps))
@@ -222,7 +233,7 @@ class Generation(SaveableModule):
             ValueError: integers for another likelihood, such as pixels for a Bernoulli; boolean data, an empty set, a
                 wrong shape, NaN or infinite values.
         """
-        x = as_data(value, name, self.event_shape, self.columns, integers=True)
+        x = as_data(value, name, self.event_shape, self.columns, integers=True, dtype=self.placement.dtype)
         if x.is_floating_point():
             return x
         head = rows_of(self._covariates(covariates, None), slice(2))

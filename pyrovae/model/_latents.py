@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from pyrovae._checks import require_broadcasting, require_instance, require_one_of
+from pyrovae._checks import as_real, require_broadcasting, require_instance, require_one_of
 from pyrovae._compat.torch import register_pytree_node
 
 Data = Num[Tensor, "batch *event"]
@@ -114,6 +114,9 @@ register_pytree_node(
 
 
 def check_latents(latents: Any) -> None:
-    """Raise a ``TypeError`` unless these are tensors by site."""
+    """Raise a ``TypeError`` unless these are tensors by site; a ``ValueError`` for one that is not of real numbers."""
     require_instance(Mapping, latents=latents)
-    require_instance(Tensor, **{f"latents[{site!r}]": z for site, z in latents.items()})
+    named = {f"latents[{site!r}]": z for site, z in latents.items()}
+    require_instance(Tensor, **named)
+    for name, z in named.items():
+        as_real(z, name)

@@ -63,6 +63,7 @@ class LossModel(SaveableModule, ABC):
                 loss = self.loss(x[:2], *head)
             except RuntimeError as error:
                 raise ValueError(f"the loss fails on {name} of shape {tuple(x.shape)}: {error}") from error
+        require_instance(Tensor, **{f"what {type(self).__name__}.loss gives": loss})
         if loss.shape != (len(x[:2]),):
             raise ValueError(
                 f"{type(self).__name__}.loss gives shape {tuple(loss.shape)} for {len(x[:2])} data; it must be one "

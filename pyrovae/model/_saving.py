@@ -77,7 +77,7 @@ class SaveableModule(nn.Module):
 
     def as_data(self, value: Any, name: str = "x", covariates: tuple[Any, ...] = ()) -> Tensor:
         """Check data ``(N, *event_shape)``, and return them as a tensor; see :func:`pyrovae._checks.as_data`."""
-        return as_data(value, name, self.event_shape, self.columns)
+        return as_data(value, name, self.event_shape, self.columns, dtype=self.placement.dtype)
 
     def save(self, path: str | os.PathLike[str], *, exclude: str | Collection[str] = ()) -> Path:
         """Write parameters, buffers and the constructor's arguments (JSON in the header) to one safetensors file,

@@ -7,6 +7,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from pyrovae._checks import require_at_least, require_not_negative, require_positive, require_within
 
@@ -117,13 +121,16 @@ def value_at(weight: Weight, t: float, name: str) -> float:
     """The value of a weight at time ``t``: of a schedule, or the number that it is.
 
     Raises:
-        ValueError: the schedule's value is negative, NaN or infinite.
+        ValueError: the schedule's value is no number, negative, NaN or infinite.
     """
     if not callable(weight):
         return float(weight)
-    value = float(weight(t))
+    value: Any = weight(t)
+    if isinstance(value, (Tensor, np.ndarray, np.generic)) and math.prod(value.shape) == 1:
+        value = value.item()
+    value = float(value) if isinstance(value, bool) else value
     require_not_negative(**{f"{name}, a schedule, at time t={t:g}": value})
-    return value
+    return float(value)
 
 
 def has_ended(value: Weight, t: float) -> bool:

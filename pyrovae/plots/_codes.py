@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ def codes(
         ('code[2]', 10)
     """
     check_frame(title, ax)
-    points = as_data(code, "code").detach().cpu().float().numpy()
+    points = as_data(code, "code", dtype=torch.float32).detach().cpu().float().numpy()
     names = as_tensor(labels, "labels").cpu().numpy()
     if names.ndim != 1 or names.dtype.kind not in "iu":
         raise ValueError(f"labels must be integers (N,); got {names.dtype} of shape {names.shape}.")

@@ -43,7 +43,7 @@ def images(
     height, width = as_picture(image_shape)
     require_at_least(1, columns=columns)
     require_instance(tuple | list, row_labels=row_labels)
-    x = as_data(x, "x").detach().cpu()
+    x = as_data(x, "x", dtype=torch.float32).detach().cpu()
     if x[0].numel() != height * width:
         raise ValueError(
             f"x has {x[0].numel()} numbers a datum; image_shape {tuple(image_shape)} needs {height * width}."
@@ -134,7 +134,7 @@ def denoising(
     as_picture(image_shape)
     models = by_name(models, "models")
     require_method("reconstruct", **{f"models[{name!r}]": m for name, m in models.items()})
-    x, noisy = as_data(x, "x"), as_data(noisy, "noisy")
+    x, noisy = (as_data(of, name, dtype=torch.float32) for name, of in (("x", x), ("noisy", noisy)))
     if noisy.shape != x.shape:
         raise ValueError(f"noisy has shape {tuple(noisy.shape)} and x has {tuple(x.shape)}; they must be equal.")
     rows = {"clean": x, "noisy": noisy, **{name: m.reconstruct(noisy) for name, m in models.items()}}

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import genpareto
 from torch import Tensor
 
-from pyrovae._checks import as_tensor, require_instance
+from pyrovae._checks import as_real, require_instance
 from pyrovae.evaluation import MarginalResult, khat_threshold
 from pyrovae.evaluation.marginal._tail import pareto_tail, tail_length
 from pyrovae.plots._axes import BLUE, FLAGGED, GREEN, GREY, check_frame, legend_above, new_axes
@@ -128,7 +128,7 @@ def khats(result: MarginalResult, *, ax: Axes | None = None) -> Axes:
 
 def _one_datum(log_weight: Any) -> Float[Tensor, "draws"]:
     """The log-weights ``(K,)`` of one datum, checked, in float64 on the CPU."""
-    w = as_tensor(log_weight, "log_weight").detach().cpu().double()
+    w = as_real(log_weight, "log_weight").detach().cpu().double()
     w = w.squeeze(1) if w.dim() == 2 else w  # of one datum
     if w.dim() != 1:
         raise ValueError(

@@ -92,9 +92,9 @@ def fit(
             drawn when the model is built: call ``torch.manual_seed`` before that.)
         batch_transform: applied to ``x`` of every training batch, on the device; by default ``data.batch_transform``
             where there is one, e.g. dynamic binarisation. Validation data that ``fit`` holds out are transformed once.
-        callbacks: called after every epoch with the :class:`FitResult` so far; a true result stops the training. The
-            state of one that has ``state_dict()`` (tensors, numbers, strings, and containers of them) and
-            ``load_state_dict(state)`` is kept in checkpoints.
+        callbacks: called after every epoch with the :class:`FitResult` so far; ``True`` from one stops the training,
+            ``False`` or ``None`` does not. The state of one that has ``state_dict()`` (tensors, numbers, strings, and
+            containers of them) and ``load_state_dict(state)`` is kept in checkpoints.
         compile: what makes the steps, and computes validation losses. All engines draw the same random numbers and
             follow the same trajectory up to rounding. ``"off"``: Pyro, step by step. ``"graph"``: the loss and its
             gradients are traced through Pyro once and run as a graph, with the same bits on a CPU. ``"inductor"``: that
@@ -183,6 +183,9 @@ def _check_functions(optimizer: Any, lr_schedule: Any, batch_transform: Any, cal
         if isinstance(value, (Optimizer, LRScheduler)):
             kind = type(value).__name__
             raise TypeError(f"{name} must be a function, as lambda given: {kind}(given, ...); got a {kind}.")
+        if str(getattr(value, "__module__", "")).startswith("pyro.optim"):
+            like = "torch.optim.Adam" if name == "optimizer" else "torch.optim.lr_scheduler.ExponentialLR"
+            raise TypeError(f"{name} is one of Pyro's, which are not torch's: pass lambda given: {like}(given, ...).")
     require_callable(**{name: value for name, value in made.items() if value is not None})
     if not isinstance(callbacks, (list, tuple)):
         raise TypeError(f"callbacks must be a list of functions; got {shown(callbacks)}. Pass callbacks=[...].")

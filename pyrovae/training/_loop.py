@@ -4,10 +4,13 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
+from pyrovae._checks import shown
 from pyrovae._distributed import from_main, gathered, num_processes, rank, summed
 from pyrovae._interrupt import Deferred
 from pyrovae._random import get_every_state, get_state, set_every_state, stream
@@ -59,7 +62,7 @@ def train(plan: Plan, *, visible: bool) -> FitResult:
             record["seconds"] = time.perf_counter() - started
             progress.records.append(record)
             so_far = _result(plan, progress, engines)
-            stops = [callback(so_far) for callback in plan.callbacks]
+            stops = [_stops(i, callback(so_far)) for i, callback in enumerate(plan.callbacks)]
             progress.called_off = any(gathered(any(stops)))
             progress.end_epoch()
             leaving = any(gathered(signals.received is not None))
@@ -71,6 +74,15 @@ def train(plan: Plan, *, visible: bool) -> FitResult:
         model.load_state_dict(progress.best)
     model.eval()
     return _result(plan, progress, engines)
+
+
+def _stops(i: int, result: Any) -> bool:
+    """Whether a callback's result stops the training; a ``TypeError`` where it does not say."""
+    if isinstance(result, Tensor) and result.dtype == torch.bool and result.numel() == 1:
+        return bool(result)
+    if not (result is None or isinstance(result, (bool, np.bool_))):
+        raise TypeError(f"callbacks[{i}] must give True to stop, or False or None to go on; it gave {shown(result)}.")
+    return bool(result)
 
 
 def _epoch(

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from pyrovae._arguments import parameters
 from pyrovae._checks import (
-    as_data,
     as_event_shape,
     placed,
     require_at_least,
@@ -215,7 +214,7 @@ class VQVAE(VAEModel):
                     return self.quantizer.nearest(self._features(transform(x))).to(x)
 
             prior.event_shape = None  # what comes in are images; fit sees the shape of what the transform makes of them
-            run = fit(prior, as_data(data, "data", self.event_shape), batch_transform=encoded, **options)
+            run = fit(prior, self.as_data(data, "data"), batch_transform=encoded, **options)
         self.prior = prior
         return run
 
@@ -225,7 +224,7 @@ class VQVAE(VAEModel):
         Raises:
             ValueError: bad data; see :func:`~pyrovae.log_marginal`.
         """
-        x = as_data(x, "x", self.event_shape)
+        x = self.as_data(x)
         with inference(self, None):
             parts = [
                 self.quantizer.nearest(self._features(part.to(self.placement))) for part in x.split(_ENCODING_BATCH)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+LARGEST = 3.4e38  # that the recipes' models, which are of float32, take
 N, D = 8, 4  # of the data that the recipes' models take
 
 # By name, so that a failure says what was passed; made anew for every call.
@@ -83,6 +84,46 @@ POOL: dict[str, Callable[[], Any]] = {
     "empty frame": pd.DataFrame,
     "series of text": lambda: pd.Series(["a"] * N),
 }
+
+
+def _one_of_ones(value: float, dtype: torch.dtype = torch.float32) -> Callable[[tuple[int, ...]], Tensor]:
+    return lambda shape: torch.ones(shape, dtype=dtype).flatten().index_fill(0, torch.tensor(0), value).reshape(shape)
+
+
+# The same, of the shape of what is right, so that nothing but its own fault tells it from that.
+OF_SHAPE: dict[str, Callable[[tuple[int, ...]], Any]] = {
+    "complex tensor": lambda shape: torch.ones(shape, dtype=torch.complex64),
+    "bool tensor": lambda shape: torch.ones(shape, dtype=torch.bool),
+    "integer tensor": lambda shape: torch.full(shape, -7),
+    "meta tensor": lambda shape: torch.ones(shape, device="meta"),
+    "sparse tensor": lambda shape: torch.ones(shape).to_sparse(),
+    "float8 tensor": lambda shape: torch.ones(shape).to(torch.float8_e4m3fn),
+    "quantised tensor": lambda shape: torch.quantize_per_tensor(torch.ones(shape), 0.1, 0, torch.quint8),
+    "tensor with a NaN": _one_of_ones(math.nan),
+    "tensor with an infinity": _one_of_ones(math.inf),
+    "tensor with -infinity": _one_of_ones(-math.inf),
+    "tensor too large for float32": _one_of_ones(1e300, torch.float64),
+    "array too large for float32": lambda shape: np.full(shape, 1e300),
+    "complex array": lambda shape: np.ones(shape, complex),
+    "bool array": lambda shape: np.ones(shape, bool),
+    "array with a NaN": lambda shape: _one_of_ones(math.nan)(shape).numpy(),
+    "array of objects": lambda shape: np.full(shape, None, object),
+    "array of text": lambda shape: np.full(shape, "a"),
+    "array of dates": lambda shape: np.zeros(shape, "datetime64[D]"),
+    "masked array": np.ma.masked_all,
+    "list": lambda shape: torch.ones(shape).tolist(),
+}
+
+
+def of_shape(right: Any) -> dict[str, Callable[[], Any]]:
+    """What is wrong by itself, for an argument that takes a tensor, an array or a dict of tensors such as ``right``."""
+    if isinstance(right, dict) and right and all(isinstance(v, Tensor) for v in right.values()):
+        key, first = next(iter(right.items()))
+        return {f"{name} in a dict": lambda make=make: right | {key: make()} for name, make in of_shape(first).items()}
+    if not isinstance(right, (Tensor, np.ndarray)):
+        return {}
+    return {f"{name} of its shape": lambda make=make: make(tuple(right.shape)) for name, make in OF_SHAPE.items()}
+
 
 GENERATED = st.one_of(
     st.integers(max_value=-1),
@@ -209,6 +250,8 @@ def _is_data(value: Any, shape: tuple[int, ...], low: float, high: float, intege
         plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or value.is_nested or value.is_complex() or value.dtype == torch.bool:
             return False
+        if value.is_floating_point() and value.dtype.itemsize == 1:
+            return False
     elif isinstance(value, np.ndarray):
         if isinstance(value, np.ma.MaskedArray) or value.dtype.kind not in ("fiu" if integers else "f"):
             return False
@@ -224,9 +267,11 @@ def _is_data(value: Any, shape: tuple[int, ...], low: float, high: float, intege
     return finite and bool((value >= low).all() and (value <= high).all())
 
 
-def numbers(*shape: int, low: float = -math.inf, high: float = math.inf, integers: bool = False) -> Kind:
-    """Data of this shape, finite, between two numbers."""
-    low, high = max(low, -1.7e308), min(high, 1.7e308)
+def numbers(
+    *shape: int, low: float = -math.inf, high: float = math.inf, integers: bool = False, wide: bool = False
+) -> Kind:
+    """Data of this shape, finite, between two numbers; ``wide`` ones may be too large for float32, or not."""
+    low, high = max(low, -LARGEST), min(high, LARGEST)
     wrong = [
         torch.zeros(shape, dtype=torch.float32)[..., :-1] if shape else torch.zeros(2),
         np.zeros(shape)[None],
@@ -235,9 +280,15 @@ def numbers(*shape: int, low: float = -math.inf, high: float = math.inf, integer
         np.full(shape, math.inf),
     ]
     right = [np.zeros(shape, ">f8"), np.zeros(shape)[::-1] if shape else np.zeros(()), np.zeros(shape, order="F")]
-    outside = [torch.full(shape, high + 1.5)] if math.isfinite(high) and high < 1e300 else []
+    outside = [torch.full(shape, high + 1.5)] if high < LARGEST else []
+
+    def takes(value: Any) -> bool | None:
+        if wide and not _is_data(value, shape, low, high, integers) and _is_data(value, shape, -1e308, 1e308, integers):
+            return None
+        return _is_data(value, shape, low, high, integers)
+
     return Kind(
-        lambda value: _is_data(value, shape, low, high, integers),
+        takes,
         f"numbers {shape}",
         (*wrong, *outside, *(right if low <= 0 <= high else ())),
     )

@@ -120,25 +120,28 @@ def model_of(*classes: Any) -> Kind:
     return instance(*classes, why="a model")
 
 
-def tensor(*, floats: bool = True) -> Kind:
-    """A tensor of floats, whatever its shape, as what distributions are made of."""
-    wrong = {"layout": torch.strided}
-
-    def takes(value: Any) -> bool:
-        plain = isinstance(value, Tensor) and not value.is_nested and value.layout is wrong["layout"]
-        return plain and value.is_floating_point() == floats and not value.is_complex() and value.dtype != torch.bool
-
-    return Kind(takes, "a tensor", (np.zeros(3), [0.0]))
+def is_plain(value: Any) -> bool:
+    """Whether a value is a tensor of floats in memory."""
+    plain = isinstance(value, Tensor) and not value.is_nested and value.layout is torch.strided
+    return plain and value.is_floating_point() and value.device.type == "cpu" and value.dtype.itemsize > 1
 
 
-def floats(fits: Callable[[Tensor], bool] = lambda value: True, *near: Any) -> Kind:
-    """A tensor of floats, whatever their values, of a shape that fits."""
-    return Kind(lambda v: tensor().takes(v) and fits(v), "a tensor of a shape that fits", (np.zeros(3), [0.0], *near))
+def floats(fits: Callable[[Tensor], bool] = lambda value: True, *near: Any, finite: bool = True) -> Kind:
+    """A tensor of floats, finite or whatever, of a shape that fits."""
+    return Kind(
+        lambda v: is_plain(v) and fits(v) and (not finite or bool(v.isfinite().all())),
+        "a tensor of a shape that fits",
+        (np.zeros(3), [0.0], *near),
+    )
 
 
-def broadcasts(*shape: int) -> Kind:
+def broadcasts(*shape: int, positive: bool = False) -> Kind:
     return floats(
-        lambda v: v.dim() <= len(shape) and all(n in (1, m) for n, m in zip(v.shape[::-1], shape[::-1], strict=False))
+        lambda v: (
+            v.dim() <= len(shape)
+            and all(n in (1, m) for n, m in zip(v.shape[::-1], shape[::-1], strict=False))
+            and (not positive or bool((v > 0).all()))
+        )
     )
 
 
@@ -193,14 +196,15 @@ def parts_of(n: int, lengths: Sequence[int], *near: Any) -> Kind:
 
 def in_steps(kind: Kind) -> Kind:
     """Tensors alone, of values that only a density looks at, where its validation is on."""
-    plain = tensor()
 
     def takes(v: Any) -> bool | None:
         if not isinstance(v, Tensor) or v.shape != (N, D) or v.dtype == torch.bool or v.is_complex():
             return False
         if v.is_nested or v.layout is not torch.strided or v.device.type != "cpu" or v.is_quantized:
             return False
-        return True if plain.takes(v) and kind.takes(v) else None
+        if v.is_floating_point() and v.dtype.itemsize == 1:
+            return False
+        return True if is_plain(v) and kind.takes(v) else None
 
     return Kind(takes, "a tensor of data", (torch.zeros(N, D + 1), np.zeros((N, D))))
 
@@ -421,13 +425,27 @@ OBJECTIVES: dict[str, Case] = {
     "pyrovae.cyclical": case(with_(period=2.0), period=POSITIVE, rise=ALSO_ALL, cycles=size()),
 }
 
+
+def of_reals(value: Any) -> bool:
+    """Whether a value is a tensor of numbers in memory, of which only a density can say more."""
+    return is_plain(value) or (isinstance(value, Tensor) and value.dtype == torch.int64 and value.device.type == "cpu")
+
+
+def is_log_weights(value: Any) -> bool:
+    """Whether these are numbers, -inf among them or some too large for float32."""
+    array = value.numpy() if is_plain(value) else value
+    plain = isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.ndim == 1
+    return plain and not isinstance(array, np.ma.MaskedArray) and bool((array < np.inf).all())
+
+
 INTEGER = Kind(is_integer, "an integer")
 
 
 def as_array(value: Any) -> Any:
     """A list of numbers as the array that it stands for."""
     value = list(value) if isinstance(value, tuple) else value
-    if not isinstance(value, list) or not all(isinstance(v, (int, float, list)) for v in value):
+    numbers_alone = isinstance(value, list) and not any(isinstance(v, bool) for v in value)
+    if not numbers_alone or not all(isinstance(v, (int, float, list)) for v in value):
         return value
     return np.asarray(value, dtype=float) if len({len(v) if isinstance(v, list) else 0 for v in value}) == 1 else value
 
@@ -510,7 +528,7 @@ for _name in ("log_joint", "log_prior", "log_posterior"):
         of=vae,
         x=in_steps(X),
         latents=Kind(
-            lambda v: None if isinstance(v, dict) and not v else False,
+            lambda v: None if isinstance(v, dict) and all(of_reals(z) for z in v.values()) else False,
             "{}, for models without latents",
             ({"z": "a"}, [torch.zeros(2, N, 2)]),
         ),
@@ -592,8 +610,8 @@ EVALUATION: dict[str, Case] = {
         lambda: {"decode": vae().decode, "z": torch.randn(5, 2), "test": x(4, D), "train": 1 - x(6, D)},
         decode=CALLABLE,
         z=numbers(5, 2).but(called=("latents",)),
-        test=numbers(4, D),
-        train=numbers(6, D),
+        test=numbers(4, D, wide=True),
+        train=numbers(6, D, wide=True),
     ),
     "pyrovae.evaluation.judge": case(
         lambda: {"pointwise": marginal().pointwise, "num_samples": 20},
@@ -615,7 +633,7 @@ EVALUATION: dict[str, Case] = {
     ),
     "pyrovae.evaluation.pareto_khat": case(
         lambda: {"largest": torch.zeros(2, 8)},
-        largest=floats(lambda v: v.dim() == 2 and v.shape[1] > 0, torch.zeros(8)),
+        largest=floats(lambda v: v.dim() == 2 and v.shape[1] > 0, torch.zeros(8), finite=False),
     ),
     "pyrovae.MarginalResult.worst": case(of=marginal, by=one_of("khat", "log_px", "ess")),
     "pyrovae.MarginalResult.from_arviz": case(
@@ -705,7 +723,9 @@ NETWORKS: dict[str, Case] = {
     "pyrovae.networks.code_counts": case(
         lambda: {"codes": torch.tensor([[0, 1]]), "num_codes": 4}, codes=nothing(), num_codes=size(2)
     ),
-    "pyrovae.networks.perplexity": case(lambda: {"counts": torch.tensor([1, 2])}, counts=nothing()),
+    "pyrovae.networks.perplexity": case(
+        lambda: {"counts": torch.tensor([1, 2])}, counts=numbers(2, low=0.5, integers=True, wide=True)
+    ),
 }
 
 IMAGES = sequence(size(), (3,), (8, 8), (0, 8, 8))
@@ -841,7 +861,9 @@ DISTRIBUTIONS: dict[str, Case] = {
     ),
     "pyrovae.distributions.ContinuousBernoulli": case(lambda: {"logits": torch.zeros(3)}, logits=floats()),
     "pyrovae.distributions.DiscretizedLogistic": case(
-        lambda: {"loc": torch.zeros(3), "scale": torch.ones(3), "num_levels": 4}, loc=broadcasts(3), scale=broadcasts(3)
+        lambda: {"loc": torch.zeros(3), "scale": torch.ones(3), "num_levels": 4},
+        loc=broadcasts(3),
+        scale=broadcasts(3, positive=True),
     ),
     "pyrovae.distributions.Flow": case(
         lambda: {"base": normal(), "transforms": [torch.distributions.AffineTransform(0.0, 2.0, 1)], "can_score": True},
@@ -851,11 +873,16 @@ DISTRIBUTIONS: dict[str, Case] = {
     ),
     "pyrovae.distributions.IndependentBernoulli": case(
         lambda: {"logits": torch.zeros(2, 3), "event_dim": 1, "validate_args": False},
-        logits=floats(lambda v: v.dim() > 0, torch.tensor(0.0)),
+        logits=floats(lambda v: v.dim() > 0, torch.tensor(0.0), finite=False),
         event_dim=size(0, 2),
     ),
     "pyrovae.distributions.Levels": case(
-        lambda: {"logits": torch.zeros(3)}, logits=floats(lambda v: v.dim() > 0 and v.shape[-1] > 1, torch.zeros(3, 1))
+        lambda: {"logits": torch.zeros(3)},
+        logits=floats(
+            lambda v: v.dim() > 0 and v.shape[-1] > 1 and bool(v.logsumexp(-1).isfinite().all()),
+            torch.zeros(3, 1),
+            finite=False,
+        ),
     ),
     "pyrovae.distributions.PointMass": case(
         lambda: {"value": torch.zeros(3).long(), "num_values": 4},
@@ -864,10 +891,10 @@ DISTRIBUTIONS: dict[str, Case] = {
     ),
     "pyrovae.distributions.SylvesterTransform": case(
         lambda: {"q": torch.eye(3, 2), "r": torch.eye(2), "r_tilde": torch.eye(2), "b": torch.zeros(2)},
-        q=floats(lambda v: v.dim() > 1 and v.shape[-1] == 2),
+        q=floats(lambda v: v.dim() > 1 and v.shape[-1] == 2 and v.dtype == torch.float32),
         r=nothing(),
         r_tilde=nothing(),
-        b=floats(lambda v: v.shape[-1:] == (2,)),
+        b=floats(lambda v: v.shape[-1:] == (2,) and v.dtype == torch.float32),
     ),
     "pyrovae.distributions.capabilities": case(lambda: {"p": normal()}, p=nothing()),
     "pyrovae.distributions.product_of_normals": case(lambda: {"p": normal(), "q": normal()}, p=nothing(), q=nothing()),
@@ -876,16 +903,18 @@ DISTRIBUTIONS: dict[str, Case] = {
         lambda: {"p": normal(), "shift": torch.zeros(3), "stretch": torch.ones(3)},
         p=nothing(),
         shift=broadcasts(3),
-        stretch=broadcasts(3),
+        stretch=broadcasts(3, positive=True),
     ),
 }
 
 CODES = Kind(
-    lambda v: shaped(v, (N, D)) and numbers(N, D).takes(v),
+    lambda v: numbers(N, D).takes(v),
     "codes",
     [n for n in numbers(N, D).near if np.shape(n)[-1:] != (D - 1,)],
 )
-LABELS = nothing(near=(torch.zeros(N + 1), "a"))
+LABELS = Kind(
+    lambda v: of_reals(v) and not v.is_floating_point() and v.shape == (N,), "labels", (torch.zeros(N + 1), "a")
+)
 PLOTS: dict[str, Case] = {
     "pyrovae.plots.active_units": case(lambda: {"reports": {"a": report()}}, reports=nothing(near=({}, {"a": 3}))),
     "pyrovae.plots.aggregate_posterior": case(
@@ -941,7 +970,7 @@ PLOTS: dict[str, Case] = {
     "pyrovae.plots.log_weights": case(
         lambda: {"log_weight": torch.linspace(-5, 0, 50)},
         log_weight=Kind(
-            lambda v: any(shaped(as_array(list(v) if isinstance(v, tuple) else v), (n,)) for n in (2, 6, D)),
+            lambda v: None if is_log_weights(v) else any(shaped(as_array(v), (n,)) for n in (2, 6, D, 50)),
             "log-weights of a datum",
         ),
     ),

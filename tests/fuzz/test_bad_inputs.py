@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 
 import pyrovae as pv
 from tests.api import PACKAGES, exported
-from tests.fuzz.kinds import GENERATED, POOL, Kind
+from tests.fuzz.kinds import GENERATED, POOL, Kind, of_shape
 from tests.fuzz.recipes import CASES, KINDS, Case
 
 FULL = os.environ.get("PYROVAE_FUZZ") == "full"
@@ -93,6 +93,12 @@ ABSTRACT = {
     "Corruption",
     "Penalty",
 }
+# Arguments whose names may stand in any sentence.
+PROSE = re.compile(
+    "a|b|x|n|p|q|w|z|by|end|start|data|prior|posterior|models?|network|encoder|decoder|values?|name|path|weight|scale|"
+    "function|shift|reference|results?|report|target|columns?|steps|like|support|base|codes?|title|noise|root|given|"
+    "options|parts|every|keep|likelihood|counts|latents"
+)
 ELSEWHERE = {
     "pyrovae.CollapseMonitor.load_state_dict": "a checkpoint's, which has been read and checked",
     "pyrovae.model.log_terms": "the waist, at every step; VAEModel.log_terms checks",
@@ -202,6 +208,16 @@ def too_long(*_: Any) -> None:
     raise TimeoutError(f"it ran for more than {SECONDS} seconds")
 
 
+def is_named(name: str, message: str) -> bool:
+    """Whether a message is about an argument: where its name is a word of ordinary prose, by more than that word."""
+    word = re.escape(name)
+    if not PROSE.fullmatch(name):
+        return name in message if not name.isidentifier() else re.search(rf"\b{word}\b", message) is not None
+    alone = rf"^{word}\b|['\"`]{word}['\"`]|^the shapes of\b.*\b{word}\b|\bunknown {word}\b"
+    says = rf"\b{word}(=|\[| of shape\b|(, \w+)*( and \w+)? (must|holds?|has|have|is|are)\b)"
+    return re.search(f"{alone}|{says}", message) is not None
+
+
 def fault(path: str, case: Case, argument: str, value: Any) -> str | None:
     """What goes wrong when a value is passed to an argument; ``None`` where all is well."""
     kind = kind_of(case, argument)
@@ -219,13 +235,11 @@ def fault(path: str, case: Case, argument: str, value: Any) -> str | None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         if right:
             return f"refused, and it is {kind.why}: {type(error).__name__}: {error}"
-        if isinstance(error, case.errors):
-            return None
         frames = traceback.extract_tb(error.__traceback__)
-        names = (argument, *kind.called)
+        names = (argument, *kind.called, *([str(value)] if isinstance(error, case.errors) else []))
         if not frames[-1].filename.startswith(PACKAGE):
             return f"an error of {Path(frames[-1].filename).name}: {type(error).__name__}: {str(error)[:100]}"
-        if not any(re.search(rf"\b{re.escape(name)}\b", str(error)) for name in names) or "\n" in str(error):
+        if not any(is_named(name, str(error)) for name in names) or "\n" in str(error):
             return f"an error that does not name it: {type(error).__name__}: {str(error)[:150]}"
         if changed := [i for i, (a, b) in enumerate(zip(state(modules), before, strict=True)) if a != b]:
             return f"refused too late, when something had changed: {changed}"
@@ -242,8 +256,9 @@ def fault(path: str, case: Case, argument: str, value: Any) -> str | None:
     return None if right else "accepted"
 
 
-def values_for(kind: Kind) -> Iterator[tuple[str, Callable[[], Any]]]:
+def values_for(kind: Kind, right: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield from POOL.items()
+    yield from of_shape(right).items()
     for near in kind.near:
         yield f"near: {near!r:.60}", lambda near=near: near
 
@@ -251,8 +266,9 @@ def values_for(kind: Kind) -> Iterator[tuple[str, Callable[[], Any]]]:
 def everything(names: Iterator[str] | list[str] | None = None) -> Iterator[tuple[str, str, str, Callable[[], Any]]]:
     for path, thing in public():
         if path in CASES and (names is None or path in names):
+            given = CASES[path].given()
             for argument in arguments_of(thing):
-                for label, make in values_for(kind_of(CASES[path], argument)):
+                for label, make in values_for(kind_of(CASES[path], argument), given.get(argument)):
                     yield path, argument, label, make
 
 
@@ -289,6 +305,23 @@ def test_the_recipes_are_right(path: str) -> None:
     else:
         function()
     plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "named"),
+    [
+        ("data", "the likelihood is of counts, and the data are flags.", True),
+        ("data", "integers are no data for a Bernoulli.", False),
+        ("n", "n must be at least 1; got 0.", True),
+        ("n", "(n, 4) is needed.", False),
+        ("prior", "unknown prior 'a'. Registered: b.", True),
+        ("prior", "a draw from the prior failed.", False),
+        ("r", "q, r, r_tilde and b must have one dtype.", True),
+        ("num_samples", "pass num_samples.", True),
+    ],
+)
+def test_a_word_of_prose_is_no_name(name: str, message: str, named: bool) -> None:
+    assert is_named(name, message) == named
 
 
 def report(faults: list[str]) -> str:

@@ -276,3 +276,23 @@ def test_data_and_latents_from_any_device_give_results_on_the_models() -> None:
     assert model.log_joint(x, latents=on_cpu).device.type == model.encode(x).device.type == "cuda"
     assert model.log_prior(x, latents=on_cpu)["z"].shape == here.log_weight.expand(3, 5).shape
     assert model.draw_prior(x, num_particles=2)[1].device.type == model.reconstruct(x).device.type == "cuda"
+
+
+def test_autocast_around_a_call_does_not_reach_densities_and_draws() -> None:
+    torch.manual_seed(0)
+    model, x, latents = small(), binary(8), {"z": torch.ones(2, 8, 3)}
+
+    def everything() -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        (z, log_q), (prior, log_p, likelihood) = (
+            model.draw_posterior(x, num_particles=1),
+            model.draw_prior(x, num_particles=2),
+        )
+        scored = [model.log_joint(x, latents=latents), model.log_posterior(x, latents=latents)]
+        scored += [model.log_prior(x, latents=latents)["z"], model.log_terms(x, num_particles=2).log_weight]
+        return [z["z"], log_q, prior["z"], log_p, likelihood, *scored]
+
+    plain = everything()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = everything()
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(plain, inside, strict=True))

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -305,7 +306,10 @@ def test_decode_takes_arrays_and_names_what_it_does_not_take() -> None:
         ({}, "at least one latent site"),
         (z[:0], r"latents 'z' are empty, of shape \(0, 3\)"),
         ({"z": z[:0]}, r"latents 'z' are empty"),
-        (torch.where(z > 0, math.nan, z), r"latents 'z' hold \d+ NaN or infinite value\(s\): drop them\.$"),
+        (
+            torch.where(z > 0, math.nan, z),
+            r"latents 'z' hold \d+ NaN or infinite value\(s\) in torch.float32: drop them\.$",
+        ),
         (z / 0, r"latents 'z' hold 12 NaN or infinite"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -745,3 +749,49 @@ def test_an_error_for_all_rows_stays_what_it_is() -> None:
     model.encoder = nn.Linear(5, 8)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         model.encode(binary(300))
+
+
+def test_interpolate_names_the_end_that_is_at_fault() -> None:
+    model = pv.VAE((6,), 2, hidden=(8,))
+    model.encoder = nn.Sequential(OnlyPositive(), model.encoder)
+    good, bad = binary(700), binary(700)
+    bad[555, 2] = -1.0
+    for name, ends in {"start": (bad, good), "end": (good, bad)}.items():
+        with pytest.raises(ValueError, match=rf"^(row 555 of {name} cannot|.* is NaN for row 555 of {name}:)"):
+            model.interpolate(*ends)
+
+
+class OnlyPositive(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sqrt()
+
+
+@pytest.mark.parametrize("z", [torch.zeros(3, 2) + 0j, np.zeros((3, 2), bool), np.zeros((3, 2), complex)])
+def test_decode_takes_real_numbers(z) -> None:
+    with pytest.raises(ValueError, match=r"^z must be real numbers; got torch\.(bool|complex)"):
+        pv.VAE((6,), 2, hidden=(8,)).decode(z)
+
+
+@pytest.mark.parametrize("z", [pd.Series([1.0, 2.0]), pd.Index([1.0, 2.0])])
+def test_decode_takes_no_labels(z) -> None:
+    with pytest.raises(TypeError, match=r"^latents 'z' are a pandas (Series|Index): pass an array"):
+        pv.VAE((6,), 2, hidden=(8,)).decode(z)
+
+
+def test_what_is_too_large_for_the_model_is_refused() -> None:
+    model, x = pv.VAE((6,), 2, hidden=(8,), likelihood="gaussian"), torch.zeros(10, 6).double()
+    x[7, 1] = 1e300
+    for call in (
+        model.encode,
+        model.reconstruct,
+        lambda x: model.encode(x.numpy()),
+        lambda x: pv.fit(model, x, epochs=1, progress=False),
+        lambda x: pv.log_marginal(model, x, num_samples=4, progress=False),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^(x|data) holds 1 value\(s\) too large for float32, the first in row 7\."
+        ):
+            call(x)
+    with pytest.raises(ValueError, match=r"^latents 'z' hold 1 NaN or infinite value\(s\) in torch.float32"):
+        model.decode(x[:, :2])
+    assert model.double().encode(x).shape == (10, 2)

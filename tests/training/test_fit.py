@@ -650,3 +650,56 @@ def test_an_epoch_of_one_step_is_not_compared_with_pyro_every_time() -> None:
         train(small(), X, batch_size=len(X), epochs=30, compile="graph", callbacks=[lambda run: None])
     assert alone <= 2  # the first, and no other in a hundred steps
     assert len(compared) - alone >= 29  # a callback may change anything
+
+
+@pytest.mark.parametrize("compile", ["off", "graph"])
+@pytest.mark.parametrize(
+    ("transform", "error", "message"),
+    [
+        (lambda t: t[:3], ValueError, r"^batch_transform gives shape \(3, 6\) for 100 data: one for each is needed"),
+        (lambda t: torch.cat([t, t]), ValueError, r"^batch_transform gives shape \(200, 6\) for 100 data"),
+        (lambda t: t.sum(), ValueError, r"^batch_transform gives shape \(\) for 100 data"),
+        (lambda t: t.numpy(), TypeError, r"^what batch_transform gives must be of type Tensor; got a ndarray"),
+        (lambda t: None, TypeError, r"^what batch_transform gives must be of type Tensor; got None"),
+        (lambda t: t * math.nan, ValueError, r"^a batch of data after batch_transform holds \d+ NaN"),
+        (lambda t: t + 0j, ValueError, r"^a batch of data after batch_transform has dtype complex64"),
+    ],
+)
+def test_what_a_transform_gives_is_looked_at(transform, error, message: str, compile: str) -> None:
+    with pytest.raises(error, match=message):
+        train(small(), X[:100], batch_size=100, epochs=1, batch_transform=transform, compile=compile)
+
+
+def test_a_transform_may_compute_in_another_precision() -> None:
+    losses = []
+    for transform in (None, lambda t: t.double()):
+        torch.manual_seed(0)
+        losses.append(train(small(), X, epochs=1, batch_transform=transform).history["loss"])
+    assert losses[0].equals(losses[1])
+
+
+@pytest.mark.parametrize("weight", [None, "a", np.zeros(2), 1j, torch.zeros(2), -1.0, math.nan])
+def test_a_schedule_gives_a_number(weight) -> None:
+    for name, make in (("beta", pv.ELBO), ("capacity", pv.CapacityELBO)):
+        with pytest.raises(ValueError, match=rf"^{name}, a schedule, at time t=0 must not be negative.*; got "):
+            train(small(), X, epochs=1, objective=make(**{name: lambda t: weight}))
+
+
+@pytest.mark.parametrize("result", [np.zeros(2), "no", 0, 1.0, pd.DataFrame({"a": [1, 2]}), torch.zeros(2)])
+def test_a_callback_says_whether_to_stop(result) -> None:
+    with pytest.raises(TypeError, match=r"^callbacks\[1\] must give True to stop, or False or None to go on; it gave "):
+        train(small(), X, epochs=2, callbacks=[lambda run: None, lambda run: result])
+
+
+@pytest.mark.parametrize("result", [True, np.True_, torch.tensor(True)])
+def test_a_callback_stops(result) -> None:
+    assert len(train(small(), X, epochs=2, callbacks=[lambda run: result]).history) == 1
+
+
+def test_optimisers_of_pyro_are_refused() -> None:
+    decay = pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.9})
+    for given in (pyro.optim.Adam({"lr": 0.1}), pyro.optim.Adam, pyro.optim.ClippedAdam({"lr": 0.1})):
+        with pytest.raises(TypeError, match=r"^optimizer is one of Pyro's.*pass lambda given: torch\.optim\.Adam"):
+            train(small(), X, epochs=1, optimizer=given)
+    with pytest.raises(TypeError, match=r"^lr_schedule is one of Pyro's"):
+        train(small(), X, epochs=1, lr_schedule=decay)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import lookup, require_at_least, require_one_of, require_within
+from pyrovae._checks import as_real, lookup, require_at_least, require_one_of, require_within
 from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.marginal._annealing import SCHEDULES, SETTLING, Annealing
 from pyrovae.evaluation.marginal._stream import WeightStream
@@ -93,7 +93,7 @@ class Chains:
     def _betas(self) -> Float[Tensor, "temperatures"]:
         schedule, count = self.schedule, self.num_temperatures + 1
         path = lookup(SCHEDULES, schedule, "schedule") if isinstance(schedule, str) else schedule
-        betas = torch.as_tensor(path(torch.linspace(0.0, 1.0, count, dtype=torch.float64)))
+        betas = as_real(path(torch.linspace(0.0, 1.0, count, dtype=torch.float64)), "what schedule gives")
         if betas.shape != (count,) or betas[0] != 0 or betas[-1] != 1 or bool((betas.diff() <= 0).any()):
             raise ValueError(
                 f"schedule must give {count} values that increase from 0 to 1; got {tuple(betas.shape)} from "

@@ -99,7 +99,7 @@ def disentanglement(
     """
     if not isinstance(model, (VAEModel, LossModel)) or not hasattr(model, "encode"):
         raise TypeError(
-            f"disentanglement needs a pyrovae.VAEModel, or a model with encode(x); got {type(model).__name__}."
+            f"model: disentanglement needs a pyrovae.VAEModel, or a model with encode(x); got {type(model).__name__}."
         )
     require_not_negative(threshold=threshold)
     require_at_least(2, num_bins=num_bins)

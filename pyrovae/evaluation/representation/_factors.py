@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from pyrovae._checks import as_tensor, require_at_least, require_instance, require_not_negative, shown
+from pyrovae._checks import as_real, require_at_least, require_instance, require_not_negative, shown
 
 _TREES, _LEAF = 20, 5  # of the forest; data in a leaf, so that noise is not learnt by heart
 
@@ -213,11 +212,8 @@ def as_arrays(codes: Any, factors: Any) -> tuple[np.ndarray, np.ndarray]:
         ValueError: other shapes, lengths that differ, fewer than 4 data, codes that are not finite, factors that are no
             integers or have a single value.
     """
-    given = {"codes": as_tensor(codes, "codes"), "factors": as_tensor(factors, "factors")}
-    for name, tensor in given.items():
-        if tensor.is_complex() or tensor.dtype == torch.bool:
-            raise ValueError(f"{name} must be real numbers; got {tensor.dtype}.")
-    z, v = (tensor.detach().cpu().double().numpy() for tensor in given.values())
+    given = {"codes": codes, "factors": factors}
+    z, v = (as_real(value, name).detach().cpu().double().numpy() for name, value in given.items())
     for name, array in {"codes": z, "factors": v}.items():
         if array.ndim != 2 or not array.shape[1]:
             raise ValueError(f"{name} must have shape (N, {'D' if name == 'codes' else 'F'}); got {array.shape}.")
@@ -225,13 +221,14 @@ def as_arrays(codes: Any, factors: Any) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"codes have {len(z)} rows and factors {len(v)}; they must be of the same data.")
     if len(z) < 4:
         raise ValueError(f"codes hold {len(z)} data; at least 4 are needed, and hundreds to tell anything.")
-    if not np.isfinite(z).all():
-        raise ValueError("codes hold NaN or infinite values.")
+    for name, array in {"codes": z, "factors": v}.items():
+        if not (abs(array) <= np.finfo(np.float32).max).all():
+            raise ValueError(f"{name} hold NaN or infinite values, or some too large for float32.")
     if not (v == np.round(v)).all():
         raise ValueError("factors must be integers, e.g. np.unique(v, return_inverse=True)[1] for a column v.")
     for j, column in enumerate(v.T):
         if (column == column[0]).all():
-            raise ValueError(f"factor {j} has one value, {column[0]:g}, in all data: leave it out.")
+            raise ValueError(f"factors must vary: factor {j} has one value, {column[0]:g}, in all data: leave it out.")
     return z, v.astype(np.int64)
 
 

@@ -117,6 +117,7 @@ def completeness(
     """
     require_callable(decode=decode)
     z, test, train = _flat(z, "z"), _flat(test, "test"), _flat(train, "train")
+    test, train = (t.to(torch.promote_types(test.dtype, train.dtype)) for t in (test, train))
     if len(train) < len(test):
         raise ValueError(
             f"train holds {len(train)} data and test {len(test)}: the distance from one to the other is compared with "
@@ -147,7 +148,7 @@ def _flat(value: Any, name: str) -> Float[Tensor, "n numbers"]:
 def _decode(decode: Decode, z: Tensor) -> Float[Tensor, "n numbers"]:
     decoded = decode(z)
     require_instance(Tensor, **{"what decode gives": decoded})
-    if len(decoded) != len(z):
+    if decoded.shape[:1] != z.shape[:1]:
         raise ValueError(f"decode gives shape {tuple(decoded.shape)} for {len(z)} codes: one datum for each is needed.")
     return as_data(decoded, "what decode gives").flatten(1)
 

@@ -11,7 +11,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyrovae._checks import as_covariates, as_data, as_normal_tensor, placed
+from pyrovae._checks import as_covariates, as_data, as_normal_tensor, placed, require_instance
 from pyrovae._compat.pyro import reason
 from pyrovae._random import restored_state
 from pyrovae._turns import turn
@@ -66,6 +66,7 @@ class Batches(ABC):
         self.least: int | None = None
         self._observed: tuple[str, Distribution] | None = None  # once known, data are checked without the model
         self._paired = True
+        self._batch_name = f"a batch of {name}" + (" after batch_transform" if transform else "")
 
     @abstractmethod
     def __iter__(self) -> Iterator[Batch]: ...
@@ -73,7 +74,15 @@ class Batches(ABC):
     def prepare(self, *raw: Tensor) -> Tensors:
         """``(x, *covariates)`` of a batch's raw tensors: no reading of values, so that it can be part of a graph."""
         x, *rest = raw
-        return (self.transform(x) if self.transform else x, *rest)
+        if self.transform is None:
+            return raw
+        made = self.transform(x)
+        require_instance(Tensor, **{"what batch_transform gives": made})
+        if made.shape[:1] != x.shape[:1]:
+            raise ValueError(
+                f"batch_transform gives shape {tuple(made.shape)} for {len(x)} data: one for each is needed."
+            )
+        return (made.to(self.like.dtype) if made.is_floating_point() else made, *rest)
 
     def _on_device(self, tensors: Tensors) -> Tensors:
         x, *covariates = tensors
@@ -102,7 +111,7 @@ class Batches(ABC):
         if batch is None or first is None:
             raise ValueError(f"{self.name} is empty. Pass at least one datum.")
         numbers = self.numbers(batch)
-        x = as_data(first[0], self.name, model.event_shape, integers=True)
+        x = as_data(first[0], self._batch_name, model.event_shape, integers=True)
         if len(first) - 1 < (needed := num_covariates(model)[0]):
             raise ValueError(
                 f"{type(model).__name__}.{program(model).__name__} takes {needed} covariate(s) and {self.name} has "
@@ -174,7 +183,7 @@ class Batches(ABC):
         """
         model, x, has_density = self.model, tensors[0], isinstance(self.model, VAEModel)
         name = self.name if numbers is not None else f"a batch of {self.name}"
-        as_data(x, self.name, model.event_shape, integers=True)
+        as_data(x, self._batch_name, model.event_shape, integers=True)
         if not has_density:
             model.check_values(x, self.name)
         elif self._observed is not None:

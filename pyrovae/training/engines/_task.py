@@ -11,7 +11,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyrovae._checks import rows_of
+from pyrovae._checks import require_instance, rows_of
 from pyrovae._compat.pyro import reason
 from pyrovae._compat.torch import tensor_places
 from pyrovae._random import get_every_state, set_every_state
@@ -74,7 +74,10 @@ class Task:
         with torch.autocast(self.device.type, dtype=torch.bfloat16) if self.autocast else nullcontext():
             loss = self._loss(*batch, gradients=True)
             penalty = self.model.penalty() if isinstance(self.model, VAEModel) else None
-            return loss if penalty is None else loss + len(batch[0]) * penalty
+            if penalty is None:
+                return loss
+            require_instance(Tensor, **{f"what {type(self.model).__name__}.penalty gives": penalty})
+            return loss + len(batch[0]) * penalty
 
     @torch.no_grad()
     def validation_loss(self, *batch: Any) -> Tensor:

@@ -149,7 +149,7 @@ class Autoencoder(LossModel):
         Raises:
             ValueError: integer, empty or NaN codes, or of a wrong shape.
         """
-        code = as_data(code, "code", (self.code_dim,)).to(self.placement)
+        code = as_data(code, "code", (self.code_dim,), dtype=self.placement.dtype).to(self.placement)
         with inference(self, None):
             out = self.decoder(code)
             out = out.sigmoid() if self.reconstruction == "bernoulli" else out
@@ -204,7 +204,7 @@ class Autoencoder(LossModel):
             return torch.cat([norm(self._encode, part) for part in x.split(_JACOBIAN_BATCH)]).detach()
 
     def _data(self, x: Any, name: str) -> Tensor:
-        return as_data(x, name, self.event_shape, self.columns).to(self.placement)
+        return as_data(x, name, self.event_shape, self.columns, dtype=self.placement.dtype).to(self.placement)
 
     def _encode(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch code"]:
         return self.code_activation(self.encoder(x))
