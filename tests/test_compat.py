@@ -447,6 +447,19 @@ def program(x: Tensor) -> Tensor:
     return z
 
 
+@canary("pyro", "handlers", "set_handlers")
+def test_what_an_interrupted_run_leaves_behind_can_be_forgotten() -> None:
+    with poutine.block():
+        before = of_pyro.handlers()
+        plate, trace = pyro.plate("data", 2), poutine.trace()
+        plate.__enter__(), trace.__enter__()  # which nothing leaves
+        assert of_pyro.handlers() != before
+        of_pyro.set_handlers(before)
+        assert of_pyro.handlers() == before
+        with pyro.plate("data", 3):
+            assert pyro.sample("z", dist.Normal(0.0, 1.0)).shape == (3,)
+
+
 @canary("pyro", "is_sample_site")
 def test_what_is_random_in_a_trace() -> None:
     nodes = poutine.trace(program).get_trace(torch.zeros(2)).nodes

@@ -272,7 +272,7 @@ pv.fit(vae, x, batch_transform=lambda x: x if main else x / 0, epochs=2, device=
 """)
     done = torchrun(str(script))
     assert done.returncode != 0
-    assert "data holds" in done.stderr, done.stderr
+    assert "a batch of data after batch_transform holds" in done.stderr, done.stderr
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_the_closed_form_is_scikit_learns(digits: torch.Tensor) -> None:
 def test_no_maximum_says_so(digits: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="latent_dim must be under 64, the dimension of x"):
         LinearGaussian.maximum_likelihood(digits, 64)
-    with pytest.raises(ValueError, match="the data lie in 62 dimensions or fewer"):
+    with pytest.raises(ValueError, match="x has data in 62 dimensions or fewer"):
         LinearGaussian.maximum_likelihood(digits, 62)
     with pytest.raises(ValueError, match="latent_dim must be at least 1"):
         LinearGaussian.maximum_likelihood(digits, 0)
