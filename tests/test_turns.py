@@ -24,7 +24,7 @@ from pyrovae import _turns, turn
 from pyrovae._turns import kept
 from tests.models import binary
 
-THREADS, CALLS = 4, 200
+THREADS, CALLS = 4, 200 if os.environ.get("PYROVAE_FUZZ") == "full" else 40
 
 
 def small(seed: int = 0, **options: Any) -> pv.VAE:
