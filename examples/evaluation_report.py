@@ -11,7 +11,6 @@ the pictures (PNG). Models are files that examples/flow_posterior.py saved; with
 
 import argparse
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,19 +21,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from command_line import at_least
 
 import pyrovae as pv
-
-
-def at_least(low: int) -> Callable[[str], int]:
-    """The type of an argument that is an integer from ``low`` on."""
-
-    def integer(text: str) -> int:
-        if not text.strip().lstrip("-").isdigit() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"must be an integer of at least {low}; got {text!r}")
-        return int(text)
-
-    return integer
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

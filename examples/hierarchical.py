@@ -11,9 +11,7 @@ per-layer samples, and the layers' KL at the end and over the epochs.
 """
 
 import argparse
-import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -23,36 +21,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from command_line import at_least, number
 
 import pyrovae as pv
 
 MODELS = ["one_layer", "two_layers", "ladder", "nvae"]
-
-
-def at_least(low: int) -> Callable[[str], int]:
-    """The type of an argument that is an integer from ``low`` on."""
-
-    def integer(text: str) -> int:
-        if not text.strip().lstrip("-").isdigit() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"must be an integer of at least {low}; got {text!r}")
-        return int(text)
-
-    return integer
-
-
-def number(*, zero: bool) -> Callable[[str], float]:
-    """The type of an argument that is a number above 0, or also 0."""
-
-    def real(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (0 < value < math.inf or (zero and value == 0)):
-            raise argparse.ArgumentTypeError(f"must be a number {'from 0 on' if zero else 'above 0'}; got {text!r}")
-        return value
-
-    return real
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

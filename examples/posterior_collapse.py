@@ -15,7 +15,6 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,37 +26,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from command_line import at_least, number
 
 import pyrovae as pv
 from pyrovae.zoo import PixelCNN, PixelVAE
 
 MLP, ALONE = "mlp", "alone"  # beside the remedies: a decoder that needs z, and the strong one without z
-
-
-def at_least(low: int) -> Callable[[str], int]:
-    """The type of an argument that is an integer from ``low`` on."""
-
-    def integer(text: str) -> int:
-        if not text.strip().lstrip("-").isdigit() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"must be an integer of at least {low}; got {text!r}")
-        return int(text)
-
-    return integer
-
-
-def number(*, zero: bool) -> Callable[[str], float]:
-    """The type of an argument that is a number above 0, or also 0."""
-
-    def real(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (0 < value < math.inf or (zero and value == 0)):
-            raise argparse.ArgumentTypeError(f"must be a number {'from 0 on' if zero else 'above 0'}; got {text!r}")
-        return value
-
-    return real
 
 
 @dataclass

@@ -357,9 +357,12 @@ def example(folder: Path) -> Any:
     """What an example prints, and how it ends."""
     options = ("--quick", "--posteriors", "mean_field", "planar", "--epochs", "1", "--out", str(folder / "example"))
     out, errors = io.StringIO(), io.StringIO()
-    argv = mock.patch.object(sys, "argv", ["flow_posterior.py", *options])
-    with argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-        runpy.run_path(str(Path(__file__).parent.parent / "examples" / "flow_posterior.py"), run_name="__main__")
+    scripts = Path(__file__).parent.parent / "examples"
+    argv, path = (
+        mock.patch.object(sys, *new) for new in (("argv", ["", *options]), ("path", [str(scripts), *sys.path]))
+    )
+    with argv, path, contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        runpy.run_path(str(scripts / "flow_posterior.py"), run_name="__main__")
     return {"out": out.getvalue(), "errors": errors.getvalue()}
 
 

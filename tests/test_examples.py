@@ -20,7 +20,7 @@ import torch
 import pyrovae as pv
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted(p for p in (ROOT / "examples").glob("*.py") if p.name != "__init__.py")
+EXAMPLES = sorted(p for p in (ROOT / "examples").glob("*.py") if p.name != "command_line.py")
 
 
 class Done(NamedTuple):
