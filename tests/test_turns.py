@@ -95,6 +95,25 @@ def test_many_threads_get_what_one_gets() -> None:
     assert state() == before
 
 
+def test_many_rows_in_many_threads_get_what_one_gets() -> None:
+    """Between blocks of encoding others have a turn, and find neither its seed nor its evaluation mode."""
+    model, x, before = small(posterior="iaf").train(), binary(1500), state()
+    alone = model.encode(x, num_samples=2, seed=1)
+
+    def work(_: int) -> list[bool]:
+        return [torch.equal(model.encode(x, num_samples=2, seed=1), alone) for _ in range(5)]
+
+    modes: list[bool] = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = [pool.submit(work, i) for i in range(THREADS)]
+        while not all(f.done() for f in found):
+            with turn():
+                modes.append(model.training)
+    assert all(same for f in found for same in f.result())
+    assert all(modes)
+    assert state() == before
+
+
 class OutOfTurn(TorchDispatchMode):
     """Notes who draws while another thread may be in the midst of a step."""
 

@@ -11,7 +11,7 @@ import torch
 from pyrovae._checks import HALF, require_precision, unfit
 from pyrovae._compat.pyro import Messenger
 from pyrovae._compat.torch import full_precision, own_settings
-from pyrovae._random import seeded
+from pyrovae._random import stream
 from pyrovae._turns import kept, turn
 
 _own_run = _statements_disabled = False
@@ -111,10 +111,8 @@ def strict(model: Any, device: torch.device | None = None) -> Iterator[None]:
 
 @contextmanager
 def inference(model: Any, seed: int | None) -> Iterator[None]:
-    """The same, from a seed, for a block that is one turn."""
-    check_numbers(model)
-    own = own_settings(model.placement.device)
-    with turn(), own, torch.no_grad(), evaluation_mode(model), full_precision(), _in_modules(), seeded(seed):
+    """The same, from a seed, for a block that is one turn, in which others may be given way."""
+    with turn(), strict(model), stream(seed):
         yield
 
 
