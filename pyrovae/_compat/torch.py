@@ -101,28 +101,24 @@ def renew_cache(module: nn.Module, name: str) -> bool:
 
 
 @cache
-def _precision_settings() -> tuple[str, Any, list[Any]]:
-    """What TF32 is set by: the attribute, its value for none, and what has it."""
+def _precise_parts() -> list[Any]:
+    """What has a setting of how exact its float32 products are."""
     parents = [torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn]
-    parts = [getattr(p, name, None) for p in parents for name in ("matmul", "conv", "rnn")]
-    backends: list[Any] = [part for part in parts if hasattr(part, "fp32_precision")]
-    if backends:
-        return "fp32_precision", "ieee", backends
-    return "allow_tf32", False, [torch.backends.cuda.matmul, torch.backends.cudnn]  # torch before 2.9
+    parts = [getattr(parent, name, None) for parent in parents for name in ("matmul", "conv", "rnn")]
+    return [part for part in parts if hasattr(part, "fp32_precision")]
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
     """No TF32 inside the block; the user's settings afterwards, made through torch's old interface or its new one."""
-    name, full, backends = _precision_settings()
-    before = {part: value for part in backends if (value := getattr(part, name)) not in ("none", full)}
-    for part in before:
-        setattr(part, name, full)
+    before = [(p, p.fp32_precision) for p in _precise_parts() if p.fp32_precision not in ("none", "ieee")]
+    for part, _ in before:
+        part.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for part, value in before.items():
-            setattr(part, name, value)
+        for part, value in before:
+            part.fp32_precision = value
 
 
 @contextmanager

@@ -105,7 +105,8 @@ def fit(
             it does without, and a warning says what was lost and why. What model and ``batch_transform`` do besides
             computing (printing, counting) happens only when they are traced.
         precision: ``"bfloat16"`` computes the loss under autocast, on CUDA alone; evaluation and validation never do,
-            nor does an ``autocast`` around the call change anything.
+            nor does an ``autocast`` around the call change anything. How exact float32 products are in training is
+            torch's setting, e.g. ``torch.set_float32_matmul_precision("high")`` for TF32.
         checkpoint: where the complete state of this run is kept, and taken up again: a :class:`Checkpoint`, or the path
             of a folder, which means ``Checkpoint(path)``.
         progress: show a progress bar, in nats per datum.

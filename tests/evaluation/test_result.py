@@ -369,8 +369,8 @@ def test_nothing_that_the_caller_has_set_changes_a_number(name: str) -> None:
     expected = numbers(RUNS[name](model))
     assert expected
     for setting, make in SETTINGS.items():
-        if setting == "bfloat16 products" and not hasattr(torch.backends.mkldnn, "matmul"):
-            continue  # torch before 2.9
+        if setting == "bfloat16 products" and name == "refit_posterior":
+            continue  # training takes the products that the user wants
         torch.manual_seed(0)
         before = torch.get_rng_state()
         with make():
