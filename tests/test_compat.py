@@ -281,18 +281,13 @@ def test_no_tf32_inside_and_the_users_settings_afterwards() -> None:
         matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
         return matmul.fp32_precision, convolution.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
 
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch before 2.9
-
-        def settings() -> tuple[Any, ...]:
-            return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-
     before, precision = settings(), torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
         chosen = settings()
         with of_torch.full_precision():
-            assert set(settings()) <= {"ieee", "none", False}
-            assert settings()[0] in ("ieee", False)
+            assert set(settings()) <= {"ieee", "none"}
+            assert settings()[0] == "ieee"
         assert settings() == chosen != before
     finally:
         torch.set_float32_matmul_precision(precision)
