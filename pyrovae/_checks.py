@@ -223,17 +223,6 @@ def require_precision() -> None:
         )
 
 
-def as_event_shape(event_shape: Sequence[int], name: str = "event_shape") -> tuple[int, ...]:
-    """Check the shape of one datum, and return it as integers; a ``ValueError`` unless it holds positive sizes."""
-    sizes = isinstance(event_shape, (tuple, list)) and all(
-        isinstance(n, (int, np.integer)) and not isinstance(n, bool) and 0 < n < _TOO_LARGE for n in event_shape
-    )
-    if not (sizes and len(event_shape)):
-        fix = f"; pass ({event_shape},)" if isinstance(event_shape, (int, np.integer)) else ""
-        raise ValueError(f"{name} must hold positive sizes, e.g. (784,); got {shown(event_shape)}{fix}.")
-    return tuple(int(n) for n in event_shape)
-
-
 def unfit(device: torch.device) -> str:
     """Why nothing is computed on a device; nothing of the CPU and CUDA, where everything is."""
     if device.type in ("cpu", "cuda"):

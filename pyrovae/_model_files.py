@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyrovae._files import MALFORMED, check_regular, parsed, replaced
+from pyrovae._files import check_regular, replaced
 from pyrovae._interrupt import uninterrupted
+from pyrovae._untrusted import MALFORMED, parsed
 
 _KEY, _FORMAT = "pyrovae", 3
 _TEXTS, _LISTS, _DICTS = ("class", "module", "digest"), ("excluded", "validated_on"), ("arguments", "layouts", "state")

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import pyrovae as pv
-from pyrovae._files import check_stored, fits, is_deep, locked, parsed, replaced
+from pyrovae._files import check_stored, locked, replaced
 from pyrovae._graph import trace
 from pyrovae._interrupt import uninterrupted
+from pyrovae._untrusted import fits, is_deep, parsed
 from pyrovae.datasets import _files as data_files
 from tests.models import binary
 

@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyrovae._checks import as_event_shape, as_sizes, as_tensor, require_at_least, require_callable, require_instance
+from pyrovae._checks import as_sizes, as_tensor, require_at_least, require_callable, require_instance
 
 
 class Autoregressive(TorchDistribution):
@@ -47,7 +47,7 @@ class Autoregressive(TorchDistribution):
             require_instance(Tensor, like=like)
             as_tensor(like, "like")
         require_at_least(1, mean_draws=mean_draws)
-        event_shape = as_event_shape(event_shape)
+        event_shape = as_sizes(event_shape, "event_shape")
         if len(event_shape) < 2:
             raise ValueError(f"event_shape must be (C, H, W) or (H, W); got {event_shape}.")
         batch_shape = as_sizes(batch_shape, "batch_shape", minimum=0, empty=True)

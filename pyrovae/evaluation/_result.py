@@ -19,9 +19,10 @@ from torch import Tensor
 
 from pyrovae._arguments import decode, encode, find, not_kept
 from pyrovae._checks import as_path
-from pyrovae._files import MALFORMED, check_regular, check_stored, fits, parsed, replaced
+from pyrovae._files import check_regular, check_stored, replaced
 from pyrovae._hash import content_hash
 from pyrovae._random import seeded
+from pyrovae._untrusted import MALFORMED, fits, parsed
 from pyrovae._version import __version__
 from pyrovae.evaluation._data import EvaluationData
 from pyrovae.model import LossModel, VAEModel

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import as_event_shape, as_sizes, lookup, require_at_least, require_instance
+from pyrovae._checks import as_sizes, lookup, require_at_least, require_instance
 from pyrovae._random import restored_on_error
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model._base import VAEModel
@@ -68,7 +68,7 @@ class VAE(VAEModel):
     ) -> None:
         super().__init__()
         require_at_least(1, latent_dim=latent_dim)
-        self.event_shape = shape = as_event_shape(event_shape)
+        self.event_shape = shape = as_sizes(event_shape, "event_shape")
         hidden = as_sizes(hidden, "hidden", empty=True)
         require_instance(nn.Module | None, encoder=encoder, decoder=decoder)
         encoder_class, decoder_class = lookup(NETWORKS, network, "network")

@@ -6,7 +6,7 @@ from math import prod
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import as_event_shape, require_at_least
+from pyrovae._checks import as_sizes, require_at_least
 
 _KERNEL_SIZE, _PADDING = 5, 2  # pixels, of every convolution but the one that spans the whole image
 
@@ -59,7 +59,7 @@ def as_image_shape(
     Raises:
         ValueError: not three positive sizes, or ``divisor`` does not divide H and W.
     """
-    match as_event_shape(event_shape, name):
+    match as_sizes(event_shape, name):
         case (channels, height, width) if height % divisor == 0 and width % divisor == 0:
             return channels, height, width
     raise ValueError(

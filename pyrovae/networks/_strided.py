@@ -7,7 +7,7 @@ from math import prod
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import as_event_shape, require_at_least
+from pyrovae._checks import as_sizes, require_at_least
 from pyrovae.networks._conv import over_leading
 
 _NUM_CHANNELS, _DENSE_WIDTH = 32, 256  # of every convolution, of every dense layer
@@ -16,7 +16,7 @@ _MAX_UNHALVED_SIDE = 4  # pixels; a side of more is halved, as long as it is eve
 
 def _halvings(image_shape: tuple[int, ...]) -> int:
     """Count the strides of 2 until a side is odd, or 4 pixels or less; a ``ValueError`` if none fits."""
-    match as_event_shape(image_shape, "image_shape"):
+    match as_sizes(image_shape, "image_shape"):
         case (_, height, width):
             n = 0
             while all(side % 2 ** (n + 1) == 0 and side >> n > _MAX_UNHALVED_SIDE for side in (height, width)):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from pyrovae._checks import as_event_shape, require_instance, shown
+from pyrovae._checks import as_sizes, require_instance, shown
 
 
 def by_name(results: Any, argument: str, kind: Any = (), name: str = "") -> dict[str, Any]:
@@ -29,7 +29,7 @@ def by_name(results: Any, argument: str, kind: Any = (), name: str = "") -> dict
 
 def as_picture(image_shape: Any) -> tuple[int, int]:
     """Height and width of ``(1, H, W)`` or ``(H, W)``; a ``ValueError`` for anything else."""
-    match as_event_shape(image_shape, "image_shape"):
+    match as_sizes(image_shape, "image_shape"):
         case (height, width) | (1, height, width):
             return height, width
     raise ValueError(f"image_shape must be (1, H, W) or (H, W); got {shown(image_shape)}.")

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyrovae._checks import as_event_shape, require_at_least
+from pyrovae._checks import as_sizes, require_at_least
 from pyrovae.priors._base import PosteriorAt, Prior
 
 
@@ -27,7 +27,7 @@ class VampPrior(Prior):
     def __init__(self, latent_dim: int, *, event_shape: Sequence[int], num_pseudo_inputs: int = 500) -> None:
         super().__init__(latent_dim)
         require_at_least(1, num_pseudo_inputs=num_pseudo_inputs)
-        self.event_shape = as_event_shape(event_shape)
+        self.event_shape = as_sizes(event_shape, "event_shape")
         self.raw = nn.Parameter(torch.randn(num_pseudo_inputs, *self.event_shape))
         self.register_buffer("zeros", torch.zeros(num_pseudo_inputs), persistent=False)
 

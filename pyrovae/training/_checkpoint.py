@@ -19,7 +19,8 @@ from pyro.infer import ELBO as PyroELBO
 
 from pyrovae._checks import as_path, require_at_least, require_one_of
 from pyrovae._distributed import num_processes, rank
-from pyrovae._files import MALFORMED, check_regular, check_stored, is_deep, locked, replaced
+from pyrovae._files import check_regular, check_stored, locked, replaced
+from pyrovae._untrusted import MALFORMED, is_deep
 from pyrovae.model._state import state_of
 from pyrovae.training._describe import code_fingerprint, fingerprint, has_generator
 from pyrovae.training._result import Callback

@@ -11,8 +11,8 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyrovae._distributed import from_main, gathered, rank
-from pyrovae._files import MALFORMED, fits
 from pyrovae._random import get_every_state, set_every_state
+from pyrovae._untrusted import MALFORMED, fits
 from pyrovae.training._checkpoint import CheckpointError, CheckpointFolder, check_lasts
 from pyrovae.training._result import Callback
 from pyrovae.training.batches import Batch, Batches

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrovae._checks import as_event_shape, as_sizes, require_flag
+from pyrovae._checks import as_sizes, require_flag
 from pyrovae.distributions import product_of_normals
 from pyrovae.likelihoods import LIKELIHOODS, Likelihood
 from pyrovae.model import VAEModel
@@ -37,7 +37,7 @@ class _Hierarchy(VAEModel):
         likelihood_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.event_shape = as_event_shape(event_shape)
+        self.event_shape = as_sizes(event_shape, "event_shape")
         dims, hidden = as_sizes(latent_dims, "latent_dims"), as_sizes(hidden, "hidden", empty=True)
         if layer_norm is not None:
             require_flag(layer_norm=layer_norm)

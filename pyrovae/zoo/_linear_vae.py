@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Literal
 
-from pyrovae._checks import as_event_shape, require_at_least
+from pyrovae._checks import as_sizes, require_at_least
 from pyrovae.model import VAE
 
 
@@ -31,7 +31,7 @@ def linear_vae(event_shape: Sequence[int], latent_dim: int, *, scale: float | Li
         )
     """
     require_at_least(1, latent_dim=latent_dim)
-    size = prod(as_event_shape(event_shape))
+    size = prod(as_sizes(event_shape, "event_shape"))
     if isinstance(scale, str) and scale == "shared" and latent_dim >= size:
         raise ValueError(
             f"latent_dim must be under {size}, the size of a datum, or the likelihood grows without bound as the "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyrovae._arguments import parameters
 from pyrovae._checks import (
-    as_event_shape,
+    as_sizes,
     placed,
     require_at_least,
     require_callable,
@@ -93,7 +93,7 @@ class VQVAE(VAEModel):
         require_at_least(2, num_codes=num_codes)
         require_at_least(1, code_dim=code_dim)
         require_positive(commitment=commitment)
-        self.event_shape = shape = as_event_shape(event_shape)
+        self.event_shape = shape = as_sizes(event_shape, "event_shape")
         self.grid_shape = grid_shape(shape, downsampling, "event_shape")
         self.num_codes, self.commitment = num_codes, commitment
         self.likelihood = LIKELIHOODS.build(likelihood, likelihood_options, event_dim=3)

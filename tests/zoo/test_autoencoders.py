@@ -346,7 +346,7 @@ def test_tied_weights_are_one() -> None:
     ("arguments", "message"),
     [
         ({"code_dim": 0}, "code_dim must be at least 1"),
-        ({"event_shape": ()}, "event_shape must hold positive sizes"),
+        ({"event_shape": ()}, "event_shape must name at least one size"),
         ({"hidden": (8, 0)}, "hidden must be at least 1"),
         ({"hidden": (8.5,)}, "hidden must be an integer"),
         ({"activation": "relo"}, "Did you mean 'relu'"),

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from pyrovae._checks import (
     as_data,
-    as_event_shape,
     as_sizes,
     lookup,
     require_at_least,
@@ -76,7 +75,7 @@ class Autoencoder(LossModel):
         penalty_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.event_shape = as_event_shape(event_shape)
+        self.event_shape = as_sizes(event_shape, "event_shape")
         require_at_least(1, code_dim=code_dim)
         hidden = as_sizes(hidden, "hidden", empty=True)
         require_one_of(tuple(ERRORS), reconstruction=reconstruction)
