@@ -92,7 +92,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few seconds: tiny everything, to see that it runs")
     parser.add_argument("--no-progress", action="store_true")
     args = parser.parse_args(argv)
-    quick = {"epochs": 2, "num_samples": 20, "test_size": 30, "train_size": 200}
+    quick = {"epochs": 2, "num_samples": 20, "test_size": 30, "train_size": 150, "layers": 2}
+    quick["hidden_channels"] = 8 if args.decoder == "pixelcnn" else 32
     usual = {"epochs": 24, "num_samples": 100, "test_size": 200, "train_size": None}
     for name, value in (quick if args.quick else usual).items():
         if getattr(args, name) is None:

@@ -100,10 +100,10 @@ def fit(
             gradients are traced through Pyro once and run as a graph, with the same bits on a CPU. ``"inductor"``: that
             graph as machine code, which takes 5 to 30 seconds to make, less from the second process on.
             ``"cudagraph"``: the whole step, as machine code, in one launch, on CUDA. ``"auto"``: ``"cudagraph"`` on
-            CUDA, elsewhere ``"graph"``, or ``"inductor"`` where minutes of training lie ahead. What a step cannot have
-            (a capture, machine code, the graph itself, because it reads values or changes otherwise than through torch)
-            it does without, and a warning says what was lost and why. What model and ``batch_transform`` do besides
-            computing (printing, counting) happens only when they are traced.
+            CUDA, elsewhere ``"graph"``, ``"off"`` for fewer than 200 steps, or ``"inductor"`` where minutes of training
+            lie ahead. What a step cannot have (a capture, machine code, the graph itself, because it reads values or
+            changes otherwise than through torch) it does without, and a warning says what was lost and why. What model
+            and ``batch_transform`` do besides computing (printing, counting) happens only when they are traced.
         precision: ``"bfloat16"`` computes the loss under autocast, on CUDA alone; evaluation and validation never do,
             nor does an ``autocast`` around the call change anything. How exact float32 products are in training is
             torch's setting, e.g. ``torch.set_float32_matmul_precision("high")`` for TF32.

@@ -174,7 +174,7 @@ def test_signals_save_before_they_take_effect(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(("engine", "loader"), [("graph", True), ("inductor", False)])
 def test_killed_at_random_moments(engine: str, loader: bool) -> None:
     """A few of the kills that ``python -m tests.training.killing`` makes more of."""
-    command = [sys.executable, "-m", "tests.training.killing", engine, "--kills", "4", *["--loader"] * loader]
+    command = [sys.executable, "-m", "tests.training.killing", engine, "--kills", "2", *["--loader"] * loader]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -14,7 +14,15 @@ def test_it_trains_on_sprites_and_is_stored(tmp_path: Path) -> None:
     with torch.no_grad():
         untrained = pv.ELBO().loss(model.model, model.guide, data.test) / len(data.test)
     run = pv.fit(
-        model, data.train, objective=pv.ELBO(beta=2.0), epochs=8, batch_size=30, seed=0, progress=False, device="cpu"
+        model,
+        data.train,
+        objective=pv.ELBO(beta=2.0),
+        epochs=8,
+        batch_size=30,
+        seed=0,
+        progress=False,
+        device="cpu",
+        compile="graph",
     )
     assert run.engine == "graph"
     assert run.history["loss"].iloc[-1] < 0.5 * untrained

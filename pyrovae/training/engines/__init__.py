@@ -19,7 +19,7 @@ ENGINES: dict[str, frozenset[Means]] = {
     "inductor": frozenset({"graph", "code"}),
     "cudagraph": frozenset({"graph", "code", "capture"}),
 }
-_MIN_BATCHES_TO_TRACE = 30  # validated on in the whole run, from which on tracing pays
+_MIN_CALLS_TO_TRACE = {"train": 200, "validate": 30}  # in the whole run, from which on tracing pays
 
 
 def build(name: str, task: Task, train: Batches, epochs: int, *, watched: bool = True) -> Engine:
@@ -27,13 +27,15 @@ def build(name: str, task: Task, train: Batches, epochs: int, *, watched: bool =
     cuda = task.device.type == "cuda"
     means = ENGINES["cudagraph" if name == "auto" and cuda else name]
     calls = epochs * (train.num_steps or 0) if name == "auto" and not cuda else None
+    if calls is not None and 0 < calls < _MIN_CALLS_TO_TRACE["train"]:
+        means = frozenset()
     return Engine(Update(task, train, recorded=cuda and "capture" in means), means, name, calls, watched)
 
 
 def for_validation(engine: Engine, held_out: Batches, epochs: int) -> Engine:
     """What computes the validation losses, by the means that have proved themselves in training."""
     calls = epochs * (held_out.num_steps or 0)
-    means = engine.means if calls >= _MIN_BATCHES_TO_TRACE else ()
+    means = engine.means if calls >= _MIN_CALLS_TO_TRACE["validate"] else ()
     limit = None if engine.calls is None else calls
     return Engine(Validation(engine.task, held_out), means, engine.name, limit, engine.watched)
 
