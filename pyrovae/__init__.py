@@ -28,15 +28,29 @@ from pyrovae.evaluation import (
     refit_posterior,
 )
 from pyrovae.model import VAE, LogTerms, LossModel, VAEModel, load
-from pyrovae.objectives import ELBO, IWAE, BetaTCVAE, CapacityELBO, cosine_warmup, cyclical, linear_warmup
+from pyrovae.objectives import (
+    CIWAE,
+    ELBO,
+    IWAE,
+    MIWAE,
+    PIWAE,
+    BetaTCVAE,
+    CapacityELBO,
+    cosine_warmup,
+    cyclical,
+    linear_warmup,
+)
 from pyrovae.training import Checkpoint, CheckpointError, FitResult, NonFiniteLoss, fit, lagging_inference
 
 if TYPE_CHECKING:
     from pyrovae import plots
 
 __all__ = [
+    "CIWAE",
     "ELBO",
     "IWAE",
+    "MIWAE",
+    "PIWAE",
     "VAE",
     "AISResult",
     "BDMCResult",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
@@ -9,6 +10,8 @@ from torch.distributions import Distribution, Transform, constraints
 from pyrovae._checks import require_flag, require_instance, shown
 from pyrovae._compat import zuko  # gives every Transform its call_and_ladj
 from pyrovae.distributions._own_draw import KeepsLastDraw
+
+_FEW_PASSES = 2
 
 
 class Flow(KeepsLastDraw, TorchDistribution):
@@ -50,11 +53,11 @@ class Flow(KeepsLastDraw, TorchDistribution):
     def rsample(self, sample_shape: tuple[int, ...] | list[int] = ()) -> Tensor:
         u = self.base.rsample(sample_shape)
         z, log_det = self.transform.call_and_ladj(u)
-        return self._keep(z, self.base.log_prob(u) - log_det)
+        return self._keep(z, (u, self.base.log_prob(u) - log_det))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if (known := self._kept(value)) is not None:
-            return known
+            return known[1]
         if not self.can_score:
             raise NotImplementedError(
                 "this flow has no inverse in closed form, so log q(z) is known only at its own last draw (and its "
@@ -63,3 +66,23 @@ class Flow(KeepsLastDraw, TorchDistribution):
             )
         u, log_det = self.transform.inv.call_and_ladj(value)
         return self.base.log_prob(u) + log_det
+
+    def score(self, value: Tensor) -> Tensor | None:
+        """The gradient of the log-density at the last draw z = T(u), found without T⁻¹ from the Jacobian of T:
+        (∂T/∂u)⁻ᵀ ∂/∂u [log base(u) - log |det ∂T/∂u|] (Vaitl et al. 2022, arXiv:2206.09016). ``None`` where it is
+        another value, or where T⁻¹ costs little.
+        """
+        known = self._kept(value)
+        if known is None or (self.can_score and all(_passes(t) <= _FEW_PASSES for t in self.transform.transforms)):
+            return None
+        with torch.enable_grad():
+            u = known[0].detach().requires_grad_()
+            z, log_det = self.transform.call_and_ladj(u)
+            rows = [torch.autograd.grad(z[..., d].sum(), u, retain_graph=True)[0] for d in range(z.shape[-1])]
+            (slope,) = torch.autograd.grad((self.base.log_prob(u) - log_det).sum(), u)
+        return torch.linalg.solve(torch.stack(rows, -1), slope)
+
+
+def _passes(transform: Transform) -> int:
+    """Through how many of its networks, one after another, a transform is undone."""
+    return int(getattr(transform, "passes", 1))

@@ -26,9 +26,11 @@ from pyrovae.distributions._kl import expanded_kl, kl_by_dimension
 from pyrovae.model._latents import Latents, PerDatum, VectorPerDatum, as_latents, of_one_particle, over_plates
 from pyrovae.model._modes import disable_param_statements
 from pyrovae.model._pairing import NotAPair, Sites, check_pair, masks_of
+from pyrovae.model._pathwise import Detached, Draws, Gate, check_scores, scores
 
 Program = Callable[..., Any]  # (x, *covariates)
 PARTICLES = "_particles"
+_TINY = 1e-30  # a weight that float32 has, and that counts for nothing
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class LogTerms:
     shape: tuple[int, int]
     masks: Mapping[str, tuple[Tensor | bool, Tensor | bool]]
     _observed_sites: Sites
+    _guide_sites: Sites
+    _draws: Draws
+    _gate: Gate
+    _again: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
     def read(self) -> "LogTerms":
         """Compute every log-density now, and return the terms.
@@ -75,6 +81,51 @@ class LogTerms:
     def log_weight(self) -> PerDatum:
         """The log importance weight, log p(x, z) - log q(z | x)."""
         return sum_terms(self.log_likelihood) + sum_terms(self.log_prior) - sum_terms(self.log_posterior)
+
+    def check_pathwise(self) -> None:
+        """Raise a ``ValueError`` for a guide that :attr:`pathwise_log_posterior` is not known of."""
+        check_scores(self._guide_sites)
+        if len(self._guide_sites) > 1:
+            values = {name: site["value"] for name, site in self._guide_sites.items()}
+            for name, log_q in self._again(values).items():
+                if not torch.allclose(log_q, self.log_posterior[name], rtol=1e-3, atol=1e-3):
+                    raise ValueError(
+                        f"site {name!r} of the guide has another density in another run at the same draws: the guide "
+                        f"is random beside its sites, as dropout is. Use gradient='reparameterized'."
+                    )
+
+    @cached_property
+    def pathwise_log_posterior(self) -> PerDatum:
+        """log q(z | x), whose gradient goes through the draws alone, as if the guide's parameters were constants
+        (Roeder et al. 2017, arXiv:1703.09194).
+
+        Raises:
+            ValueError: a site that is not reparameterised, has no density, or cannot be scored.
+        """
+        check_scores(self._guide_sites)
+        k, b = self.shape
+        of_site = partial(_log_prob_at, self._guide_sites, k, b)
+        value = sum_terms(self.log_posterior).detach()
+        for name, gradient in scores(self._guide_sites, of_site, self._again).items():
+            z, event_dim = self._guide_sites[name]["value"], len(self._guide_sites[name]["fn"].event_shape)
+            path = sum_last(gradient.detach() * (z - z.detach()), event_dim)
+            path = scale_and_mask(path, 1.0, self._guide_sites[name]["mask"])
+            value = value + _to_particles_and_batch(path, k, b)
+        return value
+
+    def weighted_log_joint(self, parameters: PerDatum, draws: PerDatum) -> PerDatum:
+        """log p(x, z), with the weight ``parameters`` for the gradient of what the model computes with, and the weight
+        ``draws`` for the gradient that passes through the draws to the guide. Asked for once; the terms need
+        ``draws="weighted"``.
+
+        Args:
+            parameters: weights ``(K, B)``, not negative, without gradients.
+            draws: likewise.
+        """
+        assert self._draws == "weighted"
+        parameters = parameters + _TINY  # or a weight of zero would take the other along
+        self._gate.weight = draws / parameters
+        return parameters * (sum_terms(self.log_likelihood) + sum_terms(self.log_prior))
 
     @property
     def reconstruction(self) -> PerDatum:
@@ -108,7 +159,7 @@ class LogTerms:
     @property
     def not_reparameterized(self) -> list[str]:
         """The guide's sites through whose draws no gradient passes."""
-        return [name for name, q in self.posterior.items() if not q.has_rsample]
+        return [name for name, q in self.posterior.items() if self._draws == "detached" or not q.has_rsample]
 
     def by_datum(self, site: str, value: Tensor | None = None) -> VectorPerDatum:
         """The draws at ``site``, or a value that broadcasts to them, as :meth:`Latents.by_datum` arranges them."""
@@ -155,7 +206,13 @@ class LogTerms:
 
 
 def log_terms(
-    model: Program, guide: Program, x: Tensor, *covariates: Any, num_particles: int = 1, max_plate_nesting: int = 1
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *covariates: Any,
+    num_particles: int = 1,
+    max_plate_nesting: int = 1,
+    draws: Draws = "attached",
 ) -> LogTerms:
     """Run the guide once and the model once, replayed, over a plate of particles outside the model's plates.
 
@@ -169,13 +226,21 @@ def log_terms(
         covariates: passed on unchanged.
         num_particles: K.
         max_plate_nesting: how many plates the model nests; the particle plate goes outside them.
+        draws: how gradients pass from the model to the guide: as they come (``"attached"``), as
+            :meth:`LogTerms.weighted_log_joint` is told (``"weighted"``), or not at all (``"detached"``).
 
     Raises:
         ValueError: a site outside the data plate, a latent site that only one of model and guide has, a
             model that observes nothing, or a scale that differs between sites; a term of a wrong shape when it is read.
     """
     k, b = num_particles, len(x)
-    drawn, guide_sites = _run(guide, x, covariates, k, max_plate_nesting)
+    with Detached() if draws == "detached" else nullcontext():
+        drawn, guide_sites = _run(guide, x, covariates, k, max_plate_nesting)
+    gate = Gate()
+    if draws == "weighted":
+        drawn = drawn.copy()
+        for name, site in guide_sites.items():
+            drawn.nodes[name] = {**site, "value": gate.passed(site, max_plate_nesting)}
     _, model_sites = _run(poutine.replay(model, trace=drawn), x, covariates, k, max_plate_nesting)
     check_pair(guide_sites, model_sites)
     observed = {n: s for n, s in model_sites.items() if s["is_observed"]}
@@ -183,6 +248,10 @@ def log_terms(
 
     def terms(sites: Sites, *, given: bool = False) -> Mapping[str, PerDatum]:
         return _LazyTerms({n: partial(_log_prob, n, s, k, b, given=given) for n, s in sites.items()})
+
+    def again(values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        _, sites = _run(poutine.condition(guide, data=dict(values)), x, covariates, k, max_plate_nesting)
+        return {name: _log_prob(name, site, k, b) for name, site in sites.items()}
 
     return LogTerms(
         log_likelihood=terms(observed),
@@ -196,6 +265,10 @@ def log_terms(
         shape=(k, b),
         masks=masks_of(guide_sites, hidden),
         _observed_sites=observed,
+        _guide_sites=guide_sites,
+        _draws=draws,
+        _gate=gate,
+        _again=again,
     )
 
 
@@ -313,6 +386,11 @@ def _log_prob(name: str, site: dict[str, Any], k: int, b: int, *, given: bool = 
             f"of {k} particle(s) × {b} data. Check its .to_event(), the plate sizes and max_plate_nesting, and "
             f"that the decoder keeps leading dimensions."
         ) from error
+
+
+def _log_prob_at(sites: Sites, k: int, b: int, name: str, value: Tensor) -> Tensor:
+    """The log-density of a site at another value."""
+    return _log_prob(name, {**sites[name], "value": value}, k, b)
 
 
 def _to_particles_and_batch(term: Tensor, k: int, b: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrovae._checks import require_at_least
 from pyrovae.model import LogTerms, VAEModel, log_terms
+from pyrovae.model._pathwise import Draws
 from pyrovae.objectives._schedules import Weight, has_ended, value_at
 
 Program = Callable[..., Any]  # a model, or a guide
@@ -39,6 +40,7 @@ class Objective(PyroELBO):
         if max_plate_nesting is not None:
             require_at_least(1, max_plate_nesting=max_plate_nesting)
         super().__init__(num_particles=num_particles, vectorize_particles=True)
+        self._draws: Draws = "attached"  # how gradients pass from the model to the guide
         self._nesting = max_plate_nesting  # Pyro's own attribute counts the particles' plate too
         self.time: float | None = None
 
@@ -132,6 +134,7 @@ class Objective(PyroELBO):
             *args,
             num_particles=self.num_particles,
             max_plate_nesting=_nesting(model) if self._nesting is None else self._nesting,
+            draws=self._draws if torch.is_grad_enabled() else "attached",
             **kwargs,
         )
 

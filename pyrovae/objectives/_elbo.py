@@ -1,17 +1,20 @@
 """The evidence lower bound."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae._checks import require_not_negative, shown
+from pyrovae._checks import require_not_negative, require_one_of, shown
 from pyrovae.distributions._capabilities import family
 from pyrovae.model import LogTerms
+from pyrovae.model._log_terms import sum_terms
 from pyrovae.objectives._base import Objective
 from pyrovae.objectives._schedules import Weight
+
+Gradient = Literal["reparameterized", "stl", "score"]
 
 
 class ELBO(Objective):
@@ -26,22 +29,27 @@ class ELBO(Objective):
     With the ``"ar1"`` prior, KL_d is the term of the chain rule, KL(q(z_d | x) ‖ p(z_d | z_1..z_{d-1})) in the mean
     over the posterior's earlier dimensions, not the KL from dimension d's marginal prior: it is the KL that λ bounds.
 
-    Sites that are not reparameterised get the score-function gradient, as in ``Trace_ELBO``.
+    Sites that are not reparameterised get the score-function gradient, as in ``Trace_ELBO``; with several draws, less
+    the mean of the other draws, which keeps it unbiased (leave-one-out, RLOO; Kool et al. 2019).
 
     Args:
         beta: weight of every KL term, or a schedule such as ``linear_warmup(100)``.
         analytic_kl: ``"auto"`` uses the closed form at every site where one is registered and valid (this is
             ``TraceMeanField_ELBO``); ``True`` requires it; ``False`` never (this is ``Trace_ELBO``).
         num_particles: K, draws of z per datum.
+        gradient: ``"reparameterized"``, through the draws and the density; ``"stl"``, "sticking the landing", through
+            the draws alone, which leaves no noise where q is the posterior (Roeder et al. 2017, arXiv:1703.09194; the
+            KL is then that of the draws); ``"score"``, the score function at every site. All are unbiased.
         free_bits: λ, nats per latent dimension that cost nothing. Needs the KL of every dimension in closed form, at
             every site: posterior and prior that both factorise.
         max_plate_nesting: plates that the model nests; by default what the model says of itself.
 
     Raises:
-        ValueError: a ``beta`` or ``free_bits`` that is negative, NaN or infinite, a schedule's ``beta`` at the time
-            when it is; ``analytic_kl=True`` and a site has no closed form, or
-            ``free_bits`` and one does not factorise (``fit`` finds out before it trains); a schedule whose
-            value is not given.
+        ValueError: an unknown ``gradient``, or ``"stl"`` with ``analytic_kl=True``, ``free_bits``, or a site that is
+            not reparameterised or has no density (``fit`` finds out before it trains); a ``beta`` or ``free_bits`` that
+            is negative, NaN or infinite, a schedule's ``beta`` at the time when it is; ``analytic_kl=True`` and a site
+            has no closed form, or ``free_bits`` and one does not factorise (``fit`` finds out before it trains); a
+            schedule whose value is not given.
     """
 
     def __init__(
@@ -50,6 +58,7 @@ class ELBO(Objective):
         analytic_kl: Literal["auto"] | bool = "auto",
         num_particles: int = 1,
         *,
+        gradient: Gradient = "reparameterized",
         free_bits: float = 0.0,
         max_plate_nesting: int | None = None,
     ) -> None:
@@ -57,9 +66,16 @@ class ELBO(Objective):
         if not isinstance(analytic_kl, bool) and not (isinstance(analytic_kl, str) and analytic_kl == "auto"):
             raise ValueError(f"analytic_kl must be 'auto', True or False; got {shown(analytic_kl)}.")
         require_not_negative(free_bits=free_bits, **({} if callable(beta) else {"beta": beta}))
+        require_one_of(get_args(Gradient), gradient=gradient)
+        if gradient == "stl" and (analytic_kl is True or free_bits):
+            raise ValueError(
+                "gradient='stl' is a gradient of draws, and analytic_kl=True and free_bits take the KL in closed form: "
+                "use one or the other."
+            )
+        self._draws = "detached" if gradient == "score" else "attached"
         if free_bits and analytic_kl is False:
             raise ValueError("free_bits needs the KL of each dimension in closed form: use analytic_kl='auto'.")
-        self.beta, self.free_bits, self.analytic_kl = beta, free_bits, analytic_kl
+        self.beta, self.free_bits, self.analytic_kl, self.gradient = beta, free_bits, analytic_kl, gradient
 
     @property
     def schedules(self) -> dict[str, Weight]:
@@ -69,11 +85,16 @@ class ELBO(Objective):
         return self._per_particle(terms, self.weight("beta", weights)).mean(0)
 
     def surrogate(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
+        beta = self.weight("beta", weights)
+        if self.gradient == "stl":
+            kl = terms.pathwise_log_posterior - sum_terms(terms.log_prior)
+            return (terms.reconstruction - beta * kl).mean(0)
         bound = self.per_datum(terms, **weights)
         if not terms.not_reparameterized:
             return bound
-        beta = self.weight("beta", weights)
         score = self._per_particle(terms, beta).detach()
+        if self.num_particles > 1:
+            score = (score - score.mean(0)) * (self.num_particles / (self.num_particles - 1))
         for site in terms.not_reparameterized:
             log_q = terms.log_posterior[site]
             # Plus β takes out the gradient of -β log q itself, whose mean is zero.
@@ -82,6 +103,8 @@ class ELBO(Objective):
         return bound
 
     def check(self, terms: LogTerms) -> None:
+        if self.gradient == "stl":
+            terms.check_pathwise()
         for site in terms.log_posterior:
             self._kl(terms, site)
 
