@@ -1,5 +1,6 @@
 """Gradient estimators: no noise at the posterior, no bias elsewhere, less variance than without."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.objectives import Objective
+from tests.cases import CONTEXT, LATENT, POSTERIORS, randomized
+from tests.models import TwoSites
 
 PATHWISE = {"stl": pv.ELBO(gradient="stl"), "dreg": pv.IWAE(4, gradient="dreg")}
 
