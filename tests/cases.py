@@ -1,33 +1,76 @@
 """Every family named once; every family test reads these."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from pyrovae import likelihoods, posteriors, priors
+from pyrovae.distributions._capabilities import Inverse
 
 LATENT, CONTEXT = 3, 5
 
-POSTERIORS: dict[str, Callable[[], posteriors.Posterior]] = {
-    "mean_field": lambda: posteriors.MeanFieldNormal(LATENT, CONTEXT),
-    "mean_field_constant": lambda: posteriors.MeanFieldNormal(LATENT, CONTEXT, scale="constant"),
-    "full_rank": lambda: posteriors.FullRankNormal(LATENT, CONTEXT),
-    "planar": lambda: posteriors.Planar(LATENT, CONTEXT, num_flows=3),
-    "radial": lambda: posteriors.Radial(LATENT, CONTEXT, num_flows=3),
-    "sylvester": lambda: posteriors.OrthogonalSylvester(LATENT, CONTEXT, num_flows=3, bottleneck=2),
-    "sylvester_square": lambda: posteriors.OrthogonalSylvester(LATENT, CONTEXT, num_flows=2),
-    "householder_sylvester": lambda: posteriors.HouseholderSylvester(LATENT, CONTEXT, num_flows=3, num_reflections=2),
-    "triangular_sylvester": lambda: posteriors.TriangularSylvester(LATENT, CONTEXT, num_flows=3),
-    "iaf": lambda: posteriors.IAF(LATENT, CONTEXT, num_flows=3, hidden=(16,)),
-    "neural_spline": lambda: posteriors.NeuralSpline(LATENT, CONTEXT, num_flows=2, hidden=(16,), bins=5),
+
+@dataclass(frozen=True)
+class Case:
+    """A family, and what it promises.
+
+    Attributes:
+        make: builds a small one.
+        inverse: how a point that it did not draw is scored.
+        tolerance: by how much log-densities may be wrong in float64: of what is found by search, more than rounding.
+        points: at how many an integral is taken; fewer of what is dear.
+        scale: of random weights at which its density is still easy to integrate.
+        reparameterised: whether gradients pass through its draws.
+    """
+
+    make: Callable[[], Any]
+    inverse: Inverse | None = "exact"
+    tolerance: float = 1e-8
+    points: int = 100_000
+    scale: float = 0.5
+    reparameterised: bool = True
+
+    def __call__(self) -> Any:
+        return self.make()
+
+
+POSTERIORS = {
+    "mean_field": Case(lambda: posteriors.MeanFieldNormal(LATENT, CONTEXT)),
+    "mean_field_constant": Case(lambda: posteriors.MeanFieldNormal(LATENT, CONTEXT, scale="constant")),
+    "full_rank": Case(lambda: posteriors.FullRankNormal(LATENT, CONTEXT)),
+    "low_rank": Case(lambda: posteriors.LowRankNormal(LATENT, CONTEXT)),
+    "mixture": Case(lambda: posteriors.Mixture(LATENT, CONTEXT, num_components=3)),
+    "planar": Case(lambda: posteriors.Planar(LATENT, CONTEXT, num_flows=3), inverse=None),
+    "radial": Case(lambda: posteriors.Radial(LATENT, CONTEXT, num_flows=3), inverse=None),
+    "sylvester": Case(lambda: posteriors.OrthogonalSylvester(LATENT, CONTEXT, num_flows=3, bottleneck=2), inverse=None),
+    "sylvester_square": Case(lambda: posteriors.OrthogonalSylvester(LATENT, CONTEXT, num_flows=2), inverse=None),
+    "householder_sylvester": Case(
+        lambda: posteriors.HouseholderSylvester(LATENT, CONTEXT, num_flows=3, num_reflections=2), inverse=None
+    ),
+    "triangular_sylvester": Case(lambda: posteriors.TriangularSylvester(LATENT, CONTEXT, num_flows=3), inverse=None),
+    "iaf": Case(lambda: posteriors.IAF(LATENT, CONTEXT, num_flows=3, hidden=(16,))),
+    "neural_spline": Case(lambda: posteriors.NeuralSpline(LATENT, CONTEXT, num_flows=2, hidden=(16,), bins=5)),
+    "realnvp": Case(lambda: posteriors.RealNVP(LATENT, CONTEXT, num_flows=3, hidden=(16,))),
+    "neural_spline_coupling": Case(
+        lambda: posteriors.NeuralSplineCoupling(LATENT, CONTEXT, num_flows=3, hidden=(16,), bins=5)
+    ),
+    "naf": Case(
+        lambda: posteriors.NeuralAutoregressive(LATENT, CONTEXT, hidden=(16,), signal=4, monotone=(8,)),
+        inverse="numerical",
+        tolerance=2e-5,
+        points=20_000,
+    ),
 }
 
-PRIORS: dict[str, Callable[[], priors.Prior]] = {
-    "standard_normal": lambda: priors.StandardNormal(LATENT),
-    "mixture": lambda: priors.MixtureOfGaussians(LATENT, num_components=4),
-    "vamp": lambda: priors.VampPrior(LATENT, event_shape=(CONTEXT,), num_pseudo_inputs=4),
-    "ar1": lambda: priors.AR1(LATENT, delta=0.7),
+PRIORS = {
+    "standard_normal": Case(lambda: priors.StandardNormal(LATENT)),
+    "mixture": Case(lambda: priors.MixtureOfGaussians(LATENT, num_components=4)),
+    "vamp": Case(lambda: priors.VampPrior(LATENT, event_shape=(CONTEXT,), num_pseudo_inputs=4)),
+    "ar1": Case(lambda: priors.AR1(LATENT, delta=0.7)),
+    "flow": Case(lambda: priors.FlowPrior(LATENT, flow_options={"hidden": (16,), "bins": 5}), scale=0.3),
 }
 
 LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {

@@ -170,6 +170,8 @@ def _inverse_of(t: Transform) -> Inverse | None:
     if isinstance(inner, (ComposeTransform, zuko.transforms.ComposedTransform)):
         parts: Any = inner.parts if isinstance(inner, ComposeTransform) else inner.transforms
         return _worst([_inverse_of(part) for part in parts])
+    if (part := zuko.made_of(inner)) is not None:
+        return _inverse_of(part)
     if isinstance(t, _CACHED_ONLY) or (inner is t and not has_inverse(t)):
         return None
     return "numerical" if isinstance(inner, _NUMERICAL) else "exact"

@@ -1,11 +1,18 @@
 """Closed-form Kullback-Leibler divergences that torch and Pyro lack."""
 
+import math
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence, register_kl
+from torch.distributions import (
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    kl_divergence,
+    register_kl,
+)
 
 from pyrovae.distributions._ar1 import AR1
 from pyrovae.distributions._capabilities import innermost
@@ -46,12 +53,15 @@ def kl_by_dimension(q: Any, p: Any) -> Tensor | None:
 @register_kl(MultivariateNormal, Independent)
 def _kl_mvn_diagonal(p: MultivariateNormal, q: Independent) -> Tensor:
     """KL(N(m, LLᵀ) ‖ N(μ, diag σ²)) = ½ Σᵢ [ (Σⱼ Lᵢⱼ² + (m-μ)ᵢ²)/σᵢ² - 1 + ln σᵢ² ] - Σᵢ ln Lᵢᵢ."""
-    if not _is_diagonal(q):
-        raise NotImplementedError
-    loc, scale = q.base_dist.loc, q.base_dist.scale
-    variance = p.scale_tril.square().sum(-1) + (p.loc - loc).square()
-    terms = variance / scale.square() - 1.0 + 2.0 * torch.log(scale)
-    return 0.5 * terms.sum(-1) - p.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_det = 2.0 * p.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return _correlated_diagonal(p.loc, p.scale_tril.square().sum(-1), log_det, q)
+
+
+@register_kl(LowRankMultivariateNormal, Independent)
+def _kl_low_rank_diagonal(p: LowRankMultivariateNormal, q: Independent) -> Tensor:
+    """As above; ln|Σ| is what the entropy has beside the dimension."""
+    log_det = 2.0 * p.entropy() - p.event_shape[0] * (1.0 + math.log(2.0 * math.pi))
+    return _correlated_diagonal(p.loc, p.variance, log_det, q)
 
 
 @register_kl(Independent, AR1)
@@ -59,6 +69,13 @@ def _kl_diagonal_ar1(q: Independent, p: AR1) -> Tensor:
     if not _is_diagonal(q):
         raise NotImplementedError
     return _ar1_terms(q, p).sum(-1)
+
+
+def _correlated_diagonal(loc: Tensor, variance: Tensor, log_det: Tensor, q: Independent) -> Tensor:
+    if not _is_diagonal(q):
+        raise NotImplementedError
+    terms = (variance + (loc - q.base_dist.loc).square()) / q.base_dist.scale.square()
+    return 0.5 * ((terms - 1.0 + 2.0 * q.base_dist.scale.log()).sum(-1) - log_det)
 
 
 def _is_diagonal(q: Any) -> bool:

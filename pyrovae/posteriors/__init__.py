@@ -7,10 +7,13 @@ write its file, add its line to ``POSTERIORS`` and its case to ``tests/cases.py`
 from torch import nn
 
 from pyrovae._parts import Registry
-from pyrovae.posteriors._autoregressive import IAF, NeuralSpline
+from pyrovae.posteriors._autoregressive import IAF, NeuralSpline, NeuralSplineCoupling, RealNVP
 from pyrovae.posteriors._base import FlowPosterior, Posterior, softplus_scale
 from pyrovae.posteriors._full_rank import FullRankNormal
+from pyrovae.posteriors._low_rank import LowRankNormal
 from pyrovae.posteriors._mean_field import MeanFieldNormal
+from pyrovae.posteriors._mixture import Mixture
+from pyrovae.posteriors._naf import NeuralAutoregressive
 from pyrovae.posteriors._planar import Planar
 from pyrovae.posteriors._radial import Radial
 from pyrovae.posteriors._sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
@@ -20,6 +23,8 @@ POSTERIORS: Registry[Posterior] = Registry(
     nn.Module,
     mean_field=MeanFieldNormal,
     full_rank=FullRankNormal,
+    low_rank=LowRankNormal,
+    mixture=Mixture,
     planar=Planar,
     radial=Radial,
     sylvester=OrthogonalSylvester,
@@ -27,6 +32,9 @@ POSTERIORS: Registry[Posterior] = Registry(
     triangular_sylvester=TriangularSylvester,
     iaf=IAF,
     neural_spline=NeuralSpline,
+    realnvp=RealNVP,
+    neural_spline_coupling=NeuralSplineCoupling,
+    naf=NeuralAutoregressive,
 )
 
 __all__ = [
@@ -35,12 +43,17 @@ __all__ = [
     "FlowPosterior",
     "FullRankNormal",
     "HouseholderSylvester",
+    "LowRankNormal",
     "MeanFieldNormal",
+    "Mixture",
+    "NeuralAutoregressive",
     "NeuralSpline",
+    "NeuralSplineCoupling",
     "OrthogonalSylvester",
     "Planar",
     "Posterior",
     "Radial",
+    "RealNVP",
     "TriangularSylvester",
     "softplus_scale",
 ]

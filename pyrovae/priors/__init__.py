@@ -9,12 +9,19 @@ from torch import nn
 from pyrovae._parts import Registry
 from pyrovae.priors._ar1 import AR1
 from pyrovae.priors._base import Prior
+from pyrovae.priors._flow import FlowPrior
 from pyrovae.priors._mixture import MixtureOfGaussians
 from pyrovae.priors._standard_normal import StandardNormal
 from pyrovae.priors._vamp import VampPrior
 
 PRIORS: Registry[Prior] = Registry(
-    "prior", nn.Module, standard_normal=StandardNormal, mixture=MixtureOfGaussians, vamp=VampPrior, ar1=AR1
+    "prior",
+    nn.Module,
+    standard_normal=StandardNormal,
+    mixture=MixtureOfGaussians,
+    vamp=VampPrior,
+    ar1=AR1,
+    flow=FlowPrior,
 )
 
-__all__ = ["AR1", "PRIORS", "MixtureOfGaussians", "Prior", "StandardNormal", "VampPrior"]
+__all__ = ["AR1", "PRIORS", "FlowPrior", "MixtureOfGaussians", "Prior", "StandardNormal", "VampPrior"]

@@ -20,13 +20,13 @@ def posterior_at(x: torch.Tensor):
 
 
 def test_every_registered_family_has_a_case() -> None:
-    assert {type(make()) for make in CASES.values()} == set(PRIORS.values())
+    assert {type(case()) for case in CASES.values()} == set(PRIORS.values())
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_density_integrates_to_one_and_matches_samples(name: str) -> None:
     with torch.no_grad():
-        p = randomized(CASES[name]())(posterior_at)
+        p = randomized(CASES[name](), scale=CASES[name].scale)(posterior_at)
         z = p.sample((200_000,))
         assert z.shape == (200_000, LATENT)
         wide = torch.distributions.MultivariateNormal(z.mean(0), 1.5 * z.T.cov())
