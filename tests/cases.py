@@ -24,6 +24,7 @@ class Case:
         points: at how many an integral is taken; fewer of what is dear.
         scale: of random weights at which its density is still easy to integrate.
         reparameterised: whether gradients pass through its draws.
+        smooth: whether at fixed noise a draw moves smoothly with the parameters; else its gradient is right on average.
     """
 
     make: Callable[[], Any]
@@ -32,6 +33,7 @@ class Case:
     points: int = 100_000
     scale: float = 0.5
     reparameterised: bool = True
+    smooth: bool = True
 
     def __call__(self) -> Any:
         return self.make()
@@ -42,7 +44,7 @@ POSTERIORS = {
     "mean_field_constant": Case(lambda: posteriors.MeanFieldNormal(LATENT, CONTEXT, scale="constant")),
     "full_rank": Case(lambda: posteriors.FullRankNormal(LATENT, CONTEXT)),
     "low_rank": Case(lambda: posteriors.LowRankNormal(LATENT, CONTEXT)),
-    "mixture": Case(lambda: posteriors.Mixture(LATENT, CONTEXT, num_components=3)),
+    "mixture": Case(lambda: posteriors.Mixture(LATENT, CONTEXT, num_components=3), smooth=False),
     "planar": Case(lambda: posteriors.Planar(LATENT, CONTEXT, num_flows=3), inverse=None),
     "radial": Case(lambda: posteriors.Radial(LATENT, CONTEXT, num_flows=3), inverse=None),
     "sylvester": Case(lambda: posteriors.OrthogonalSylvester(LATENT, CONTEXT, num_flows=3, bottleneck=2), inverse=None),

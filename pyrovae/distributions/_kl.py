@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import (

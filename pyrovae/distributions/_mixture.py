@@ -16,7 +16,8 @@ class MixtureOfNormals(dist.MixtureSameFamily):
 
         ∂z/∂θ = -(∂F/∂z)⁻¹ ∂F/∂θ,
 
-    with a triangular ∂F/∂z. A draw takes O(K Z²).
+    with a triangular ∂F/∂z. A draw takes O(K Z²). Mass passes from one component to another through what lies between
+    them: where that is many scales, the gradient of the weights is right on average and has very heavy tails.
 
     Args:
         mixture_distribution: a ``Categorical`` of K classes.

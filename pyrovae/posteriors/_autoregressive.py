@@ -36,7 +36,7 @@ class MaskedFlow(FlowPosterior):
         self.steps = self.family(latent_dim, width, **options).transform.transforms
         with torch.no_grad():
             for step in self.steps:
-                last = [layer for layer in step.modules() if isinstance(layer, nn.Linear)][-1]
+                last = [layer for layer in step.modules() if list(layer.parameters(recurse=False))][-1]
                 for parameter in last.parameters():
                     parameter.mul_(0.1)
 

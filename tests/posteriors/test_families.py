@@ -103,7 +103,7 @@ def test_a_draw_made_without_gradients_is_scored_with_them() -> None:
         p.log_prob(z)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.smooth])
 def test_reparameterised_gradient_equals_finite_differences(name: str) -> None:
     """Of E over fixed noise of a smooth function of z and log q, in every parameter direction at once."""
     family = randomized(CASES[name](), scale=0.3)
