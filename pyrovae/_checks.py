@@ -382,15 +382,13 @@ def as_data(
         )
     by_accident = not isinstance(value, Tensor) and x.dtype == torch.float64  # a float64 tensor is a choice
     dtype = torch.float32 if by_accident else dtype or x.dtype
-    limit = torch.finfo(dtype).max if dtype.is_floating_point else math.inf
-
-    def fine(part: Tensor) -> Tensor:
-        return part.abs() <= limit if part.dtype == torch.float64 and limit < math.inf else part.isfinite()
-
-    parts = x.split(max(1, _NUMBERS_PER_CHECK // x[0].numel()))  # a mask of the whole would be a good part of the data
-    if not bool(torch.stack([fine(part).all() for part in parts]).all()):
-        bad = ~torch.cat([fine(part).reshape(len(part), -1).all(1) for part in parts])
-        values = x[bad][~fine(x[bad])]
+    limit = min(torch.finfo(d).max for d in (dtype, x.dtype) if d.is_floating_point) if x.is_floating_point() else 0
+    # NaN where one is NaN; ten times as fast as to look at each, with no mask of them all.
+    low, high = (v.item() for v in x.aminmax()) if limit else (0, 0)
+    if not -limit <= low <= high <= limit:
+        parts = x.split(max(1, _NUMBERS_PER_CHECK // x[0].numel()))
+        bad = torch.cat([~(part.abs() <= limit).reshape(len(part), -1).all(1) for part in parts])
+        values = x[bad][~(x[bad].abs() <= limit)]
         kind = f"value(s) too large for {str(dtype).removeprefix('torch.')}" if values.isfinite().all() else ""
         raise ValueError(
             f"{name} holds {len(values)} {kind or 'NaN or infinite value(s)'}, the first in row "

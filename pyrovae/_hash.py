@@ -12,5 +12,5 @@ def content_hash(*tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
         for part in tensor.detach().flatten().split(2**17):  # float64 copies stay small
-            digest.update(part.cpu().to(torch.float64).contiguous().numpy().tobytes())
+            digest.update(part.cpu().to(torch.float64).contiguous().numpy().data)
     return digest.hexdigest()[:16]

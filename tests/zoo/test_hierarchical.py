@@ -274,7 +274,7 @@ def test_the_penalty_lowers_the_singular_values_that_training_ends_with(digits: 
     [
         ({"latent_dims": ()}, "latent_dims must name at least one"),
         ({"latent_dims": (3, 0)}, "latent_dims must be at least 1; got 0"),
-        ({"event_shape": ()}, "event_shape must be at least 1"),
+        ({"event_shape": ()}, "event_shape must name at least one"),
         ({"event_shape": (0,)}, "event_shape must be at least 1"),
         ({"hidden": (8, 0)}, "hidden must be at least 1"),
         ({"likelihood": "bernouli"}, "Did you mean 'bernoulli'"),

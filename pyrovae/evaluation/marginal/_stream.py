@@ -37,8 +37,9 @@ class WeightStream:
         """Take in a block of draws."""
         w = log_weight.to(torch.float64)
         self.non_finite += (w.isnan() | (w == math.inf)).sum(0)
-        sums = torch.stack([(p * w).logsumexp(0) for p in _POWERS])
-        self._log_sums = torch.logaddexp(self._log_sums, sums)
+        powers = torch.stack([p * w for p in _POWERS])
+        sums = powers.logsumexp(1) if len(w) > 1 else powers.squeeze(1)
+        self._log_sums = torch.logaddexp(self._log_sums, sums) if self._largest.shape[1] else sums
         candidates = torch.cat([self._largest, w.T], dim=1)
         keep = min(max(tail_length(self._n) + 1, _KEPT), candidates.shape[1])
         self._largest = candidates.topk(keep, dim=1).values
