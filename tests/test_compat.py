@@ -557,6 +557,25 @@ def test_transforms_give_image_and_determinant_in_one_pass() -> None:
     assert issubclass(of_zuko.transforms.FreeFormJacobianTransform, torch.distributions.Transform)
 
 
+@canary("zuko", "made_of")
+def test_what_an_autoregressive_transform_applies_to_every_dimension() -> None:
+    of = {}
+    for family in (of_zuko.flows.MAF, of_zuko.flows.NSF, of_zuko.flows.NAF, of_zuko.flows.NICE):
+        for size in (1, 3) if family is not of_zuko.flows.NICE else (3,):
+            step = family(size, 2, transforms=1).transform.transforms[0]
+            part = of_zuko.made_of(step(torch.zeros(2)))
+            while (inner := of_zuko.made_of(part)) is not None:
+                part = inner
+            of[family.__name__, size] = type(part).__name__
+    assert of == {
+        **{("MAF", n): "MonotonicAffineTransform" for n in (1, 3)},
+        **{("NSF", n): "MonotonicRQSTransform" for n in (1, 3)},
+        **{("NAF", n): "MonotonicTransform" for n in (1, 3)},
+        ("NICE", 3): "MonotonicAffineTransform",
+    }
+    assert of_zuko.made_of(dist.transforms.ExpTransform()) is None
+
+
 @canary("zuko", "flows")
 def test_flows_are_lazy_transforms_with_networks_that_end_in_a_layer() -> None:
     for family, options in ((of_zuko.flows.MAF, {}), (of_zuko.flows.NSF, {"bins": 5})):

@@ -8,7 +8,6 @@ from pyrovae.distributions._capabilities import Capabilities, capabilities
 from pyrovae.distributions._charts import Chart, register_chart
 from pyrovae.distributions._discrete import DiscretizedLogistic, Levels, PointMass
 from pyrovae.distributions._flow import Flow
-from pyrovae.distributions._mixture import MixtureOfNormals
 from pyrovae.distributions._normals import MultivariateNormal, product_of_normals, residual_normal
 from pyrovae.distributions._sylvester import SylvesterTransform
 
@@ -22,7 +21,6 @@ __all__ = [
     "Flow",
     "IndependentBernoulli",
     "Levels",
-    "MixtureOfNormals",
     "MultivariateNormal",
     "PointMass",
     "SylvesterTransform",

@@ -72,8 +72,9 @@ class Flow(KeepsLastDraw, TorchDistribution):
         (∂T/∂u)⁻ᵀ ∂/∂u [log base(u) - log |det ∂T/∂u|] (Vaitl et al. 2022, arXiv:2206.09016). ``None`` where it is
         another value, or where T⁻¹ costs little.
         """
-        known = self._kept(value)
-        if known is None or (self.can_score and all(_passes(t) <= _FEW_PASSES for t in self.transform.transforms)):
+        require_instance(Tensor, value=value)
+        known, transforms = self._kept(value), self.transform.transforms
+        if known is None or (self.can_score and all(_passes(t) <= _FEW_PASSES for t in transforms)):
             return None
         with torch.enable_grad():
             u = known[0].detach().requires_grad_()

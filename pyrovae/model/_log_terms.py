@@ -18,7 +18,7 @@ from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyrovae._checks import require_flag, require_one_of
+from pyrovae._checks import require_flag, require_one_of, require_tensors
 from pyrovae._compat.pyro import is_sample_site, scale_and_mask
 from pyrovae.distributions._capabilities import capabilities, innermost, innermost_support
 from pyrovae.distributions._density import is_zero_somewhere, log_density, mask_of, sum_last
@@ -26,7 +26,7 @@ from pyrovae.distributions._kl import expanded_kl, kl_by_dimension
 from pyrovae.model._latents import Latents, PerDatum, VectorPerDatum, as_latents, of_one_particle, over_plates
 from pyrovae.model._modes import disable_param_statements
 from pyrovae.model._pairing import NotAPair, Sites, check_pair, masks_of
-from pyrovae.model._pathwise import Detached, Draws, Gate, check_scores, scores
+from pyrovae.model._pathwise import Detached, Draws, Gate, Paths, check_scores, scores
 
 Program = Callable[..., Any]  # (x, *covariates)
 PARTICLES = "_particles"
@@ -62,10 +62,7 @@ class LogTerms:
     shape: tuple[int, int]
     masks: Mapping[str, tuple[Tensor | bool, Tensor | bool]]
     _observed_sites: Sites
-    _guide_sites: Sites
-    _draws: Draws
-    _gate: Gate
-    _again: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    _paths: Paths
 
     def read(self) -> "LogTerms":
         """Compute every log-density now, and return the terms.
@@ -84,10 +81,10 @@ class LogTerms:
 
     def check_pathwise(self) -> None:
         """Raise a ``ValueError`` for a guide that :attr:`pathwise_log_posterior` is not known of."""
-        check_scores(self._guide_sites)
-        if len(self._guide_sites) > 1:
-            values = {name: site["value"] for name, site in self._guide_sites.items()}
-            for name, log_q in self._again(values).items():
+        check_scores(self._paths.sites)
+        if len(self._paths.sites) > 1:
+            values = {name: site["value"] for name, site in self._paths.sites.items()}
+            for name, log_q in self._paths.again(values).items():
                 if not torch.allclose(log_q, self.log_posterior[name], rtol=1e-3, atol=1e-3):
                     raise ValueError(
                         f"site {name!r} of the guide has another density in another run at the same draws: the guide "
@@ -102,14 +99,14 @@ class LogTerms:
         Raises:
             ValueError: a site that is not reparameterised, has no density, or cannot be scored.
         """
-        check_scores(self._guide_sites)
+        check_scores(self._paths.sites)
         k, b = self.shape
-        of_site = partial(_log_prob_at, self._guide_sites, k, b)
+        of_site = partial(_log_prob_at, self._paths.sites, k, b)
         value = sum_terms(self.log_posterior).detach()
-        for name, gradient in scores(self._guide_sites, of_site, self._again).items():
-            z, event_dim = self._guide_sites[name]["value"], len(self._guide_sites[name]["fn"].event_shape)
+        for name, gradient in scores(self._paths.sites, of_site, self._paths.again).items():
+            z, event_dim = self._paths.sites[name]["value"], len(self._paths.sites[name]["fn"].event_shape)
             path = sum_last(gradient.detach() * (z - z.detach()), event_dim)
-            path = scale_and_mask(path, 1.0, self._guide_sites[name]["mask"])
+            path = scale_and_mask(path, 1.0, self._paths.sites[name]["mask"])
             value = value + _to_particles_and_batch(path, k, b)
         return value
 
@@ -121,10 +118,17 @@ class LogTerms:
         Args:
             parameters: weights ``(K, B)``, not negative, without gradients.
             draws: likewise.
+
+        Raises:
+            ValueError: the terms are of other ``draws``.
         """
-        assert self._draws == "weighted"
+        require_tensors(parameters=parameters, draws=draws)
+        if self._paths.draws != "weighted":
+            raise ValueError(
+                "the gradient through the draws cannot be weighted: call log_terms(..., draws='weighted')."
+            )
         parameters = parameters + _TINY  # or a weight of zero would take the other along
-        self._gate.weight = draws / parameters
+        self._paths.gate.weight = draws / parameters
         return parameters * (sum_terms(self.log_likelihood) + sum_terms(self.log_prior))
 
     @property
@@ -159,7 +163,7 @@ class LogTerms:
     @property
     def not_reparameterized(self) -> list[str]:
         """The guide's sites through whose draws no gradient passes."""
-        return [name for name, q in self.posterior.items() if self._draws == "detached" or not q.has_rsample]
+        return [name for name, q in self.posterior.items() if self._paths.draws == "detached" or not q.has_rsample]
 
     def by_datum(self, site: str, value: Tensor | None = None) -> VectorPerDatum:
         """The draws at ``site``, or a value that broadcasts to them, as :meth:`Latents.by_datum` arranges them."""
@@ -265,10 +269,7 @@ def log_terms(
         shape=(k, b),
         masks=masks_of(guide_sites, hidden),
         _observed_sites=observed,
-        _guide_sites=guide_sites,
-        _draws=draws,
-        _gate=gate,
-        _again=again,
+        _paths=Paths(guide_sites, draws, again, gate),
     )
 
 

@@ -1,13 +1,13 @@
 """How gradients go from the model to the guide through the draws: as they come, weighted, or not at all."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyrovae._compat.pyro import is_sample_site
+from pyrovae._compat.pyro import Messenger, is_sample_site
 from pyrovae.distributions._capabilities import capabilities, family
 from pyrovae.distributions._flow import Flow
 from pyrovae.model._pairing import Sites
@@ -51,6 +51,23 @@ class Gate:
 
         z.register_hook(weighted)
         return z
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The ways through the draws of one run.
+
+    Attributes:
+        sites: the guide's, with what they drew.
+        draws: how gradients pass through them to the guide.
+        again: log q(z | x) by site at values of all of them, by another run of the guide.
+        gate: what the draws have passed, where they are ``"weighted"``.
+    """
+
+    sites: Sites
+    draws: Draws
+    again: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    gate: Gate
 
 
 def check_scores(sites: Sites) -> None:

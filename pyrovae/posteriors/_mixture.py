@@ -5,13 +5,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyrovae._checks import require_at_least
-from pyrovae.distributions import MixtureOfNormals
+from pyrovae.distributions._mixture import MixtureOfNormals
 from pyrovae.posteriors._base import Posterior, softplus_scale
 
 
 class Mixture(Posterior):
     """A mixture of diagonal normals, q(z | x) = Σ_k π_k(x) N(μ_k(x), diag σ_k(x)²). Its draws carry gradients to
-    everything, the weights too (:class:`~pyrovae.distributions.MixtureOfNormals`).
+    everything, the weights too (see ``pyrovae/distributions/_mixture.py``).
 
     Args:
         latent_dim: Z; the head has K (2 Z + 1) outputs.

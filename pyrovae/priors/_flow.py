@@ -1,10 +1,12 @@
 """A flow as the prior."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 
+from pyrovae._checks import require_instance
 from pyrovae.distributions import Flow
 from pyrovae.posteriors import POSTERIORS, FlowPosterior
 from pyrovae.priors._base import PosteriorAt, Prior
@@ -33,6 +35,8 @@ class FlowPrior(Prior):
         self, latent_dim: int, *, flow: str = "neural_spline_coupling", flow_options: dict[str, Any] | None = None
     ) -> None:
         super().__init__(latent_dim)
+        require_instance(str, flow=flow)
+        require_instance(Mapping | None, flow_options=flow_options)
         # One context for all: the prior depends on nothing.
         self.flow = POSTERIORS.build(flow, flow_options, latent_dim=latent_dim, context_dim=1)
         self.register_buffer("zeros", torch.zeros(latent_dim), persistent=False)

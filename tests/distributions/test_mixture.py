@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrovae.distributions import MixtureOfNormals
+from pyrovae.distributions._mixture import MixtureOfNormals
 
 
 def of(logits: Tensor, loc: Tensor, log_scale: Tensor) -> MixtureOfNormals:

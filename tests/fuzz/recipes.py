@@ -415,9 +415,14 @@ TRAINING: dict[str, Case] = {
 
 OBJECTIVES: dict[str, Case] = {
     "pyrovae.ELBO": case(
-        analytic_kl=Kind(lambda v: isinstance(v, bool), "a bool").or_(one_of("auto")), free_bits=NOT_NEGATIVE
+        analytic_kl=Kind(lambda v: isinstance(v, bool), "a bool").or_(one_of("auto")),
+        free_bits=NOT_NEGATIVE,
+        gradient=one_of("reparameterized", "stl", "score"),
     ),
-    "pyrovae.IWAE": case(),
+    "pyrovae.IWAE": case(gradient=one_of("reparameterized", "stl", "dreg", "vimco")),
+    "pyrovae.MIWAE": case(num_bounds=size()),
+    "pyrovae.PIWAE": case(num_bounds=size()),
+    "pyrovae.CIWAE": case(beta=number(0.0, 1.0)),
     "pyrovae.BetaTCVAE": case(with_(num_data=10), beta=NOT_NEGATIVE, estimator=one_of("stratified", "weighted")),
     "pyrovae.CapacityELBO": case(with_(capacity=1.0), capacity=SCHEDULE),
     "pyrovae.linear_warmup": case(with_(duration=2.0)),
@@ -518,6 +523,12 @@ MODELS: dict[str, Case] = {
     "pyrovae.LogTerms.closed_form_kl": case(with_(site="z"), of=terms, site=nothing()),
     "pyrovae.LogTerms.closed_form_kl_by_dimension": case(with_(site="z"), of=terms, site=nothing()),
     "pyrovae.LogTerms.kl": case(with_(site="z"), of=terms, site=nothing(), closed_form=FLAG),
+    "pyrovae.LogTerms.weighted_log_joint": case(
+        lambda: {"parameters": torch.ones(2, N), "draws": torch.ones(2, N)},
+        of=lambda: pv.model.log_terms(vae().model, vae().guide, x(), num_particles=2, draws="weighted"),
+        parameters=broadcasts(2, N),
+        draws=broadcasts(2, N),
+    ),
     "pyrovae.model.Latents.by_datum": case(
         with_(site="z"), of=lambda: terms().latents, site=nothing(), value=broadcasts(2, N, 2).or_(NONE)
     ),
@@ -678,8 +689,18 @@ PARTS: dict[str, Case] = {
     "pyrovae.posteriors.TriangularSylvester": case(with_(**POSTERIOR)),
     "pyrovae.posteriors.IAF": case(with_(**POSTERIOR)),
     "pyrovae.posteriors.NeuralSpline": case(with_(**POSTERIOR), bins=size(2)),
+    "pyrovae.posteriors.RealNVP": case(with_(**POSTERIOR)),
+    "pyrovae.posteriors.NeuralSplineCoupling": case(with_(**POSTERIOR), bins=size(2)),
+    "pyrovae.posteriors.NeuralAutoregressive": case(with_(**POSTERIOR), signal=size(), monotone=WIDTHS),
+    "pyrovae.posteriors.LowRankNormal": case(with_(**POSTERIOR), rank=size()),
+    "pyrovae.posteriors.Mixture": case(with_(**POSTERIOR), num_components=size()),
     "pyrovae.priors.StandardNormal": case(with_(latent_dim=2)),
     "pyrovae.priors.MixtureOfGaussians": case(with_(latent_dim=2), num_components=size()),
+    "pyrovae.priors.FlowPrior": case(
+        with_(latent_dim=2),
+        flow=one_of("iaf", "neural_spline", "realnvp", "neural_spline_coupling", "naf"),
+        flow_options=OPTIONS,
+    ),
     "pyrovae.priors.AR1": case(
         with_(latent_dim=4, delta=1.0), latent_dim=size(2), delta=number(0.0, 100.0), channels=size(1, 2)
     ),
@@ -870,6 +891,11 @@ DISTRIBUTIONS: dict[str, Case] = {
         base=nothing(),
         transforms=nothing(),
         can_score=FLAG,
+    ),
+    "pyrovae.distributions.Flow.score": case(
+        lambda: {"value": torch.zeros(3)},
+        of=lambda: pv.distributions.Flow(normal(), [torch.distributions.AffineTransform(0.0, 2.0, 1)], can_score=True),
+        value=Kind(lambda value: isinstance(value, torch.Tensor) or None, "a tensor"),
     ),
     "pyrovae.distributions.IndependentBernoulli": case(
         lambda: {"logits": torch.zeros(2, 3), "event_dim": 1, "validate_args": False},
