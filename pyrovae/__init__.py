@@ -26,6 +26,7 @@ from pyrovae.evaluation import (
     log_marginal,
     pool,
     refit_posterior,
+    refit_prior,
 )
 from pyrovae.model import VAE, LogTerms, LossModel, VAEModel, load
 from pyrovae.objectives import (
@@ -94,6 +95,7 @@ __all__ = [
     "posteriors",
     "priors",
     "refit_posterior",
+    "refit_prior",
     "turn",
     "zoo",
 ]

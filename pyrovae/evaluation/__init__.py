@@ -5,6 +5,7 @@ from pyrovae.evaluation._run import EvaluationRun
 from pyrovae.evaluation.inference._gaps import inference_gaps
 from pyrovae.evaluation.inference._gaps_result import GapsResult
 from pyrovae.evaluation.inference._refit import refit_posterior
+from pyrovae.evaluation.inference._refit_prior import refit_prior
 from pyrovae.evaluation.latents._collapse import CollapseReport, collapse
 from pyrovae.evaluation.latents._monitor import CollapseMonitor
 from pyrovae.evaluation.latents._terms import ElboTerms, elbo_terms
@@ -58,5 +59,6 @@ __all__ = [
     "pareto_khat",
     "pool",
     "refit_posterior",
+    "refit_prior",
     "sap",
 ]

@@ -1,9 +1,10 @@
 """``VAE``, a VAE composed of parts."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import pyro
 import pyro.distributions as dist
@@ -81,20 +82,44 @@ class VAE(VAEModel):
             self.posterior = POSTERIORS.build(
                 posterior, posterior_options, latent_dim=latent_dim, context_dim=context_dim
             )
-            family = lookup(PRIORS, prior, "prior") if isinstance(prior, str) else prior
-            sizes = {"event_shape": shape} if getattr(family, "uses_posterior", False) else {}
-            self.prior = PRIORS.build(prior, prior_options, latent_dim=latent_dim, **sizes)
-            if getattr(self.prior, "uses_posterior", False) and not getattr(self.posterior, "can_score", True):
-                scorable = [name for name, family in POSTERIORS.items() if family.can_score]
-                raise ValueError(
-                    f"{type(self.prior).__name__} scores the posterior at points it did not draw, which "
-                    f"{type(self.posterior).__name__} cannot. Use one of {', '.join(scorable)}, or another prior."
-                )
+            self.prior = self._built_prior(prior, prior_options)
             make_decoder = partial(build_decoder, decoder_class, latent_dim, shape, hidden, self.likelihood.num_params)
             if decoder is None and decoder_class is ConvDecoder:
                 decoder = make_decoder()  # in this order a seed's initial weights are drawn
             self.encoder = build_encoder(encoder_class, shape, hidden) if encoder is None else encoder
             self.decoder = make_decoder() if decoder is None else decoder
+
+    def _built_prior(self, prior: str | Prior, options: Mapping[str, Any] | None) -> Any:
+        family = lookup(PRIORS, prior, "prior") if isinstance(prior, str) else prior
+        sizes = {"event_shape": self.event_shape} if getattr(family, "uses_posterior", False) else {}
+        built = PRIORS.build(prior, options, latent_dim=self.latent_dim, **sizes)
+        if getattr(built, "uses_posterior", False) and not getattr(self.posterior, "can_score", True):
+            scorable = [name for name, family in POSTERIORS.items() if family.can_score]
+            raise ValueError(
+                f"{type(built).__name__} scores the posterior at points it did not draw, which "
+                f"{type(self.posterior).__name__} cannot. Use one of {', '.join(scorable)}, or another prior."
+            )
+        return built
+
+    def with_prior(self, prior: str | Prior, prior_options: Mapping[str, Any] | None = None) -> Self:
+        """A copy of the model with another prior, which is not trained (:func:`~pyrovae.refit_prior` does).
+
+        Args:
+            prior: as in the constructor; a copy of a module.
+            prior_options: as in the constructor.
+
+        Raises:
+            ValueError: see the constructor.
+        """
+        new = copy.deepcopy(self)
+        with restored_on_error():
+            new._replace_prior(copy.deepcopy(new._built_prior(prior, prior_options)), prior, prior_options)
+        return new
+
+    def _replace_prior(self, built: nn.Module, *arguments: Any) -> None:
+        self.prior = built.to(self.placement).train(self.training)
+        for name, value in zip(("prior", "prior_options"), arguments, strict=True):
+            self._set_argument(name, value)
 
     def q(self, x: Float[Tensor, "*batch_event"]) -> dist.Distribution:
         """The posterior q(z | x): batch ``(...)`` for ``x`` of shape ``(..., *event_shape)``."""

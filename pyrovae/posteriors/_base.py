@@ -20,6 +20,11 @@ def softplus_scale(raw: Tensor) -> Tensor:
     return nn.functional.softplus(raw + _RAW_UNIT_SCALE) + MIN_SCALE
 
 
+def raw_of(scale: Tensor) -> Tensor:
+    """The output that :func:`softplus_scale` turns into this scale."""
+    return (scale - MIN_SCALE).clamp(min=MIN_SCALE).expm1().log() - _RAW_UNIT_SCALE
+
+
 class Posterior(nn.Module, ABC):
     """An amortised posterior q(z | x) as a module, from a context ``(..., C)`` to a distribution with batch ``(...)``
     and event ``(Z,)``.

@@ -2,10 +2,11 @@
 
 import pyro.distributions as dist
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from pyrovae._checks import require_at_least
-from pyrovae.posteriors._base import softplus_scale
+from pyrovae._checks import require_at_least, require_tensors
+from pyrovae.posteriors._base import raw_of, softplus_scale
 from pyrovae.priors._base import PosteriorAt, Prior
 
 
@@ -23,6 +24,16 @@ class MixtureOfGaussians(Prior):
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
         self.raw_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
+
+    def start_at(self, draws: Float[Tensor, "draws latent"]) -> None:
+        """Put the means on draws chosen at random, and the scales where the components overlap."""
+        require_tensors(finite=True, draws=draws)
+        if draws.dim() != 2 or draws.shape[1] != self.latent_dim or len(draws) < 2:
+            raise ValueError(f"draws must be two or more of size {self.latent_dim}; got shape {tuple(draws.shape)}.")
+        with torch.no_grad():
+            chosen = torch.randint(len(draws), (len(self.loc),), device=draws.device)
+            self.loc.copy_(draws[chosen])
+            self.raw_scale.copy_(raw_of(draws.std(0)))
 
     def forward(self, posterior_at: PosteriorAt | None = None) -> dist.Distribution:
         components = dist.Normal(self.loc, softplus_scale(self.raw_scale)).to_event(1)

@@ -398,6 +398,9 @@ TRAINING: dict[str, Case] = {
         model=model_of(pv.zoo.Autoencoder),
         data=numbers(N, D),
     ),
+    "pyrovae.refit_prior": case(
+        lambda: {"model": vae(), "data": x(), "prior": "mixture", "epochs": 1, "compile": "off"}, model=VAES, data=X
+    ),
     "pyrovae.refit_posterior": case(
         lambda: {"model": vae(), "data": x(), "posterior": "mean_field", "epochs": 1, "compile": "off"},
         model=VAES,
@@ -696,6 +699,12 @@ PARTS: dict[str, Case] = {
     "pyrovae.posteriors.Mixture": case(with_(**POSTERIOR), num_components=size()),
     "pyrovae.priors.StandardNormal": case(with_(latent_dim=2)),
     "pyrovae.priors.MixtureOfGaussians": case(with_(latent_dim=2), num_components=size()),
+    "pyrovae.VAE.with_prior": case(
+        with_(prior="mixture"), of=vae, prior=one_of(*pv.priors.PRIORS), prior_options=OPTIONS
+    ),
+    "pyrovae.priors.MixtureOfGaussians.start_at": case(
+        lambda: {"draws": torch.randn(5, 2)}, of=lambda: pv.priors.MixtureOfGaussians(2), draws=nothing()
+    ),
     "pyrovae.priors.FlowPrior": case(
         with_(latent_dim=2),
         flow=one_of("iaf", "neural_spline", "realnvp", "neural_spline_coupling", "naf"),

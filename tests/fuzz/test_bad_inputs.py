@@ -163,6 +163,7 @@ def call(path: str, case: Case, argument: str, value: Any) -> tuple[Callable[[],
     parameters = inspect.signature(function).parameters
     if "progress" in parameters or path in (
         "pyrovae.refit_posterior",
+        "pyrovae.refit_prior",
         "pyrovae.zoo.pretrain",
         "pyrovae.zoo.VQVAE.fit_prior",
     ):
