@@ -75,8 +75,11 @@ def check_stored(path: Path) -> None:
     """Raise a ``ValueError`` unless a zip archive holds what it says, as it is: of what is compressed, a small file
     could hold more than there is memory.
     """
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError) as error:  # or of several disks, or a later version
+        raise ValueError(f"it is no zip archive, or a damaged one: {error}") from error
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
         raise ValueError("it is compressed or encrypted.")
     if len({entry.filename for entry in entries}) < len(entries):

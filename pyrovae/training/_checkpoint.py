@@ -209,7 +209,10 @@ class CheckpointFolder:
     def _read(self, path: Path) -> dict[str, Any]:
         check_regular(path, "checkpoint")
         with open(path, "rb") as file:  # of what is no archive no digest is taken, which may be long in coming
-            whole = is_zipfile(file) and file.seek(0) == 0
+            try:
+                whole = is_zipfile(file) and file.seek(0) == 0
+            except BadZipFile:  # of one that says that it is in several parts
+                whole = False
             if not whole or not path.stem.endswith(hashlib.file_digest(file, "sha256").hexdigest()[:16]):
                 raise ValueError("its content is not what was written (a damaged disk, or a file changed afterwards).")
         try:

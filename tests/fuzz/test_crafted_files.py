@@ -481,6 +481,9 @@ def checkpoints(whole: bytes, loot: Path) -> Iterator[Case]:
     for name, value in {"deep": nested(200), "a bomb": bomb}.items():
         for place in ("identity", "identity/seed", "state/progress/records", "more"):
             yield case(f"{place} is {name}", at(place, value))
+    locator = whole.rindex(b"PK\x06\x07")  # which has the number of disks in its bytes 16 to 20
+    disks = whole[: locator + 16] + (3).to_bytes(4, "little") + whole[locator + 20 :]
+    yield "on three disks", lambda p: named(p, disks)
     with zipfile.ZipFile(io.BytesIO(whole)) as file:
         entries = {name: file.read(name) for name in file.namelist()}
     pickled = next(name for name in entries if name.endswith("data.pkl"))
