@@ -614,6 +614,9 @@ def test_everything_draws_where_it_is_told(marginal, report) -> None:
         "active_units": lambda ax: pv.plots.active_units({"a": report}, ax=ax),
         "aggregate_posterior": lambda ax: pv.plots.aggregate_posterior(vae, x, ax=ax),
         "bounds": lambda ax: pv.plots.bounds(result, ax=ax),
+        "calibration": lambda ax: pv.plots.calibration(
+            pv.calibration(vae, 10, num_draws=4, progress=False), level=0.9, ax=ax
+        ),
         "codebook_usage": lambda ax: pv.plots.codebook_usage(torch.tensor([3, 1]), ax=ax),
         "codes": lambda ax: pv.plots.codes(torch.randn(5, 2), torch.arange(5), ax=ax),
         "curves": lambda ax: pv.plots.curves({"a": history}, ax=ax),

@@ -2,6 +2,7 @@
 
 from pyrovae.evaluation._result import Provenance, Result
 from pyrovae.evaluation._run import EvaluationRun
+from pyrovae.evaluation.inference._calibration import Calibration, calibration
 from pyrovae.evaluation.inference._gaps import inference_gaps
 from pyrovae.evaluation.inference._gaps_result import GapsResult
 from pyrovae.evaluation.inference._refit import refit_posterior
@@ -26,6 +27,7 @@ __all__ = [
     "DCI",
     "AISResult",
     "BDMCResult",
+    "Calibration",
     "CollapseMonitor",
     "CollapseReport",
     "Disentanglement",
@@ -38,6 +40,7 @@ __all__ = [
     "ais",
     "arviz_comparison",
     "bdmc",
+    "calibration",
     "collapse",
     "compare",
     "completeness",

@@ -1,5 +1,6 @@
 """Plots. Every function draws on an ``Axes`` (a new one by default) and returns it."""
 
+from pyrovae.plots._calibration import calibration
 from pyrovae.plots._codebook import codebook_usage
 from pyrovae.plots._codes import codes
 from pyrovae.plots._evaluation import bounds, forest, gaps
@@ -14,6 +15,7 @@ __all__ = [
     "active_units",
     "aggregate_posterior",
     "bounds",
+    "calibration",
     "codebook_usage",
     "codes",
     "curves",

@@ -263,6 +263,7 @@ RUNS: dict[str, Callable[[Any], Any]] = {
     "disentanglement": lambda m: pv.disentanglement(m, X, FACTORS, num_votes=5, progress=False),
     "inference_gaps": lambda m: ESTIMATORS["gaps"](m, X, progress=False),
     "log_weights": lambda m: evaluation.log_weights(m, X, num_samples=5, progress=False),
+    "calibration": lambda m: pv.calibration(m, 6, num_draws=9, progress=False),
     "refit_prior": lambda m: pv.refit_prior(m, X, "mixture", epochs=2, seed=0, progress=False, device="cpu")[1],
     "refit_posterior": lambda m: pv.refit_posterior(m, X, "iaf", epochs=2, seed=0, progress=False, device="cpu")[1],
     "continuity": lambda m: evaluation.continuity(m.decode, m.encode(X), num_pairs=3, steps=4),
@@ -288,8 +289,8 @@ RUNS: dict[str, Callable[[Any], Any]] = {
 NO_MODEL = {
     "evaluation": "arviz_comparison compare dci factor_vae_score judge judge_chains khat_threshold mean_error "
     "mean_error_of_chains mig mutual_information pareto_khat pool sap",
-    "plots": "active_units bounds codebook_usage codes curves denoising forest gaps images khats kl_per_dimension "
-    "kl_per_site log_weights",
+    "plots": "active_units bounds calibration codebook_usage codes curves denoising forest gaps images khats "
+    "kl_per_dimension kl_per_site log_weights",
     "model": "check draw_posterior draw_prior guide load log_joint log_posterior log_prior log_terms model penalty "
     "save",
 }

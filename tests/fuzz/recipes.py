@@ -82,6 +82,11 @@ def marginal(seed: int = 0) -> pv.MarginalResult:
 
 
 @cache
+def calibrated() -> pv.Calibration:
+    return pv.calibration(vae(), 8, num_draws=3, progress=False, compile="off")
+
+
+@cache
 def chains() -> pd.DataFrame:
     few: dict[str, Any] = {"num_temperatures": 3, "num_chains": 2, "num_leapfrog": 1, "compile": "off"}
     return pv.ais(vae(), x(), **few, progress=False).pointwise
@@ -568,6 +573,14 @@ EVALUATION: dict[str, Case] = {
         model=VAES,
         start=one_of("auto", "posterior", "prior"),
     ),
+    "pyrovae.calibration": case(
+        lambda: {"model": vae(), "num_data": 2, "num_draws": 3, "compile": "off"},
+        model=VAES,
+        num_data=size(2),
+        num_draws=size(),
+    ),
+    "pyrovae.Calibration.coverage": case(of=calibrated, levels=nothing(near=([0.5, 2.0], (0.5, "a")))),
+    "pyrovae.Calibration.bands": case(of=calibrated, level=number(0.0, 1.0, least=True)),
     "pyrovae.collapse": case(
         evaluated(num_samples=4), model=VAES, num_samples=size(2), num_data=size(2), num_draws=size()
     ),
@@ -974,6 +987,9 @@ PLOTS: dict[str, Case] = {
         x=numbers(N, D),
         noisy=numbers(N, D),
         image_shape=PLOT_SHAPE,
+    ),
+    "pyrovae.plots.calibration": case(
+        lambda: {"report": calibrated()}, report=nothing(near=({}, {"a": 3})), level=number(0.0, 1.0, least=True)
     ),
     "pyrovae.plots.forest": case(
         lambda: {"comparison": pv.compare({"a": marginal(), "b": marginal(1)})},

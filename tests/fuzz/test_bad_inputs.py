@@ -61,6 +61,7 @@ STEPS = {
 RECORDS = {
     "AISResult",
     "BDMCResult",
+    "Calibration",
     "CollapseReport",
     "Disentanglement",
     "ElboTerms",

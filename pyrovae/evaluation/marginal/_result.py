@@ -11,8 +11,8 @@ import pandas as pd
 
 from pyrovae._arguments import encode
 from pyrovae._checks import require_at_least, shown
+from pyrovae.evaluation._arviz import container, group
 from pyrovae.evaluation._result import Provenance, Result, as_arrays, as_frame, decode_plain
-from pyrovae.evaluation.marginal._arviz import container, group
 from pyrovae.evaluation.marginal._tail import khat_threshold
 from pyrovae.evaluation.marginal._verdict import combined_se, is_reliable, mean_error, se_over_data, verdict
 
