@@ -25,6 +25,7 @@ class Case:
         scale: of random weights at which its density is still easy to integrate.
         reparameterised: whether gradients pass through its draws.
         smooth: whether at fixed noise a draw moves smoothly with the parameters; else its gradient is right on average.
+        vectorises: whether ``torch.func`` runs it for many parameters at once, as ``inference_gaps`` does.
     """
 
     make: Callable[[], Any]
@@ -34,6 +35,7 @@ class Case:
     scale: float = 0.5
     reparameterised: bool = True
     smooth: bool = True
+    vectorises: bool = True
 
     def __call__(self) -> Any:
         return self.make()
@@ -64,6 +66,7 @@ POSTERIORS = {
         inverse="numerical",
         tolerance=2e-5,
         points=20_000,
+        vectorises=False,
     ),
 }
 

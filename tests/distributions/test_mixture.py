@@ -57,6 +57,20 @@ def test_values_are_those_of_a_plain_mixture() -> None:
     assert wide.rsample((2,)).shape == (2, 3, 7, 1)
 
 
+def test_gradients_under_functional_transforms() -> None:
+    parameters = [torch.randn(3), torch.randn(3, 2), torch.zeros(3, 2)]
+
+    def drawn(*given: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return of(*given).rsample().sum()
+
+    expected = torch.autograd.grad(drawn(*(p.requires_grad_() for p in parameters)), parameters)
+    found = torch.func.grad(drawn, argnums=(0, 1, 2))(*(p.detach() for p in parameters))
+    for a, b in zip(expected, found, strict=True):
+        assert a.abs().sum() > 0
+        torch.testing.assert_close(a, b)
+
+
 def test_far_out_in_the_tails_gradients_are_finite() -> None:
     parameters = [torch.tensor([0.0, -60.0]), torch.tensor([[0.0], [40.0]]), torch.tensor([[0.0], [-3.0]])]
     parameters = [p.requires_grad_() for p in parameters]

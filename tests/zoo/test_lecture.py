@@ -27,7 +27,7 @@ MODELS = {
     "categorical": lambda: DiscreteMixture(torch.randn(3), torch.randn(3, 6)),
     "two sites": TwoSites,
 }
-KNOWN = {"mean_field", "mean_field_constant", "full_rank", "beta", "categorical", "two sites"}
+KNOWN = {"mean_field", "mean_field_constant", "full_rank", "low_rank", "beta", "categorical", "two sites"}
 
 
 @pytest.mark.parametrize("name", MODELS)
