@@ -108,9 +108,9 @@ class OwnFamily(PerDatum):
                 raise
             raise ValueError(
                 f"the guide cannot be run for many parameters at once, as the own family needs, because it branches "
-                f"on values, draws from a distribution that torch does not vectorise (Beta, Dirichlet), takes gradients "
-                f"itself (a flow of monotone networks), or ends in a recurrent network: end that in a torch.nn.Linear. "
-                f"Or ask for families=('mean_field',). torch says: {error}"
+                f"on values, draws from a distribution that torch does not vectorise (Beta, Dirichlet), takes "
+                f"gradients itself (a flow of monotone networks), or ends in a recurrent network: end that in a "
+                f"torch.nn.Linear. Or ask for families=('mean_field',). torch says: {error}"
             ) from error
 
     def _run(
