@@ -89,6 +89,7 @@ def free(of: pv.VAE, x: Tensor, copies: int, family: type = dist.Normal) -> Free
 
 @pytest.mark.parametrize("family", [dist.Normal, NonreparameterizedNormal], ids=["reparameterised", "score function"])
 def test_the_gradients_variance_falls_as_one_over_the_number_of_draws(digits_vae, family: type) -> None:
+    """The score function's faster, as every draw is compared with the mean of the others."""
     vae, x = digits_vae
     counts, logs, errors = [1, 2, 4, 8, 16, 32], [], []
     for draws in counts:
@@ -101,7 +102,11 @@ def test_the_gradients_variance_falls_as_one_over_the_number_of_draws(digits_vae
     slope, error = np.sum(w * t * logs) / np.sum(w * t**2), 1.0 / math.sqrt(np.sum(w * t**2))
     print(f"{family.__name__}: variance ~ L^{slope:.3f} ± {error:.3f}; at L = 1: {math.exp(logs[0]):.3g}")
     assert error < 0.05
-    assert abs(slope + 1.0) < 4 * error
+    if family is dist.Normal:
+        assert abs(slope + 1.0) < 4 * error
+    else:
+        assert slope < -1.0
+        assert logs[0] - logs[1] > math.log(20.0)
 
 
 class OneNormal(pv.VAEModel):
