@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrovae._checks import (
+    as_covariates,
     require_at_least,
     require_flag,
     require_instance,
@@ -31,6 +32,8 @@ from pyrovae._turns import give_way, turn
 from pyrovae.evaluation._data import as_evaluation_data, require_density
 from pyrovae.evaluation._result import Provenance, weights_hash
 from pyrovae.model import LogTerms, LossModel, VAEModel
+from pyrovae.model._inputs import check_num_covariates
+from pyrovae.model._latents import Latents
 from pyrovae.model._modes import strict, without_validation
 from pyrovae.model._rows import FAILURES, name_row, named
 
@@ -314,6 +317,43 @@ def evaluating(model: VAEModel | LossModel, device: str | torch.device | None = 
         model.to(target)
         reuse_memory(target)
         yield target
+
+
+@contextmanager
+def simulating(
+    function: str,
+    model: VAEModel,
+    num_data: int,
+    covariates: tuple[Any, ...],
+    *,
+    seed: int | None,
+    device: str | torch.device | None,
+    memory_budget: int | None,
+    compile: Compile,
+    progress: bool,
+) -> Iterator[tuple[EvaluationRun, Tensor, Latents]]:
+    """Inside the block a run on data that the model draws, the data, and the latents that they came from.
+
+    Args:
+        function: what the user called, for errors.
+        model: the model.
+        num_data: how many data.
+        covariates: of so many data.
+        seed: of the data and all draws.
+        device, memory_budget, compile, progress: as in :class:`EvaluationRun`.
+    """
+    check_options(seed, device, memory_budget, compile, progress)
+    check_num_covariates(require_density(function, model), covariates)
+    connect()
+    options: Any = {"device": device, "memory_budget": memory_budget, "compile": compile, "progress": progress}
+    with evaluating(model, device), stream(common_seed(seed)):
+        covariates = as_covariates(covariates, num_data, model.placement, model.columns)
+        with turn():
+            x, latents = model.simulate(num_data, *covariates)
+            options["seed"] = int(torch.randint(2**62, ()))  # the same in all processes, as all they drew was
+        with EvaluationRun(function, model, x, covariates, **options) as run:
+            run._seed = seed  # that results tell
+            yield run, x, latents
 
 
 def _users_level() -> int:

@@ -77,7 +77,12 @@ class LogTerms:
     @cached_property
     def log_weight(self) -> PerDatum:
         """The log importance weight, log p(x, z) - log q(z | x)."""
-        return sum_terms(self.log_likelihood) + sum_terms(self.log_prior) - sum_terms(self.log_posterior)
+        return self.log_joint - sum_terms(self.log_posterior)
+
+    @property
+    def log_joint(self) -> PerDatum:
+        """log p(x, z)."""
+        return sum_terms(self.log_likelihood) + sum_terms(self.log_prior)
 
     def check_pathwise(self) -> None:
         """Raise a ``ValueError`` for a guide that :attr:`pathwise_log_posterior` is not known of."""
@@ -129,7 +134,7 @@ class LogTerms:
             )
         parameters = parameters + _TINY  # or a weight of zero would take the other along
         self._paths.gate.weight = draws / parameters
-        return parameters * (sum_terms(self.log_likelihood) + sum_terms(self.log_prior))
+        return parameters * self.log_joint
 
     @property
     def reconstruction(self) -> PerDatum:

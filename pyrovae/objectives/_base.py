@@ -35,12 +35,13 @@ class Objective(PyroELBO):
         time: the time inside ``pyro.infer.SVI``, in the schedules' unit; ``fit`` does not look at it.
     """
 
+    _draws: Draws = "attached"  # how gradients pass from the model to the guide
+
     def __init__(self, *, num_particles: int = 1, max_plate_nesting: int | None = None) -> None:
         require_at_least(1, num_particles=num_particles)
         if max_plate_nesting is not None:
             require_at_least(1, max_plate_nesting=max_plate_nesting)
         super().__init__(num_particles=num_particles, vectorize_particles=True)
-        self._draws: Draws = "attached"  # how gradients pass from the model to the guide
         self._nesting = max_plate_nesting  # Pyro's own attribute counts the particles' plate too
         self.time: float | None = None
 

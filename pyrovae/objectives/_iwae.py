@@ -60,24 +60,25 @@ class IWAE(Objective):
 
     def check(self, terms: LogTerms) -> None:
         if self.gradient in ("dreg", "stl"):
-            terms.check_pathwise()
-        elif self.gradient != "vimco" and terms.not_reparameterized:
+            terms.check_pathwise()  # which may run the guide again: before training, not in every step
+        self._check_sites(terms)
+
+    def _check_sites(self, terms: LogTerms) -> None:
+        if self.gradient == "reparameterized" and terms.not_reparameterized:
             raise ValueError(
                 f"{type(self).__name__} needs reparameterised latents; {terms.not_reparameterized} are not. Use "
                 f"IWAE(gradient='vimco'), or ELBO."
             )
 
     def per_datum(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
-        self.check(terms)
+        self._check_sites(terms)
         return _log_mean(terms.log_weight)
 
     def surrogate(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
         if self.gradient == "reparameterized":
             return self.per_datum(terms, **weights)
         if self.gradient == "stl":
-            return _log_mean(
-                sum_terms(terms.log_likelihood) + sum_terms(terms.log_prior) - terms.pathwise_log_posterior
-            )
+            return _log_mean(terms.log_joint - terms.pathwise_log_posterior)
         log_weight = terms.log_weight.detach()
         share = log_weight.softmax(0)
         if self.gradient == "dreg":
@@ -108,7 +109,7 @@ class MIWAE(IWAE):
         self.num_bounds = num_bounds
 
     def per_datum(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
-        self.check(terms)
+        self._check_sites(terms)
         return _log_mean(self._groups(terms.log_weight)).mean(0)
 
     def _groups(self, value: Tensor) -> Float[Tensor, "particles bounds batch"]:
@@ -128,16 +129,14 @@ class PIWAE(MIWAE):
         ValueError: a latent site is not reparameterised (``fit`` finds out before it trains).
     """
 
-    def __init__(self, num_bounds: int = 8, num_particles: int = 8, *, max_plate_nesting: int | None = None) -> None:
-        super().__init__(num_bounds, num_particles, max_plate_nesting=max_plate_nesting)
-        self._draws = "weighted"
+    _draws = "weighted"
 
     def per_datum(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
-        self.check(terms)
+        self._check_sites(terms)
         return _log_mean(terms.log_weight)
 
     def surrogate(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
-        self.check(terms)
+        self._check_sites(terms)
         log_weight = terms.log_weight.detach()
         of_guide = self._groups(log_weight).softmax(0).flatten(0, 1) / self.num_bounds
         joint = terms.weighted_log_joint(log_weight.softmax(0), of_guide)
@@ -163,7 +162,7 @@ class CIWAE(IWAE):
         self.beta = float(beta)
 
     def per_datum(self, terms: LogTerms, **weights: float | Tensor) -> Float[Tensor, "batch"]:
-        self.check(terms)
+        self._check_sites(terms)
         return self.beta * terms.log_weight.mean(0) + (1.0 - self.beta) * _log_mean(terms.log_weight)
 
 

@@ -218,7 +218,7 @@ class CheckpointFolder:
         try:
             check_stored(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, BadZipFile, EOFError, *MALFORMED) as error:
+        except (pickle.UnpicklingError, EOFError, *MALFORMED) as error:
             raise ValueError(f"it holds something other than tensors, numbers and strings: {error}") from error
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             raise ValueError("it is not a checkpoint of this version.")

@@ -1,7 +1,7 @@
 """Simulation-based calibration of a guide: does it say of the model's own data what the model knows of them?"""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,17 +9,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, require_at_least, require_instance, require_within
-from pyrovae._distributed import common_seed, connect
+from pyrovae._checks import require_at_least, require_instance, require_within
 from pyrovae._graph import Compile
-from pyrovae._random import stream
-from pyrovae._turns import turn
 from pyrovae.evaluation._arviz import container
-from pyrovae.evaluation._data import require_density
 from pyrovae.evaluation._result import Result
-from pyrovae.evaluation._run import EvaluationRun, check_options, evaluating
+from pyrovae.evaluation._run import simulating
 from pyrovae.model import VAEModel
-from pyrovae.model._inputs import check_num_covariates
 
 LIKELIHOOD = "log p(x | z)"
 _ALARM = 0.05  # chance of one where there is nothing to find
@@ -188,40 +183,32 @@ def calibration(
     """
     require_at_least(2, num_data=num_data)
     require_at_least(1, num_draws=num_draws)
-    check_options(seed, device, memory_budget, compile, progress)
-    check_num_covariates(require_density("calibration", model), covariates)
-    connect()
-    options: Any = {"device": device, "memory_budget": memory_budget, "compile": compile, "progress": progress}
-    with evaluating(model, device), stream(common_seed(seed)):
-        covariates = as_covariates(covariates, num_data, model.placement, model.columns)
-        with turn():
-            x, latents = model.simulate(num_data, *covariates)
-            options["seed"] = int(torch.randint(2**62, ()))  # the same in all processes, as all they drew was
-        with EvaluationRun("calibration", model, x, covariates, **options) as run:
+    options: Any = {"seed": seed, "device": device, "memory_budget": memory_budget, "compile": compile}
+    with simulating("calibration", model, num_data, covariates, **options, progress=progress) as (run, _, latents):
 
-            def draw(k: int, *part: Any) -> Tensor:
-                terms = model.log_terms(*part, num_particles=k)
-                of_site = [terms.latents.by_datum(site) for site in latents]
-                return torch.cat([*of_site, terms.reconstruction.unsqueeze(-1)], -1)
+        def draw(k: int, *part: Any) -> Tensor:
+            terms = model.log_terms(*part, num_particles=k)
+            of_site = [terms.latents.by_datum(site) for site in latents]
+            return torch.cat([*of_site, terms.reconstruction.unsqueeze(-1)], -1)
 
-            sizes = run.plan(draw, num_draws)
-            drawn = run.graph(draw, sizes, num_draws)
+        sizes = run.plan(draw, num_draws)
+        drawn = run.graph(draw, sizes, num_draws)
 
-            def compute(rows: slice, at_once: int) -> dict[str, Tensor]:
-                part, truth = run.part(rows), latents.rows(rows)
-                fit = model.log_joint(*part, latents=truth) - sum(model.log_prior(*part, latents=truth).values())
-                values = torch.cat([truth.flat(), fit.unsqueeze(-1)], -1)[0]
-                less = equal = torch.zeros_like(values, dtype=torch.int64)
-                for k in run.draws(rows, num_draws, at_once):
-                    others = drawn(k, *part)
-                    less, equal = less + (others < values).sum(0), equal + (others == values).sum(0)
-                    run.advance(k * len(values))
-                among = (torch.rand(values.shape, device=values.device) * (equal + 1)).long().minimum(equal)
-                return {"ranks": less + among}
+        def compute(rows: slice, at_once: int) -> dict[str, Tensor]:
+            part, truth = run.part(rows), latents.rows(rows)
+            fit = model.log_joint(*part, latents=truth) - sum(model.log_prior(*part, latents=truth).values())
+            values = torch.cat([truth.flat(), fit.unsqueeze(-1)], -1)[0]
+            less = equal = torch.zeros_like(values, dtype=torch.int64)
+            for k in run.draws(rows, num_draws, at_once):
+                others = drawn(k, *part)
+                less, equal = less + (others < values).sum(0), equal + (others == values).sum(0)
+                run.advance(k * len(values))
+            among = (torch.rand(values.shape, device=values.device) * (equal + 1)).long().minimum(equal)
+            return {"ranks": less + among}
 
-            ranks = run.collect(compute, sizes, total=num_draws, description="ranks")["ranks"]
-            names = [f"{site}[{d}]" for site in latents for d in range(latents.by_datum(site).shape[-1])]
-            provenance = replace(run.provenance(), seed=seed)
+        ranks = run.collect(compute, sizes, total=num_draws, description="ranks")["ranks"]
+        names = [f"{site}[{d}]" for site in latents for d in range(latents.by_datum(site).shape[-1])]
+        provenance = run.provenance()
     return Calibration(
         ranks=pd.DataFrame(ranks, columns=[*names, LIKELIHOOD]), num_draws=num_draws, provenance=provenance
     )

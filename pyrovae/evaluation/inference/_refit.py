@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -68,6 +69,12 @@ class _Guide(VAEModel):
             pyro.sample("z", self.posterior(self.encoder(x)))
 
 
+def check_fit_options(function: str, options: Mapping[str, Any]) -> None:
+    """Raise a ``TypeError`` for what is no option of ``fit`` beside its model and data."""
+    if unknown := options.keys() - (inspect.signature(fit).parameters.keys() - {"model", "data"}):
+        raise TypeError(f"{', '.join(sorted(unknown))} is no option of fit, whose options {function} takes.")
+
+
 @own_settings()
 def refit_posterior(
     model: VAEModel,
@@ -100,11 +107,7 @@ def refit_posterior(
         ValueError: an unknown name, a posterior of another size, a guide with other sites.
     """
     require_density("model: refit_posterior", model)
-    if unknown := fit_options.keys() - inspect.signature(fit).parameters.keys() | fit_options.keys() & {
-        "model",
-        "data",
-    }:
-        raise TypeError(f"{', '.join(sorted(unknown))} is no option of fit, whose options refit_posterior takes.")
+    check_fit_options("refit_posterior", fit_options)
     with restored_on_error():
         return _refit(model, data, posterior, posterior_options, fit_options)
 

@@ -1,7 +1,6 @@
 """The same encoder and decoder with another prior, fitted afterwards: what the old one costs."""
 
 import copy
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from pyrovae._checks import ARRAYS, require_instance
 from pyrovae._compat.torch import own_settings
 from pyrovae._random import restored_on_error, seeded
+from pyrovae.evaluation.inference._refit import check_fit_options
 from pyrovae.model import VAE, VAEModel
 from pyrovae.model._modes import local_parameters
 from pyrovae.priors import MixtureOfGaussians, Prior
@@ -80,11 +80,7 @@ def refit_prior(
             f"model is a {type(model).__name__}, whose model or guide is its own: refit_prior knows those of "
             f"pyrovae.VAE."
         )
-    if unknown := fit_options.keys() - inspect.signature(fit).parameters.keys() | fit_options.keys() & {
-        "model",
-        "data",
-    }:
-        raise TypeError(f"{', '.join(sorted(unknown))} is no option of fit, whose options refit_prior takes.")
+    check_fit_options("refit_prior", fit_options)
     with restored_on_error():
         with seeded(fit_options.get("seed")):
             new = model.with_prior(prior, prior_options)

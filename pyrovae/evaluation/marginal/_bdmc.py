@@ -7,20 +7,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyrovae._checks import as_covariates, require_at_least, require_one_of
-from pyrovae._distributed import common_seed, connect
+from pyrovae._checks import require_at_least, require_one_of
 from pyrovae._graph import Compile
-from pyrovae._random import stream
-from pyrovae._turns import turn
-from pyrovae.evaluation._data import require_density
 from pyrovae.evaluation._result import Result
-from pyrovae.evaluation._run import EvaluationRun, check_options, evaluating
+from pyrovae.evaluation._run import EvaluationRun, simulating
 from pyrovae.evaluation.marginal._annealing import Annealing
 from pyrovae.evaluation.marginal._chains import Chains, Schedule, estimate_chains
 from pyrovae.evaluation.marginal._verdict import combined_se, se_over_data
 from pyrovae.model import VAEModel
 from pyrovae.model._base_space import BaseSpace
-from pyrovae.model._inputs import check_num_covariates
 from pyrovae.model._pairing import narrower_sites
 
 
@@ -105,39 +100,31 @@ def bdmc(
         NotImplementedError: ``start="posterior"`` and a flow without an inverse (``can_score`` is False).
     """
     require_at_least(1, num_data=num_data)
-    check_options(seed, device, memory_budget, compile, progress)
     require_one_of(("auto", "posterior", "prior"), start=start)
     given: Any = (schedule, target_acceptance)
     chains = Chains(num_temperatures, num_chains, num_leapfrog, "posterior" if start == "auto" else start, *given)
-    check_num_covariates(require_density("bdmc", model), covariates)
-    connect()
-    options: Any = {"device": device, "memory_budget": memory_budget, "compile": compile, "progress": progress}
-    with evaluating(model, device), stream(common_seed(seed)):
-        covariates = as_covariates(covariates, num_data, model.placement, model.columns)
-        with turn():
-            x, latents = model.simulate(num_data, *covariates)
-            options["seed"] = int(torch.randint(2**62, ()))  # the same in all processes, as all they drew was
-        with EvaluationRun("bdmc", model, x, covariates, **options) as run:
-            if start == "auto" and not _invertible(run):
-                chains = replace(chains, start="prior")
+    options: Any = {"seed": seed, "device": device, "memory_budget": memory_budget, "compile": compile}
+    with simulating("bdmc", model, num_data, covariates, **options, progress=progress) as (run, x, latents):
+        if start == "auto" and not _invertible(run):
+            chains = replace(chains, start="prior")
 
-            def enclose(rows: slice, space: BaseSpace, annealing: Annealing) -> dict[str, Tensor]:
-                u = space.locate(latents.rows(rows))
-                forward, lower_acceptance = annealing.forward()
-                backward, upper_acceptance = annealing.reverse(u)
-                lower, upper = estimate_chains(forward), estimate_chains(-backward)
-                return {
-                    "lower": lower["log_px"],
-                    "lower_se": lower["mc_se"],
-                    "upper": -upper["log_px"],
-                    "upper_se": upper["mc_se"],
-                    "gap": -upper["log_px"] - lower["log_px"],
-                    "lower_acceptance": lower_acceptance.double(),
-                    "upper_acceptance": upper_acceptance.double(),
-                }
+        def enclose(rows: slice, space: BaseSpace, annealing: Annealing) -> dict[str, Tensor]:
+            u = space.locate(latents.rows(rows))
+            forward, lower_acceptance = annealing.forward()
+            backward, upper_acceptance = annealing.reverse(u)
+            lower, upper = estimate_chains(forward), estimate_chains(-backward)
+            return {
+                "lower": lower["log_px"],
+                "lower_se": lower["mc_se"],
+                "upper": -upper["log_px"],
+                "upper_se": upper["mc_se"],
+                "gap": -upper["log_px"] - lower["log_px"],
+                "lower_acceptance": lower_acceptance.double(),
+                "upper_acceptance": upper_acceptance.double(),
+            }
 
-            columns = chains.collect(run, enclose, paths=2)
-            provenance = replace(run.provenance(), seed=seed)
+        columns = chains.collect(run, enclose, paths=2)
+        provenance = run.provenance()
     return BDMCResult(pointwise=pd.DataFrame(columns), x=x.cpu(), start=chains.start, provenance=provenance)
 
 
