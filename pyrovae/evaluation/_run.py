@@ -322,7 +322,7 @@ def evaluating(model: VAEModel | LossModel, device: str | torch.device | None = 
 @contextmanager
 def simulating(
     function: str,
-    model: VAEModel,
+    model: VAEModel | LossModel,
     num_data: int,
     covariates: tuple[Any, ...],
     *,
@@ -343,7 +343,8 @@ def simulating(
         device, memory_budget, compile, progress: as in :class:`EvaluationRun`.
     """
     check_options(seed, device, memory_budget, compile, progress)
-    check_num_covariates(require_density(function, model), covariates)
+    model = require_density(function, model)
+    check_num_covariates(model, covariates)
     connect()
     options: Any = {"device": device, "memory_budget": memory_budget, "compile": compile, "progress": progress}
     with evaluating(model, device), stream(common_seed(seed)):
