@@ -2,9 +2,13 @@
 
 Trains one VAE per posterior with the same prior, likelihood, networks, data and number of epochs, evaluates each by
 importance-sampled log p(x) (L_5000), and prints one table. Writes the table and the per-datum results (CSV), the
-training curves, reconstructions, samples and a forest plot of paired differences (PNG), and the models.
+training curves, reconstructions, samples and a forest plot of paired differences (PNG), and the models. With several
+priors every posterior is trained with each. With --same-model every posterior is trained once more, for the first one's
+prior and decoder, which stay as they are: is its model better, or its bound tighter?
 
     python examples/flow_posterior.py                                       # digits, seven posteriors, minutes on a CPU
+    python examples/flow_posterior.py --posteriors mean_field iaf --same-model --seeds 0 1 2
+    python examples/flow_posterior.py --posteriors mean_field --priors standard_normal mixture vamp flow
     python examples/flow_posterior.py --data mnist --epochs 200 --posteriors mean_field planar sylvester iaf --seeds 0 1
     torchrun --nproc-per-node 2 examples/flow_posterior.py --data mnist    # two GPUs share the work
 """
@@ -12,7 +16,10 @@ training curves, reconstructions, samples and a forest plot of paired difference
 import argparse
 import json
 import time
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -28,21 +35,28 @@ import pyrovae as pv
 POSTERIORS = ["mean_field", "full_rank", "planar", "radial", "sylvester", "iaf", "neural_spline"]
 
 
-def posterior(text: str) -> str:
-    """The type of an argument that is a name in the registry, whose errors say which name was meant."""
-    try:
-        pv.posteriors.POSTERIORS.build(text, latent_dim=2, context_dim=2)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
+def part(kind: str) -> Callable[[str], str]:
+    """The type of an argument that names a posterior or a prior; errors say which name was meant."""
+
+    def name(text: str) -> str:
+        try:
+            options: Any = {kind: text}
+            pv.VAE((4,), 2, **options)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+
+    return name
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", choices=list(pv.datasets.DATASETS))
-    parser.add_argument(
-        "--posteriors", nargs="+", default=POSTERIORS, type=posterior, help=f"of {', '.join(pv.posteriors.POSTERIORS)}"
-    )
+    known = ", ".join(pv.posteriors.POSTERIORS)
+    parser.add_argument("--posteriors", nargs="+", default=POSTERIORS, type=part("posterior"), help=f"of {known}")
+    known = ", ".join(pv.priors.PRIORS)
+    parser.add_argument("--priors", nargs="+", default=["standard_normal"], type=part("prior"), help=f"of {known}")
+    parser.add_argument("--same-model", action="store_true", help="tighter bound, or better model?")
     parser.add_argument(
         "--likelihood",
         default=None,
@@ -85,12 +99,33 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args.hidden = args.hidden or ([128, 128] if digits else [300, 300])
     args.warmup = min(args.epochs / 3, 100) if args.warmup is None else args.warmup
     args.likelihood = args.likelihood or ("categorical" if args.data == "frey_faces" else "bernoulli")
-    args.posteriors, args.seeds = list(dict.fromkeys(args.posteriors)), list(dict.fromkeys(args.seeds))
+    for name in ("posteriors", "priors", "seeds"):
+        setattr(args, name, list(dict.fromkeys(getattr(args, name))))
     if args.epochs < 1:
         parser.error("--epochs must be at least 1")
-    for name in args.posteriors:  # fail before training anything
-        pv.VAE((4,), 2, posterior=name)
+    for posterior, prior in product(args.posteriors, args.priors):  # fail before training anything
+        try:
+            pv.VAE((4,), 2, posterior=posterior, prior=prior)
+        except ValueError as error:
+            parser.error(f"--posteriors {posterior} --priors {prior}: {error}")
     return args
+
+
+def training(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of ``fit`` that all models have in common."""
+    shared = ("epochs", "batch_size", "learning_rate", "patience", "device")
+    return {**{name: getattr(args, name) for name in shared}, "progress": not args.no_progress}
+
+
+def label(args: argparse.Namespace, posterior: str, prior: str, seed: int | None = None) -> str:
+    """What a model is called in tables: by what distinguishes it."""
+    name = posterior if len(args.priors) == 1 else f"{posterior} / {prior}"
+    return name if seed is None or len(args.seeds) == 1 else f"{name} #{seed}"
+
+
+def stem(name: str) -> str:
+    """The name of a model's files."""
+    return name.replace(" / ", "-").replace(" #", "-seed")
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
@@ -114,45 +149,81 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         args.out.mkdir(parents=True, exist_ok=True)
 
     models, runs, results, seconds = {}, {}, {}, {}
-    for posterior in args.posteriors:
-        for seed in args.seeds:
-            name = posterior if len(args.seeds) == 1 else f"{posterior} #{seed}"
-            if main_process:
-                print(f"{name}: training", flush=True)
-            torch.manual_seed(seed)
-            vae = pv.VAE(posterior=posterior, **settings)
-            start = time.perf_counter()
-            runs[name] = pv.fit(
-                vae,
-                data,
-                objective=pv.ELBO(beta=pv.linear_warmup(args.warmup) if args.warmup > 0 else 1.0),
-                epochs=args.epochs,
-                batch_size=args.batch_size,
-                learning_rate=args.learning_rate,
-                patience=args.patience,
-                device=args.device,
-                seed=seed,
-                progress=progress,
-            )
-            trained = time.perf_counter()
-            results[name] = pv.log_marginal(vae, test, num_samples=args.num_samples, progress=progress)
-            seconds[name] = {"train_seconds": trained - start, "eval_seconds": time.perf_counter() - trained}
-            models[name] = vae
-            if main_process:
-                stem = name.replace(" #", "-seed")
-                vae.save(args.out / f"{stem}.safetensors")
-                results[name].pointwise.to_csv(args.out / f"{stem}.pointwise.csv", index_label="datum")
-                results[name].bound_table().to_csv(args.out / f"{stem}.bounds.csv")
+    for posterior, prior, seed in product(args.posteriors, args.priors, args.seeds):
+        name = label(args, posterior, prior, seed)
+        if main_process:
+            print(f"{name}: training", flush=True)
+        torch.manual_seed(seed)
+        vae = pv.VAE(posterior=posterior, prior=prior, **settings)
+        warmup = pv.ELBO(beta=pv.linear_warmup(args.warmup) if args.warmup > 0 else 1.0)
+        start = time.perf_counter()
+        runs[name] = pv.fit(vae, data, objective=warmup, seed=seed, **training(args))
+        trained = time.perf_counter()
+        results[name] = pv.log_marginal(vae, test, num_samples=args.num_samples, progress=progress)
+        seconds[name] = {"train_seconds": trained - start, "eval_seconds": time.perf_counter() - trained}
+        models[name] = vae
+        if main_process:
+            vae.save(args.out / f"{stem(name)}.safetensors")
+            results[name].pointwise.to_csv(args.out / f"{stem(name)}.pointwise.csv", index_label="datum")
+            results[name].bound_table().to_csv(args.out / f"{stem(name)}.bounds.csv")
 
     table = pv.compare(results).join(pd.DataFrame(seconds).T)
     table["best_epoch"] = [runs[name].best_epoch for name in table.index]
+    same = on_the_same_model(models, results, data, test, args) if args.same_model else None
     if main_process:
         table.to_csv(args.out / "comparison.csv")
         facts = {**vars(args), "out": str(args.out), "data_hash": next(iter(results.values())).provenance.data_hash}
         (args.out / "settings.json").write_text(json.dumps(facts, indent=2))
         pictures(args.out, data, test, models, runs, table)
         report(table, results, args)
+        if same is not None:
+            same.to_csv(args.out / "same_model.csv", index_label="model")
+            print(
+                "\nBetter model or tighter bound? Every posterior trained for the prior and decoder of the first, so "
+                f"that log p(x) is the same:\n{same.round(4).to_string()}"
+            )
     return table
+
+
+def on_the_same_model(
+    models: dict, results: dict, data: pv.datasets.Data, test: torch.Tensor, args: argparse.Namespace
+) -> pd.DataFrame:
+    """What each posterior gains over the first: by the model that it made possible, and by its bound alone.
+
+    ``better_model`` is the difference in log p(x) of the models trained with either; ``tighter_bound`` that of the
+    ELBOs of posteriors trained for one prior and decoder, those of the first.
+    """
+    rows = {}
+    for prior in args.priors:
+        trained: dict[str, list[pv.MarginalResult]] = {}
+        refitted: dict[str, list[pv.MarginalResult]] = {}
+        for posterior in args.posteriors:
+            trained[posterior] = [results[label(args, posterior, prior, seed)] for seed in args.seeds]
+            refitted[posterior] = []
+            for seed in args.seeds:
+                first = models[label(args, args.posteriors[0], prior, seed)]
+                if pv.is_main_process():
+                    print(f"{label(args, posterior, prior, seed)}: training for the decoder of the first", flush=True)
+                model, _ = pv.refit_posterior(first, data, posterior, seed=seed, **training(args))
+                options = {"num_samples": args.num_samples, "progress": not args.no_progress}
+                refitted[posterior].append(pv.log_marginal(model, test, **options))
+        better = pv.compare(trained)
+        elbo = {
+            name: pd.concat([r.pointwise["elbo"] for r in rs], axis=1).mean(axis=1) for name, rs in refitted.items()
+        }
+        for posterior in args.posteriors:
+            tighter = elbo[posterior] - elbo[args.posteriors[0]]
+            rows[label(args, posterior, prior)] = {
+                "neg_elbo": better.loc[posterior, "neg_elbo"],
+                "log_px": better.loc[posterior, "log_px"],
+                "better_model": better.loc[posterior, "diff"],
+                "better_se": better.loc[posterior, "diff_se"],
+                "same_neg_elbo": -elbo[posterior].mean(),
+                "same_log_px": pd.concat([r.pointwise["log_px"] for r in refitted[posterior]]).mean(),
+                "tighter_bound": tighter.mean(),
+                "tighter_se": tighter.sem(),
+            }
+    return pd.DataFrame(rows).T
 
 
 def pictures(
@@ -188,12 +259,13 @@ def report(table: pd.DataFrame, results: dict[str, pv.MarginalResult], args: arg
     formats |= {"median_khat": "{:.2f}", "train_seconds": "{:.1f}", "eval_seconds": "{:.1f}"}
     print(table[shown].apply(lambda c: c.map(formats.get(str(c.name), "{:.4f}").format)).to_string())
     if len(args.seeds) > 1:
-        by_posterior = {
-            posterior: [results[f"{posterior} #{seed}"] for seed in args.seeds] for posterior in args.posteriors
+        over_seeds = {
+            label(args, *parts): [results[label(args, *parts, seed)] for seed in args.seeds]
+            for parts in product(args.posteriors, args.priors)
         }
         print(f"\nOver {len(args.seeds)} training seeds, which the intervals take into account:")
         columns = ["log_px", "seed_sd", "diff", "diff_se", "diff_low", "diff_high", "neg_elbo"]
-        print(pv.compare(by_posterior)[columns].round(4).to_string())
+        print(pv.compare(over_seeds)[columns].round(4).to_string())
     else:
         print(
             "\nOne training seed: diff_se covers the choice of test data, not how training came out. Try --seeds 0 1 2."
