@@ -74,9 +74,17 @@ PRIORS = {
     "standard_normal": Case(lambda: priors.StandardNormal(LATENT)),
     "mixture": Case(lambda: priors.MixtureOfGaussians(LATENT, num_components=4)),
     "vamp": Case(lambda: priors.VampPrior(LATENT, event_shape=(CONTEXT,), num_pseudo_inputs=4)),
+    "vamp_exemplars": Case(lambda: exemplars()),
     "ar1": Case(lambda: priors.AR1(LATENT, delta=0.7)),
     "flow": Case(lambda: priors.FlowPrior(LATENT, flow_options={"hidden": (16,), "bins": 5}), scale=0.3),
 }
+
+
+def exemplars() -> priors.VampPrior:
+    prior = priors.VampPrior(LATENT, event_shape=(CONTEXT,), num_pseudo_inputs=4, exemplars=True)
+    prior.start_at(torch.rand(4, CONTEXT, generator=torch.Generator().manual_seed(0)))
+    return prior
+
 
 LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
     "bernoulli": lambda: likelihoods.Bernoulli(1),

@@ -1,6 +1,8 @@
 """What every prior must satisfy."""
 
+import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,3 +77,60 @@ def test_training_moves_vamps_pseudo_inputs() -> None:
 def test_vamp_without_a_posterior_says_so() -> None:
     with pytest.raises(ValueError, match="posterior_at"):
         VampPrior(LATENT, event_shape=(CONTEXT,))()
+
+
+def exemplars(num: int = 4) -> VampPrior:
+    return VampPrior(LATENT, event_shape=(CONTEXT,), num_pseudo_inputs=num, exemplars=True)
+
+
+def test_exemplars_are_data_and_stay_so() -> None:
+    torch.manual_seed(0)
+    x = (torch.rand(40, 6) < 0.4).float() * torch.arange(1, 41.0)[:, None] / 40  # every datum another
+    vae = pv.VAE(
+        (6,),
+        LATENT,
+        prior="vamp",
+        prior_options={"num_pseudo_inputs": 5, "exemplars": True},
+        likelihood="continuous_bernoulli",
+    )
+    vae.prior.start_at(x)
+    chosen = vae.prior.pseudo_inputs.clone()
+    assert ((chosen[:, None] == x).all(2).sum(1) == 1).all()
+    assert len(chosen.unique(dim=0)) == 5
+    pv.fit(vae, x, epochs=2, seed=0, progress=False, device="cpu")
+    assert torch.equal(vae.prior.pseudo_inputs, chosen)
+    z = torch.randn(7, LATENT)
+    by_hand = vae.q(chosen).log_prob(z[:, None]).logsumexp(1) - math.log(5)
+    torch.testing.assert_close(vae.prior(vae.q).log_prob(z), by_hand)
+
+
+def test_exemplars_are_saved_and_copied(tmp_path: Path) -> None:
+    options = {"num_pseudo_inputs": 3, "exemplars": True}
+    vae = pv.VAE((6,), LATENT, prior="vamp", prior_options=options, hidden=(8,))
+    x = torch.rand(9, 6)
+    vae.prior.start_at(x)
+    vae.save(tmp_path / "vae.safetensors")
+    for other in (pv.load(tmp_path / "vae.safetensors"), copy.deepcopy(vae)):
+        assert torch.equal(other.prior.pseudo_inputs, vae.prior.pseudo_inputs)
+
+
+def test_learnt_pseudo_inputs_can_start_at_data() -> None:
+    prior = VampPrior(LATENT, event_shape=(CONTEXT,), num_pseudo_inputs=4)
+    x = torch.rand(4, CONTEXT).round()
+    prior.start_at(x)
+    assert torch.equal(prior.pseudo_inputs.round().unique(dim=0), x.unique(dim=0))
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        prior.start_at(2 * torch.ones(4, CONTEXT))
+
+
+def test_exemplars_that_are_missing_or_do_not_fit_are_refused() -> None:
+    vae = pv.VAE((CONTEXT,), LATENT, prior="vamp", prior_options={"exemplars": True})
+    for use in (
+        lambda: pv.fit(vae, torch.rand(40, CONTEXT).round(), epochs=1, progress=False),
+        lambda: vae.sample(2),
+    ):
+        with pytest.raises(ValueError, match="start_at"):
+            use()
+    for data in (torch.rand(3, CONTEXT), torch.rand(4, CONTEXT + 1), torch.full((4, CONTEXT), torch.nan)):
+        with pytest.raises(ValueError, match="data must be"):
+            exemplars().start_at(data)
