@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pyro import infer
 from pyro.infer import ELBO as PyroELBO
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -37,6 +38,17 @@ from pyrovae.training._progress import Plan
 from pyrovae.training._result import Callback, FitResult
 from pyrovae.training.batches import Batches, Model, Transform, as_batches, as_fields, hold_out, with_splits
 from pyrovae.training.engines import ENGINES, Name, Task
+
+_OF_NO_USE = {  # objectives of Pyro's, and why
+    (infer.JitTrace_ELBO, infer.JitTraceEnum_ELBO, infer.JitTraceGraph_ELBO, infer.JitTraceMeanField_ELBO): (
+        "compiles what fit compiles itself: use the objective without Jit, or pyrovae.ELBO."
+    ),
+    infer.ReweightedWakeSleep: (
+        "has two losses, whose weights are the whole batch's: use pyrovae.IWAE(k, gradient='vimco') or 'dreg'."
+    ),
+    infer.TraceTailAdaptive_ELBO: "does not say what its loss is (it gives inf): use pyrovae.IWAE.",
+    infer.Trace_MMD: "has a kernel with parameters of its own, which fit does not train: use it in pyro.infer.SVI.",
+}
 
 
 def fit(
@@ -76,7 +88,7 @@ def fit(
         validation: data of any of these kinds, or a fraction of ``data`` to hold out; by default ``data.val``
             where there is one. With validation, the weights of the best epoch are restored at the end.
         objective: :class:`~pyrovae.ELBO` (default), :class:`~pyrovae.IWAE`, or one of Pyro's, e.g.
-            ``Trace_ELBO()``. Schedules see the time in epochs. A model that defines ``loss(x, *covariates)``, one value
+            ``Trace_ELBO()``; those without ``differentiable_loss`` go step by step. Schedules see the time in epochs. A model that defines ``loss(x, *covariates)``, one value
             for each datum, is trained by that where no objective is given.
         epochs: passes over the data.
         batch_size: data per step, where ``data`` is not a ``DataLoader``.
@@ -204,10 +216,14 @@ def _objective(model: Model, objective: PyroELBO | None) -> PyroELBO | None:
         return None if callable(getattr(type(model), "loss", None)) else ELBO()
     if not isinstance(objective, PyroELBO):
         raise TypeError(f"objective must be a pyro.infer.ELBO such as pyrovae.ELBO(); got {type(objective).__name__}.")
+    name = type(objective).__name__
+    for kinds, why in _OF_NO_USE.items():
+        if isinstance(objective, kinds):
+            raise ValueError(f"{name} {why}")
     if num_processes() > 1 and not hasattr(objective, "differentiable_loss"):
         raise ValueError(
-            f"{type(objective).__name__} has no differentiable_loss, whose gradients {num_processes()} processes could "
-            f"average: use pyrovae.ELBO, pyrovae.IWAE or Trace_ELBO."
+            f"{name} has no differentiable_loss, whose gradients {num_processes()} processes could average: use "
+            f"pyrovae.ELBO, pyrovae.IWAE or Trace_ELBO."
         )
     return objective
 

@@ -10,6 +10,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import infer
+from pyro.contrib.gp.kernels import RBF
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -108,6 +110,21 @@ def test_covariates_reach_the_model() -> None:
 def test_takes_our_objectives_and_pyros(objective) -> None:
     run = train(small(), X, objective=objective, epochs=15, learning_rate=1e-2, validation=0.2)
     assert run.history["val_loss"].iloc[-1] < run.history["val_loss"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("objective", "why"),
+    [
+        (infer.JitTrace_ELBO(), "without Jit"),
+        (infer.ReweightedWakeSleep(num_particles=2), "two losses"),
+        (infer.TraceTailAdaptive_ELBO(num_particles=2, vectorize_particles=True), "what its loss is"),
+        (infer.Trace_MMD(kernel=RBF(6), num_particles=2), "kernel"),
+    ],
+    ids=lambda o: o if isinstance(o, str) else type(o).__name__,
+)
+def test_objectives_of_no_use_are_refused_in_a_sentence(objective, why: str) -> None:
+    with pytest.raises(ValueError, match=f"{type(objective).__name__} .*{why}"):
+        train(small(), X, objective=objective, epochs=1)
 
 
 @pytest.mark.slow
