@@ -8,6 +8,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
+import capabilities  # noqa: E402
 import reference  # noqa: E402
 
 import pyrovae  # noqa: E402
@@ -19,7 +20,7 @@ release = pyrovae.__version__
 version = release
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_*"]
 
 # Pages and notebooks
 myst_enable_extensions = ["colon_fence"]
@@ -57,12 +58,14 @@ def _as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
         lines[i] = re.sub(r"^(\s+|:ivar \w+: )(\w\.)$", r"\1\\\2", "".join(parts))
 
 
-def _write_reference(app: Any) -> None:
-    page, text = HERE / "reference.md", reference.page()
-    if not page.exists() or page.read_text() != text:
-        page.write_text(text)
+def _write_pages(app: Any) -> None:
+    made = {f"_{name}_capabilities.md": table for name, table in capabilities.pages().items()}
+    for name, text in {"reference.md": reference.page(), **made}.items():
+        page = HERE / name
+        if not page.exists() or page.read_text() != text:
+            page.write_text(text)
 
 
 def setup(app: Any) -> None:
-    app.connect("builder-inited", _write_reference)
+    app.connect("builder-inited", _write_pages)
     app.connect("autodoc-process-docstring", _as_rest)

@@ -3,11 +3,13 @@
 import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import pyrovae as pv
 from tests.api import PACKAGES, lines
+from tests.cases import POSTERIORS, PRIORS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -17,7 +19,9 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FAMILIES: list = [pv.posteriors.POSTERIORS, pv.priors.PRIORS, pv.likelihoods.LIKELIHOODS]
 LISTS = {
     "README.md": [*FAMILIES, pv.networks.NETWORKS, pv.datasets.DATASETS],
-    "docs/guide/posteriors.md": FAMILIES,
+    "docs/guide/posteriors.md": FAMILIES[:1],
+    "docs/guide/priors.md": FAMILIES[1:2],
+    "docs/guide/likelihoods.md": FAMILIES[2:],
     "docs/guide/composing.md": [pv.networks.NETWORKS],
     "docs/guide/data.md": [pv.datasets.DATASETS],
 }
@@ -30,14 +34,30 @@ def test_what_lists_a_registry_lists_all_of_it(page: str) -> None:
     assert not missing
 
 
-def test_the_reference_has_whatever_is_exported() -> None:
-    """Every public name once: under the package, or the top where that exports it."""
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+def script(name: str) -> ModuleType:
+    """A module beside the pages."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    page = module.page()
+    return module
+
+
+def test_tables_of_capabilities_say_what_the_cases_promise() -> None:
+    tables = script("capabilities").pages()
+    for kind, cases in (("posterior", POSTERIORS), ("prior", PRIORS)):
+        names = re.findall(r"^\| `(\w+)` \|", tables[kind], re.MULTILINE)
+        assert names == list({"posterior": pv.posteriors.POSTERIORS, "prior": pv.priors.PRIORS}[kind])
+        assert set(names) <= set(cases)
+    said = {"exact": "yes", "numerical": "by search", None: "no"}
+    for name, scored in re.findall(r"^\| `(\w+)` \| ([\w ]+) \|", tables["posterior"], re.MULTILINE):
+        assert scored == said[POSTERIORS[name].inverse]
+
+
+def test_the_reference_has_whatever_is_exported() -> None:
+    """Every public name once: under the package, or the top where that exports it."""
+    page = script("reference").page()
     documented = re.findall(
         r"^\.\. (?:auto(?:class|function|exception|data)|py:data):: pyrovae\.([\w.]+)$", page, re.MULTILINE
     )

@@ -88,8 +88,9 @@ def fit(
         validation: data of any of these kinds, or a fraction of ``data`` to hold out; by default ``data.val``
             where there is one. With validation, the weights of the best epoch are restored at the end.
         objective: :class:`~pyrovae.ELBO` (default), :class:`~pyrovae.IWAE`, or one of Pyro's, e.g.
-            ``Trace_ELBO()``; those without ``differentiable_loss`` go step by step. Schedules see the time in epochs. A model that defines ``loss(x, *covariates)``, one value
-            for each datum, is trained by that where no objective is given.
+            ``Trace_ELBO()``; those without ``differentiable_loss`` go step by step. Schedules see the time in epochs. A
+            model that defines ``loss(x, *covariates)``, one value for each datum, is trained by that where no objective
+            is given.
         epochs: passes over the data.
         batch_size: data per step, where ``data`` is not a ``DataLoader``.
         learning_rate: of Adam, where ``optimizer`` is not given.
