@@ -66,7 +66,7 @@ def write(name: str, result: Mapping[str, Any]) -> Path:
     """``benchmarks/results/NAME.json`` with device, threads, versions and command."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     facts = {
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "device": device,
         "threads": torch.get_num_threads(),
         "versions": {

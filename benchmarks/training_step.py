@@ -52,6 +52,7 @@ class Setting:
     batch_size: int
     posterior: str
     network: str
+    prior: str = "standard_normal"
 
     @property
     def on_cpu(self) -> bool:
@@ -60,7 +61,8 @@ class Setting:
     def vae(self) -> pv.VAE:
         torch.manual_seed(0)
         shape = self.x.shape[1:]
-        vae = pv.VAE(shape, LATENT_DIM, posterior=self.posterior, network=self.network, hidden=HIDDEN)
+        parts: Any = {"posterior": self.posterior, "prior": self.prior, "network": self.network}
+        vae = pv.VAE(shape, LATENT_DIM, hidden=HIDDEN, **parts)
         return vae.to(self.x.device)
 
     def rows(self) -> list[Tensor]:
@@ -317,7 +319,7 @@ def numpyro(setting: Setting) -> Steps:
 def variants(setting: Setting) -> dict[str, tuple[Callable[[], Steps], Context]]:
     """By name: what starts the steps, and what they are taken under."""
     engines = ["off", "graph", "inductor"] + ([] if setting.on_cpu else ["cudagraph"])
-    mean_field_mlp = setting.posterior == "mean_field" and setting.network == "mlp"
+    mean_field_mlp = (setting.posterior, setting.network, setting.prior) == ("mean_field", "mlp", "standard_normal")
     loss = mean_field_loss if mean_field_mlp else modules_loss
     out: dict[str, tuple[Callable[[], Steps], Context]] = {
         **{f"pyrovae {name}": (partial(engine, setting, name), as_fit) for name in engines},
@@ -339,8 +341,8 @@ def variants(setting: Setting) -> dict[str, tuple[Callable[[], Steps], Context]]
     return out
 
 
-def rounds(setting: Setting, num_steps: int) -> dict[str, Callable[[], None]]:
-    """For every variant that can take a step, what takes ``num_steps``."""
+def rounds(setting: Setting, num_steps: int, only: list[str] | None) -> dict[str, Callable[[], None]]:
+    """For every variant that can take a step, or ``only`` those named, what takes ``num_steps``."""
     out: dict[str, Callable[[], None]] = {}
 
     def take(steps: Steps, context: Context, num_steps: int) -> None:
@@ -349,6 +351,8 @@ def rounds(setting: Setting, num_steps: int) -> dict[str, Callable[[], None]]:
             finite(loss)
 
     for name, (start, context) in variants(setting).items():
+        if only is not None and name not in only:
+            continue
         try:
             with context(), warnings.catch_warnings():
                 warnings.filterwarnings("error", message="compile=")  # an engine that gives way to Pyro
@@ -361,12 +365,12 @@ def rounds(setting: Setting, num_steps: int) -> dict[str, Callable[[], None]]:
     return out
 
 
-def compare(setting: Setting, num_steps: int, repeats: int) -> dict[str, Any]:
+def compare(setting: Setting, num_steps: int, repeats: int, only: list[str] | None) -> dict[str, Any]:
     """Time one model, and print the ratios."""
     torch.compiler.reset()
-    seconds = interleave(rounds(setting, num_steps), repeats=repeats)
+    seconds = interleave(rounds(setting, num_steps, only), repeats=repeats)
     ms = {name: [1e3 * t / num_steps for t in times] for name, times in seconds.items()}
-    print(f"\n{setting.posterior}, {setting.network}, batches of {setting.batch_size}")
+    print(f"\n{setting.posterior}, {setting.prior}, {setting.network}, batches of {setting.batch_size}")
     for name, times in ms.items():
         print(f"{name:20} {statistics.median(times):8.3f} ms a step ({min(times):.3f} to {max(times):.3f})")
     engines = [name for name in ms if name.startswith("pyrovae")]
@@ -385,20 +389,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", nargs="+", type=int, default=[100])
     parser.add_argument("--posteriors", nargs="+", default=["mean_field"])
+    parser.add_argument("--priors", nargs="+", default=["standard_normal"])
     parser.add_argument("--network", nargs="+", default=["mlp"], choices=["mlp", "conv"])
     parser.add_argument("--binarize", default="static", choices=["static", "dynamic"])
     parser.add_argument("--steps", type=int, default=50, help="of a round")
+    parser.add_argument("--only", nargs="+", default=None, help="variants to time; default: all")
+    parser.add_argument("--name", default="training_step", help="of the file of results")
     args = arguments(parser, repeats=9)
     if args.device == "cpu" and hasattr(os, "sched_setaffinity"):  # as many cores for jax too
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     results = {}
     for network in args.network:
         data = pv.datasets.load("mnist", binarize=args.binarize, flatten=network == "mlp")
-        for posterior, size in product(args.posteriors, args.batch_size):
+        for posterior, prior, size in product(args.posteriors, args.priors, args.batch_size):
             num_steps = max(1, round(args.steps * (100 / size) * (1 if network == "mlp" else 0.1)))
-            setting = Setting(data.train.to(args.device), data.batch_transform, size, posterior, network)
-            results[f"{posterior} {network} {size}"] = compare(setting, num_steps, args.repeats)
-    print(write("training_step", {"results": results, "args": vars(args)}))
+            setting = Setting(data.train.to(args.device), data.batch_transform, size, posterior, network, prior)
+            name = " ".join([posterior, *([prior] if len(args.priors) > 1 else []), network, str(size)])
+            results[name] = compare(setting, num_steps, args.repeats, args.only)
+    print(write(args.name, {"results": results, "args": vars(args)}))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,20 @@
-"""A mixture of normals whose draws carry gradients."""
+"""Mixtures: one that is the same for a whole batch, one of normals whose draws carry gradients."""
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+
+
+class SharedMixture(dist.MixtureSameFamily):
+    """A mixture, as ``MixtureSameFamily``, of which a batch of data has one: its components are not expanded to one
+    for every datum, of which each density would take the logarithm of the scale, say, once more.
+    """
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> dist.ExpandedDistribution:
+        return dist.ExpandedDistribution(self, torch.Size(batch_shape))
 
 
 class MixtureOfNormals(dist.MixtureSameFamily):

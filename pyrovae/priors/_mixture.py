@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyrovae._checks import require_at_least, require_tensors
+from pyrovae.distributions._mixture import SharedMixture
 from pyrovae.posteriors._base import raw_of, softplus_scale
 from pyrovae.priors._base import PosteriorAt, Prior
 
@@ -37,4 +38,4 @@ class MixtureOfGaussians(Prior):
 
     def forward(self, posterior_at: PosteriorAt | None = None) -> dist.Distribution:
         components = dist.Normal(self.loc, softplus_scale(self.raw_scale)).to_event(1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+        return SharedMixture(dist.Categorical(logits=self.logits), components)

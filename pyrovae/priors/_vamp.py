@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae._checks import as_sizes, require_at_least, require_flag, require_tensors
+from pyrovae.distributions._mixture import SharedMixture
 from pyrovae.priors._base import PosteriorAt, Prior
 
 _EDGE = 0.01  # how near to 0 and 1 learnt pseudo-inputs start, beyond which they would hardly move
@@ -77,4 +78,4 @@ class VampPrior(Prior):
     def forward(self, posterior_at: PosteriorAt | None = None) -> dist.Distribution:
         if posterior_at is None:
             raise ValueError("VampPrior needs posterior_at, the function from data to q(z|x).")
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.zeros), posterior_at(self.pseudo_inputs))
+        return SharedMixture(dist.Categorical(logits=self.zeros), posterior_at(self.pseudo_inputs))
