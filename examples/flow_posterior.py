@@ -78,7 +78,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--patience", type=at_least(1), default=None, help="stop early after so many epochs without gain"
     )
-    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[0])
+    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[0], help="all share one compiled step")
     parser.add_argument("--num-samples", type=at_least(1), default=None, help="K of L_K; default: 5000")
     parser.add_argument("--test-size", type=at_least(1), default=None, help="evaluate on the first so many test data")
     parser.add_argument("--device", default="auto", help="default: CUDA if there is any; each torchrun process its own")

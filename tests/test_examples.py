@@ -174,6 +174,30 @@ def test_several_seeds(tmp_path: Path) -> None:
     assert (tmp_path / "iaf-seed1.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_several_priors_and_posteriors_on_one_model(tmp_path: Path) -> None:
+    """On one prior and decoder all posteriors' L_K are near one number, which the models trained anew differ from."""
+    options = ("--priors", "standard_normal", "mixture", "--same-model", "--epochs", "10", "--num-samples", "500")
+    done = run("flow_posterior.py", "--posteriors", "mean_field", "full_rank", *options, folder=tmp_path)
+    assert done.returncode == 0, done.errors
+    assert (tmp_path / "full_rank-mixture.safetensors").is_file()
+    table = pd.read_csv(tmp_path / "same_model.csv", index_col="model")
+    for prior in ("standard_normal", "mixture"):
+        first, other = table.loc[f"mean_field / {prior}"], table.loc[f"full_rank / {prior}"]
+        assert not first[["better_model", "better_se", "tighter_bound", "tighter_se"]].any()
+        assert other["better_model"] == pytest.approx(other["log_px"] - first["log_px"])
+        assert other["tighter_bound"] == pytest.approx(first["same_neg_elbo"] - other["same_neg_elbo"])
+        log_px = pd.read_csv(tmp_path / f"mean_field-{prior}.pointwise.csv")["log_px"]
+        assert abs(other["same_log_px"] - log_px.mean()) < 0.05
+        assert min(first["same_neg_elbo"], other["same_neg_elbo"]) > -log_px.mean() - 0.05
+
+
+def test_priors_that_do_not_go_with_a_posterior(tmp_path: Path) -> None:
+    done = run("flow_posterior.py", "--posteriors", "planar", "--priors", "vamp", folder=tmp_path)
+    assert done.returncode == 2
+    assert "--posteriors planar --priors vamp: VampPrior scores the posterior" in done.errors
+
+
 def test_unknown_names(tmp_path: Path) -> None:
     done = run("flow_posterior.py", "--posteriors", "mean_field", "planer", folder=tmp_path)
     assert done.returncode != 0
