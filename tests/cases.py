@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import nn
 
@@ -21,7 +22,7 @@ class Case:
         make: builds a small one.
         inverse: how a point that it did not draw is scored.
         tolerance: by how much log-densities may be wrong in float64: of what is found by search, more than rounding.
-        points: at how many an integral is taken; fewer of what is dear.
+        points: at how many an integral is taken, at most; fewer of what is dear.
         scale: of random weights at which its density is still easy to integrate.
         reparameterised: whether gradients pass through its draws.
         smooth: whether at fixed noise a draw moves smoothly with the parameters; else its gradient is right on average.
@@ -41,7 +42,18 @@ class Case:
         return self.make()
 
 
+class Unreparameterised(posteriors.Mixture):
+    """A family whose draws carry no gradients, as users' own may be: torch's mixture."""
+
+    def forward(self, context: torch.Tensor) -> Any:
+        q = super().forward(context)
+        return dist.MixtureSameFamily(q.mixture_distribution, q.component_distribution)
+
+
 POSTERIORS = {
+    "unreparameterised": Case(
+        lambda: Unreparameterised(LATENT, CONTEXT, num_components=3), reparameterised=False, smooth=False
+    ),
     "mean_field": Case(lambda: posteriors.MeanFieldNormal(LATENT, CONTEXT)),
     "mean_field_constant": Case(lambda: posteriors.MeanFieldNormal(LATENT, CONTEXT, scale="constant")),
     "full_rank": Case(lambda: posteriors.FullRankNormal(LATENT, CONTEXT)),
@@ -77,6 +89,13 @@ PRIORS = {
     "vamp_exemplars": Case(lambda: exemplars()),
     "ar1": Case(lambda: priors.AR1(LATENT, delta=0.7)),
     "flow": Case(lambda: priors.FlowPrior(LATENT, flow_options={"hidden": (16,), "bins": 5}), scale=0.3),
+    "flow_iaf": Case(lambda: priors.FlowPrior(LATENT, flow="iaf", flow_options={"hidden": (16,)}), scale=0.2),
+    "flow_naf": Case(
+        lambda: priors.FlowPrior(LATENT, flow="naf", flow_options={"hidden": (16,), "signal": 4, "monotone": (8,)}),
+        inverse="numerical",
+        points=20_000,
+        scale=0.3,
+    ),
 }
 
 

@@ -55,8 +55,8 @@ def element(p: Any) -> Any:
 
 def support_of(p: Any) -> Any:
     """The support that a distribution states, a mixture's being that of its components; or ``None``."""
-    while isinstance(p, MixtureSameFamily):  # whose own can neither be mapped to nor compared
-        p = p.component_distribution
+    while isinstance(base := innermost(p, (MaskedDistribution, ExpandedDistribution)), MixtureSameFamily):
+        p = base.component_distribution  # a mixture's own can neither be mapped to nor compared
     stated = getattr(type(p), "support", None) is not Distribution.support
     return p.support if stated else None
 

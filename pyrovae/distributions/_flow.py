@@ -62,7 +62,7 @@ class Flow(KeepsLastDraw, TorchDistribution):
             raise NotImplementedError(
                 "this flow has no inverse in closed form, so log q(z) is known only at its own last draw (and its "
                 "gradient only if that was drawn by rsample with gradients on). "
-                "Use a posterior whose can_score is True: 'mean_field', 'full_rank', 'iaf' or 'neural_spline'."
+                "Use a posterior whose can_score is True: 'mean_field', 'full_rank', 'mixture', 'iaf' or 'realnvp'."
             )
         u, log_det = self.transform.inv.call_and_ladj(value)
         return self.base.log_prob(u) + log_det

@@ -16,10 +16,23 @@ Draws = Literal["attached", "weighted", "detached"]
 
 
 class Detached(Messenger):
-    """Sites draw without gradients, whatever they could do: for the score-function estimator."""
+    """Sites draw without gradients, whatever they could do: for the score-function estimator.
+
+    Raises:
+        ValueError: from a site without density, or whose density is known at its own draws alone.
+    """
 
     def _pyro_sample(self, message: dict[str, Any]) -> None:
         if is_sample_site(message) and not (message["is_observed"] or message["done"]):
+            can, name = capabilities(message["fn"]), f"site {message['name']!r} ({family(message['fn'])})"
+            if can.point_mass or message["infer"].get("is_auxiliary"):
+                raise ValueError(f"{name} has no density of its own to score: use gradient='reparameterized'.")
+            if can.inverse is None:
+                raise ValueError(
+                    f"{name} has no inverse, so that log q(z | x) is known at its own draws alone, which the score "
+                    f"function takes no gradient through: use ELBO(gradient='stl') or IWAE(gradient='dreg'), or a "
+                    f"family with can_score."
+                )
             with torch.no_grad():
                 message["value"] = message["fn"](*message["args"], **message["kwargs"])
             message["done"] = True

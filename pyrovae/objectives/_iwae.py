@@ -118,7 +118,8 @@ class MIWAE(IWAE):
 
 class PIWAE(MIWAE):
     """Partially importance-weighted: the guide is trained by :class:`MIWAE`, the model by L_MK, all on the same draws,
-    Rainforth et al. (2018, arXiv:1802.04537). Its value is L_MK.
+    Rainforth et al. (2018, arXiv:1802.04537). Its value is L_MK. The model must compute every particle by itself: under
+    batch normalisation in the decoder, which mixes them, the two gradients cannot be told apart.
 
     Args:
         num_bounds: M.

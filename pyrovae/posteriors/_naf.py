@@ -13,15 +13,25 @@ from pyrovae._compat import zuko
 from pyrovae.distributions import Flow
 from pyrovae.posteriors._base import FlowPosterior
 
-_REACH = 10.0  # of zuko's bisection: it looks for u in [-10, 10]
+_REACH = 1e4  # of the bisection: it looks for u in [-10⁴, 10⁴]
+
+
+class _Monotone(zuko.flows.neural.MNN):
+    """A monotone network, inverted wherever a float32 has six digits: zuko looks no further than 10, and takes that for
+    the inverse of all that lies beyond.
+    """
+
+    def forward(self, signal: Tensor) -> Transform:
+        transform = super().forward(signal)
+        transform.bound = _REACH
+        return transform
 
 
 class NeuralAutoregressive(FlowPosterior):
     """A neural autoregressive flow, Huang et al. (2018, arXiv:1804.00779): z_i = f(u_i; u_{<i}, h) with f a monotone
     network. A draw is one pass; scoring another point takes Z bisections for each transform, to 1e-6.
 
-    A standard normal passes the networks, and location and scale come last: bisection finds values in [-10, 10], which
-    a standard normal does not leave, and the values between two networks are clipped to it, softly.
+    A standard normal passes the networks, and location and scale come last.
 
     Args:
         latent_dim: Z.
@@ -53,7 +63,7 @@ class NeuralAutoregressive(FlowPosterior):
                 latent_dim,
                 width,
                 order=order.flip(0) if i % 2 else order,
-                univariate=zuko.flows.neural.MNN(signal, stack=latent_dim, hidden_features=monotone),
+                univariate=_Monotone(signal, stack=latent_dim, hidden_features=monotone),
                 shapes=[(signal,)],
                 hidden_features=hidden,
             )
@@ -62,10 +72,7 @@ class NeuralAutoregressive(FlowPosterior):
 
     def transforms(self, context: Float[Tensor, "*batch context"]) -> list[Transform]:
         summary = self.summary(context)
-        out: list[Transform] = []
-        for step in self.steps:
-            out += [zuko.transforms.SoftclipTransform(_REACH)] * bool(out) + [step(summary)]
-        return out
+        return [step(summary) for step in self.steps]
 
     def forward(self, context: Float[Tensor, "*batch context"]) -> Flow:
         last = self.base(context).base_dist

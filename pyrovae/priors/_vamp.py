@@ -73,7 +73,7 @@ class VampPrior(Prior):
 
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
         super()._load_from_state_dict(*args, **options)
-        self._started = True
+        self._started = bool(self.raw.isfinite().all())  # those of a model that had none are not
 
     def forward(self, posterior_at: PosteriorAt | None = None) -> dist.Distribution:
         if posterior_at is None:

@@ -29,10 +29,11 @@ def test_every_registered_family_has_a_case() -> None:
 def test_density_integrates_to_one_and_matches_samples(name: str) -> None:
     with torch.no_grad():
         p = randomized(CASES[name](), scale=CASES[name].scale)(posterior_at)
-        z = p.sample((200_000,))
-        assert z.shape == (200_000, LATENT)
+        n = 2 * CASES[name].points
+        z = p.sample((n,))
+        assert z.shape == (n, LATENT)
         wide = torch.distributions.MultivariateNormal(z.mean(0), 1.5 * z.T.cov())
-        other = wide.sample((200_000,))
+        other = wide.sample((n,))
         integral = (p.log_prob(other) - wide.log_prob(other)).exp()
         # E_p[r/p] = 1 only if the draws follow the density.
         narrow = torch.distributions.MultivariateNormal(z.mean(0), 0.3 * z.T.cov())
@@ -41,6 +42,23 @@ def test_density_integrates_to_one_and_matches_samples(name: str) -> None:
         se = ratio.std() / math.sqrt(len(ratio))
         assert se < 0.05
         assert abs(ratio.mean() - 1.0) < 4 * se
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_estimators_take_every_prior(name: str) -> None:
+    """From the prior, in the best posterior of a datum, on the model's own data: log p(x) is one number."""
+    torch.manual_seed(0)
+    vae = pv.VAE((6,), 2, prior=name, prior_options={"num_pseudo_inputs": 5} if name == "vamp" else None, hidden=(8,))
+    x, quiet = (torch.rand(4, 6) < 0.4).float(), {"progress": False}
+    known = pv.log_marginal(vae, x, num_samples=5000, **quiet).pointwise
+    annealed = pv.ais(vae, x, num_temperatures=50, num_chains=32, start="prior", **quiet).pointwise
+    error = (annealed["mc_se"].pow(2) + known["mc_se"].pow(2)).pow(0.5)
+    assert ((annealed["log_px"] - known["log_px"]).abs() < 4 * error + 0.02).all()
+    gaps = pv.inference_gaps(vae, x, steps=100, num_samples=200, log_px=known["log_px"].to_numpy(), **quiet).pointwise
+    assert (gaps["approximation"] > -0.1).all()
+    sandwich = pv.bdmc(vae, 4, num_temperatures=50, **quiet).summary()
+    assert float(sandwich["gap"].iloc[0] if hasattr(sandwich["gap"], "iloc") else sandwich["gap"]) < 0.5
+    assert len(pv.calibration(vae, 20, num_draws=9, **quiet).ranks) == 20
 
 
 def test_vamp_is_the_mixture_of_posteriors() -> None:
@@ -131,6 +149,10 @@ def test_exemplars_that_are_missing_or_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match="start_at"):
             use()
+    other = pv.VAE((CONTEXT,), LATENT, prior="vamp", prior_options={"exemplars": True})
+    other.load_state_dict(vae.state_dict())
+    with pytest.raises(ValueError, match="start_at"):
+        other.sample(2)
     for data in (torch.rand(3, CONTEXT), torch.rand(4, CONTEXT + 1), torch.full((4, CONTEXT), torch.nan)):
         with pytest.raises(ValueError, match="data must be"):
             exemplars().start_at(data)

@@ -19,6 +19,7 @@ from pyrovae.model import VAEModel
 LIKELIHOOD = "log p(x | z)"
 _ALARM = 0.05  # chance of one where there is nothing to find
 _MOST_POINTS = 100  # that distribution functions are compared at
+_ROUNDING_ULPS = 64.0  # units in the last place by which log p(x | z) may differ, computed in two ways
 _LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 
@@ -196,12 +197,15 @@ def calibration(
 
         def compute(rows: slice, at_once: int) -> dict[str, Tensor]:
             part, truth = run.part(rows), latents.rows(rows)
-            fit = model.log_joint(*part, latents=truth) - sum(model.log_prior(*part, latents=truth).values())
-            values = torch.cat([truth.flat(), fit.unsqueeze(-1)], -1)[0]
+            joint, prior = model.log_joint(*part, latents=truth), sum(model.log_prior(*part, latents=truth).values())
+            values = torch.cat([truth.flat(), (joint - prior).unsqueeze(-1)], -1)[0]
+            size = torch.cat([truth.flat(), joint.unsqueeze(-1)], -1)[0].abs()
+            rounding = _ROUNDING_ULPS * torch.finfo(values.dtype).eps * (1.0 + size)  # equal values may differ by it
             less = equal = torch.zeros_like(values, dtype=torch.int64)
             for k in run.draws(rows, num_draws, at_once):
                 others = drawn(k, *part)
-                less, equal = less + (others < values).sum(0), equal + (others == values).sum(0)
+                same = (others - values).abs() <= rounding
+                less, equal = less + ((others < values) & ~same).sum(0), equal + same.sum(0)
                 run.advance(k * len(values))
             among = (torch.rand(values.shape, device=values.device) * (equal + 1)).long().minimum(equal)
             return {"ranks": less + among}

@@ -86,7 +86,10 @@ def refit_prior(
             new = model.with_prior(prior, prior_options)
             built = new.prior
             if not any(p.requires_grad for p in built.parameters()):
-                raise ValueError(f"prior {type(built).__name__} has nothing to train: pass another, e.g. 'mixture'.")
+                raise ValueError(
+                    f"prior {type(built).__name__} has nothing to train: pass another, e.g. 'mixture', or take "
+                    f"model.with_prior(...) as it is."
+                )
             x = getattr(data, "train", data)
             if isinstance(prior, str) and isinstance(built, MixtureOfGaussians) and isinstance(x, ARRAYS):
                 built.start_at(new.encode(x[:_STARTING_DRAWS], num_samples=1).flatten(0, -2))
