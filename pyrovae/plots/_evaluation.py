@@ -64,7 +64,8 @@ def forest(
     ax.plot(comparison["diff"][at_reference], y[at_reference], "o", color="0.5", fillstyle="none")
     ax.set_yticks(y, [str(name) for name in comparison.index])
     ax.set_ylim(len(y) - 0.5, -0.5)
-    ax.set_xlabel(f"log p(x) minus that of {reference} (nats per datum)")
+    break_or_space = "\n" if len(str(reference)) > 20 else " "
+    ax.set_xlabel(f"log p(x) minus that of {reference}{break_or_space}(nats per datum)")
     ax.grid(axis="x", alpha=0.3)
     return ax
 
