@@ -26,7 +26,7 @@ class Case:
         scale: of random weights at which its density is still easy to integrate.
         reparameterised: whether gradients pass through its draws.
         smooth: whether at fixed noise a draw moves smoothly with the parameters; else its gradient is right on average.
-        vectorises: whether ``torch.func`` runs it for many parameters at once, as ``inference_gaps`` does.
+        vectorises: whether ``inference_gaps`` can fit it, by gradients through the draws under ``torch.func``.
     """
 
     make: Callable[[], Any]
@@ -52,7 +52,10 @@ class Unreparameterised(posteriors.Mixture):
 
 POSTERIORS = {
     "unreparameterised": Case(
-        lambda: Unreparameterised(LATENT, CONTEXT, num_components=3), reparameterised=False, smooth=False
+        lambda: Unreparameterised(LATENT, CONTEXT, num_components=3),
+        reparameterised=False,
+        smooth=False,
+        vectorises=False,
     ),
     "mean_field": Case(lambda: posteriors.MeanFieldNormal(LATENT, CONTEXT)),
     "mean_field_constant": Case(lambda: posteriors.MeanFieldNormal(LATENT, CONTEXT, scale="constant")),

@@ -172,10 +172,16 @@ class Fixed(pv.VAEModel):
 
 @pytest.mark.parametrize("name", POSTERIORS)
 def test_base_space_of_every_family(name: str) -> None:
-    """Densities at the guide's own draws, gradients against finite differences, the inverse where there is one."""
+    """Densities at the guide's own draws, gradients against finite differences, the inverse where there is one; a
+    family without gradients through its draws has no base space, which says where to start instead.
+    """
     model = Fixed(randomized(POSTERIORS[name](), scale=0.3))
     x = torch.randn(3, 4).double()
     with evaluating(model):
+        if not POSTERIORS[name].reparameterised:
+            with pytest.raises(TypeError, match="pass start='prior'"):
+                BaseSpace(model, (x,), 5, "posterior")
+            return
         space = BaseSpace(model, (x,), 5, "posterior")
         u = space.draw()
         assert u.shape == (5, 3, LATENT)
