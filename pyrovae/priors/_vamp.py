@@ -45,6 +45,7 @@ class VampPrior(Prior):
         else:
             self.register_buffer("raw", torch.full_like(raw, torch.nan))
         self.register_buffer("zeros", torch.zeros(num_pseudo_inputs), persistent=False)
+        self.register_load_state_dict_post_hook(_find_out)
 
     @property
     def pseudo_inputs(self) -> Tensor:
@@ -71,11 +72,12 @@ class VampPrior(Prior):
             self.raw.copy_(chosen.clamp(_EDGE, 1 - _EDGE).logit() if self.learnt else chosen)
         self._started = True
 
-    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
-        super()._load_from_state_dict(*args, **options)
-        self._started = bool(self.raw.isfinite().all())  # those of a model that had none are not
-
     def forward(self, posterior_at: PosteriorAt | None = None) -> dist.Distribution:
         if posterior_at is None:
             raise ValueError("VampPrior needs posterior_at, the function from data to q(z|x).")
         return SharedMixture(dist.Categorical(logits=self.zeros), posterior_at(self.pseudo_inputs))
+
+
+def _find_out(prior: VampPrior, _: Any) -> None:
+    """Whether a prior that was read has exemplars: those of a model that had none are not numbers."""
+    prior._started = bool(prior.raw.isfinite().all())

@@ -726,7 +726,12 @@ PARTS: dict[str, Case] = {
     "pyrovae.priors.AR1": case(
         with_(latent_dim=4, delta=1.0), latent_dim=size(2), delta=number(0.0, 100.0), channels=size(1, 2)
     ),
-    "pyrovae.priors.VampPrior": case(with_(latent_dim=2, event_shape=(3,)), num_pseudo_inputs=size()),
+    "pyrovae.priors.VampPrior": case(with_(latent_dim=2, event_shape=(3,)), num_pseudo_inputs=size(), exemplars=FLAG),
+    "pyrovae.priors.VampPrior.start_at": case(
+        lambda: {"data": torch.rand(4, 3)},
+        of=lambda: pv.priors.VampPrior(2, event_shape=(3,), num_pseudo_inputs=3),
+        data=nothing(),
+    ),
 }
 
 
