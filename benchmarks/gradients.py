@@ -2,8 +2,8 @@
 (Rainforth et al. 2018, arXiv:1802.04537), as K^½ for the doubly reparameterised one (Tucker et al. 2019,
 arXiv:1810.04152).
 
-z ~ N(0, I) in D dimensions, x | z ~ N(z, I), and a guide N(x/2 + loc, (2/3)(1 + s)² I) off the posterior by its
-shift and its width. The gradient is that of a shift for every datum, each of which is a draw of its own. Both
+z ~ N(0, I) in D dimensions, x | z ~ N(z, I), and a guide N(x/2 + loc, (2/3) I), which is off the posterior by
+its shift and its width. The gradient is that of a shift for every datum, each of which is a draw of its own. Both
 estimators have one expectation, taken from the less noisy one; exponents are slopes of log ratios over log K.
 
     python -m benchmarks.gradients
@@ -11,6 +11,7 @@ estimators have one expectation, taken from the less noisy one; exponents are sl
 
 import argparse
 import math
+from typing import Any
 
 import numpy as np
 import pyro
@@ -71,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num", type=int, default=10_000, help="draws of the gradient")
     args = arguments(parser)
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for row, dim in ROWS.items():
         ratios: dict[str, dict[int, float]] = {name: {} for name in ESTIMATORS}
         for k in DRAWS:
@@ -82,8 +83,8 @@ def main() -> None:
                 ratios[name][k] = float((means[name].abs() / g.std(0)).mean())
         rows[row] = {"ratio": ratios, "exponent": {name: exponent(found) for name, found in ratios.items()}}
         print(row)
-        for name, found in ratios.items():
-            print(f"  {name:16}", *(f"{k}: {r:.3g}" for k, r in found.items()), f"exponent {exponent(found):+.3f}")
+        for name, slope in rows[row]["exponent"].items():
+            print(f"  {name:16}", *(f"{k}: {r:.3g}" for k, r in ratios[name].items()), f"exponent {slope:+.3f}")
     write("gradients", {"num": args.num, "rows": rows})
 
 

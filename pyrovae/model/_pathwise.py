@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrovae._compat.pyro import Messenger, is_sample_site
-from pyrovae.distributions._capabilities import capabilities, family
+from pyrovae.distributions._capabilities import Capabilities, capabilities, family
 from pyrovae.distributions._flow import Flow
 from pyrovae.model._pairing import Sites
 
@@ -24,14 +24,11 @@ class Detached(Messenger):
 
     def _pyro_sample(self, message: dict[str, Any]) -> None:
         if is_sample_site(message) and not (message["is_observed"] or message["done"]):
-            can, name = capabilities(message["fn"]), f"site {message['name']!r} ({family(message['fn'])})"
-            if can.point_mass or message["infer"].get("is_auxiliary"):
-                raise ValueError(f"{name} has no density of its own to score: use gradient='reparameterized'.")
-            if can.inverse is None:
+            if _with_density(message["name"], message).inverse is None:
                 raise ValueError(
-                    f"{name} has no inverse, so that log q(z | x) is known at its own draws alone, which the score "
-                    f"function takes no gradient through: use ELBO(gradient='stl') or IWAE(gradient='dreg'), or a "
-                    f"family with can_score."
+                    f"site {message['name']!r} of the guide ({family(message['fn'])}) has no inverse, so that "
+                    f"log q(z | x) is known at its own draws alone, which the score function takes no gradient "
+                    f"through: use ELBO(gradient='stl') or IWAE(gradient='dreg'), or a family with can_score."
                 )
             with torch.no_grad():
                 message["value"] = message["fn"](*message["args"], **message["kwargs"])
@@ -83,12 +80,18 @@ class Paths:
     gate: Gate
 
 
+def _with_density(name: str, site: Mapping[str, Any]) -> Capabilities:
+    """What a site of the guide can do; a ``ValueError`` where it has no density."""
+    can = capabilities(site["fn"])
+    if site["infer"].get("is_auxiliary") or can.point_mass:
+        raise ValueError(f"site {name!r} of the guide has no density of its own: use gradient='reparameterized'.")
+    return can
+
+
 def check_scores(sites: Sites) -> None:
     """Raise a ``ValueError`` for guides whose log q(z | x) has no gradient through the draws alone."""
     for name, site in sites.items():
-        can = capabilities(site["fn"])
-        if site["infer"].get("is_auxiliary") or can.point_mass:
-            raise ValueError(f"site {name!r} of the guide has no density of its own: use gradient='reparameterized'.")
+        can = _with_density(name, site)
         if not can.rsample:
             raise ValueError(
                 f"site {name!r} ({family(site['fn'])}) is not reparameterised: use ELBO(gradient='score') or "

@@ -38,7 +38,7 @@ class VampPrior(Prior):
         require_at_least(1, num_pseudo_inputs=num_pseudo_inputs)
         require_flag(exemplars=exemplars)
         self.event_shape = as_sizes(event_shape, "event_shape")
-        self.learnt, self._started = not exemplars, False
+        self.learnt = self._ready = not exemplars
         raw = torch.randn(num_pseudo_inputs, *self.event_shape)
         if self.learnt:
             self.raw = nn.Parameter(raw)
@@ -50,7 +50,7 @@ class VampPrior(Prior):
     @property
     def pseudo_inputs(self) -> Tensor:
         """The pseudo-inputs, shape ``(K, *event_shape)``."""
-        if not (self.learnt or self._started):
+        if not self._ready:
             raise ValueError("this VampPrior has no exemplars yet: call prior.start_at(data), e.g. with data.train.")
         return self.raw.sigmoid() if self.learnt else self.raw
 
@@ -70,7 +70,7 @@ class VampPrior(Prior):
         chosen = data[torch.randperm(len(data), device=data.device)[: len(self.zeros)]]
         with torch.no_grad():
             self.raw.copy_(chosen.clamp(_EDGE, 1 - _EDGE).logit() if self.learnt else chosen)
-        self._started = True
+        self._ready = True
 
     def forward(self, posterior_at: PosteriorAt | None = None) -> dist.Distribution:
         if posterior_at is None:
@@ -80,4 +80,4 @@ class VampPrior(Prior):
 
 def _find_out(prior: VampPrior, _: Any) -> None:
     """Whether a prior that was read has exemplars: those of a model that had none are not numbers."""
-    prior._started = bool(prior.raw.isfinite().all())
+    prior._ready = bool(prior.raw.isfinite().all())

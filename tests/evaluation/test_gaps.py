@@ -694,8 +694,8 @@ def test_every_family_is_refitted_for_the_same_model(family: str, trained: Any) 
     again = pv.log_marginal(refitted, x, num_samples=1000, progress=False)
     table = pv.compare({"trained": known, family: again})
     assert table.loc[family, "same_model"]
-    assert abs(table.loc[family, "diff"]) < 4 * table.loc[family, "diff_mc_se"] + 0.01  # 1/K of the bias
-    assert run.history["loss"].iloc[-1] < run.history["loss"].iloc[0] + 0.05
+    assert abs(table.loc[family, "diff"]) < 4 * table.loc[family, "diff_mc_se"]
+    assert run.history["loss"].iloc[-1] < run.history["loss"].iloc[0]
     assert again.pointwise["elbo"].mean() < again.pointwise["log_px"].mean()
 
 

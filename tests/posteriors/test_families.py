@@ -10,7 +10,7 @@ from torch.autograd.functional import jacobian
 
 from pyrovae.distributions import Flow, capabilities
 from pyrovae.posteriors import POSTERIORS
-from tests.cases import CONTEXT, LATENT, randomized
+from tests.cases import CONTEXT, LATENT, Unreparameterised, randomized
 from tests.cases import POSTERIORS as CASES
 
 FLOWS = [name for name, case in CASES.items() if isinstance(case()(torch.zeros(CONTEXT)), Flow)]
@@ -22,7 +22,7 @@ def draw(q: Any, *shape: int) -> torch.Tensor:
 
 
 def test_every_registered_family_has_a_case() -> None:
-    assert {type(case()) for case in CASES.values()} >= set(POSTERIORS.values())
+    assert {type(case()) for case in CASES.values()} - {Unreparameterised} == set(POSTERIORS.values())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -40,6 +40,7 @@ def test_built_from_two_sizes(name: str) -> None:
     q = POSTERIORS[name](latent_dim=4, context_dim=6)(torch.randn(7, 6))
     assert q.batch_shape == (7,)
     assert q.event_shape == (4,)
+    assert q.has_rsample
 
 
 @pytest.mark.parametrize("name", FLOWS)

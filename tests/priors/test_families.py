@@ -53,7 +53,7 @@ def test_estimators_take_every_prior(name: str) -> None:
     known = pv.log_marginal(vae, x, num_samples=5000, **quiet).pointwise
     annealed = pv.ais(vae, x, num_temperatures=50, num_chains=32, start="prior", **quiet).pointwise
     error = (annealed["mc_se"].pow(2) + known["mc_se"].pow(2)).pow(0.5)
-    assert ((annealed["log_px"] - known["log_px"]).abs() < 4 * error + 0.02).all()
+    assert ((annealed["log_px"] - known["log_px"]).abs() < 4 * error).all()
     gaps = pv.inference_gaps(vae, x, steps=100, num_samples=200, log_px=known["log_px"].to_numpy(), **quiet).pointwise
     assert (gaps["approximation"] > -0.1).all()
     sandwich = pv.bdmc(vae, 4, num_temperatures=50, **quiet).summary()
